@@ -1,0 +1,1 @@
+"""From an archive of images and its label files to batches of pixels."""

@@ -1,0 +1,92 @@
+"""Files that appear whole or not at all, and their digests. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.errors import PipelineError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb", *, keep_as: Path | None = None) -> Iterator[IO[Any]]:
+    """A file that takes the name `path` only once it is written, flushed and fsynced.
+
+    With `keep_as`, the file that stood at `path` is kept under that name. If anything fails (a full
+    disk, a read-only folder), what stood at `path` stays, nothing else is left behind, and the error
+    is a PipelineError that names the path and the free space.
+    """
+    handle = None
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp's 0600 would hide the file from one's group
+        encoding = None if "b" in mode else "utf-8"
+        handle = os.fdopen(descriptor, mode, encoding=encoding, newline=None if "b" in mode else "")
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+        handle.close()
+        if keep_as is not None and path.exists():
+            path.replace(keep_as)
+        temporary.replace(path)
+        temporary = None
+        _fsync_folder(path.parent)
+    except OSError as error:
+        raise PipelineError(write_failed(path, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            if handle is not None:
+                handle.close()
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_failed(path: Path, error: OSError) -> str:
+    """One line for a write that failed: the path, the reason, the free space."""
+    reason = error.strerror or error
+    return f"{path}: cannot be written: {reason} ({free_space(path)}); free some or use another place"
+
+
+def free_space(path: Path) -> str:
+    """`"1.2 GB free"` of the file system that holds `path` (or its nearest existing parent)."""
+    for parent in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            stats = os.statvfs(parent)
+            return f"{stats.f_bavail * stats.f_frsize / 1e9:.1f} GB free"
+    return "free space unknown"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(value, indent=1) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some network file systems refuse to sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

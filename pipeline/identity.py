@@ -1,0 +1,51 @@
+"""What a cell is: a digest of everything that can change its result, and of nothing else. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from pipeline.spec import TrainSpec
+
+
+def canonical(section: BaseModel) -> dict[str, Any]:
+    """The fields that differ from the default they were introduced with, nested likewise.
+
+    A default that changes later must name the first one: `Field(default=new,
+    json_schema_extra={"introduced": old})`. A tag (`name: adam`) always stays in.
+    """
+    result: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if extra.get("identity") is False:
+            continue
+        value = getattr(section, name)
+        introduced = extra.get("introduced", field.get_default(call_default_factory=True))
+        is_tag = name in ("name", "format", "method")
+        if is_tag or introduced is PydanticUndefined or value != introduced:
+            result[name] = canonical(value) if isinstance(value, BaseModel) else _plain(value)
+    return result
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a JSON value; equal values give equal digests on every machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cell_identity(train: TrainSpec, data_digest: str, weights_digest: str | None) -> str:
+    """The identity of a cell: its training settings, the content of its data, of its weights file."""
+    settings = canonical(train)
+    if weights_digest is not None:
+        settings["model"] = canonical(train.model) | {"weights": f"sha256:{weights_digest}"}
+    return digest({"data": data_digest, "train": settings})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,211 @@
+"""The only owner of file names under `experiments/<name>/`, and of what makes a cell whole. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError, SpecError, TrainingError
+from pipeline.files import sha256_file, write_json
+
+MANIFEST_VERSION = 1
+HASH_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class ExperimentDir:
+    """`experiments/<spec name>/`: one folder per cell and the files about all of them."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        """What was started and how it ended, one JSON object a line, only ever appended to."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def leaderboard(self) -> Path:
+        """A row per cell and baseline."""
+        return self.path / "leaderboard.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    @property
+    def selected(self) -> Path:
+        """The cell the submission is made of, and why."""
+        return self.path / "selected.json"
+
+    @property
+    def submission(self) -> Path:
+        """The decisions on the test images."""
+        return self.path / "submission.csv"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the stages that are no cells."""
+        return self.path / "logs"
+
+    def cell(self, slug: str, identity: str) -> RunDir:
+        """The folder of the cell with this identity: the one that is there, else a new name."""
+        suffix = identity[:HASH_LENGTH]
+        name = f"{slug}-{suffix}"
+        if not (self.path / name).exists():
+            for other in sorted(self.path.glob(f"*-{suffix}")):
+                if RunDir(other).manifest_state(identity) != "new":
+                    return RunDir(other)
+        return RunDir(self.path / name)
+
+    def find(self, prefix: str) -> RunDir:
+        """The cell folder named `prefix`, or the only one that starts with it."""
+        folders = sorted(p.name for p in self.path.glob("*") if (p / "manifest.json").exists())
+        matches = [prefix] if prefix in folders else [name for name in folders if name.startswith(prefix)]
+        if len(matches) != 1:
+            problem = f"{len(matches)} cells start" if matches else "no cell starts"
+            known = ", ".join(matches or folders) or "none yet"
+            raise SpecError(f"RUN={prefix}: {problem} with that in {self.path}; cells: {known}")
+        return RunDir(self.path / matches[0])
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One cell's folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """`<slug>-<hash8>`."""
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        """The resolved spec this cell was made of."""
+        return self.path / "spec.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Identity, state, and size and digest of every finished artifact."""
+        return self.path / "manifest.json"
+
+    @property
+    def provenance(self) -> Path:
+        """What ran, where, on which code and data."""
+        return self.path / "provenance.json"
+
+    @property
+    def checkpoint_last(self) -> Path:
+        """The newest state of training."""
+        return self.path / "checkpoint_last.pt"
+
+    @property
+    def checkpoint_previous(self) -> Path:
+        """The state before the newest."""
+        return self.path / "checkpoint_previous.pt"
+
+    @property
+    def checkpoint_best(self) -> Path:
+        """The weights of the best epoch, with all that predicting needs."""
+        return self.path / "checkpoint_best.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step or epoch; TensorBoard's tags are its keys."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def scores_val(self) -> Path:
+        """ids, labels, scores, targets of the validation images under the best checkpoint."""
+        return self.path / "scores_val.npz"
+
+    @property
+    def scores_test(self) -> Path:
+        """ids, labels, scores of the test images under the best checkpoint."""
+        return self.path / "scores_test.npz"
+
+    @property
+    def report(self) -> Path:
+        """What evaluate found: thresholds, metrics, the table per label."""
+        return self.path / "report.json"
+
+    @property
+    def log(self) -> Path:
+        """What the cell's process printed."""
+        return self.path / "log.txt"
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest, or {} where there is none or it cannot be read."""
+        try:
+            manifest = json.loads(self.manifest.read_text())
+        except (OSError, ValueError):
+            return {}
+        return manifest if isinstance(manifest, dict) and manifest.get("version") == MANIFEST_VERSION else {}
+
+    def manifest_state(self, identity: str) -> str:
+        """`done`, `failed`, `started`, or `new` when there is no manifest of this identity."""
+        manifest = self.read_manifest()
+        return str(manifest.get("state", "new")) if manifest.get("identity") == identity else "new"
+
+    def write_manifest(self, identity: str, state: str, *, error: str | None = None) -> None:
+        """Record the state; for `done`, with size and SHA-256 of every artifact of training."""
+        files = {}
+        if state == "done":
+            for path in self._trained():
+                if path.exists():
+                    files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        manifest = {"version": MANIFEST_VERSION, "identity": identity, "state": state, "files": files}
+        write_json(self.manifest, manifest | ({"error": error} if error else {}))
+
+    def why_not_done(self, identity: str) -> str | None:
+        """None when the cell is whole and of this identity (sizes compared), else why not, in a few words."""
+        manifest = self.read_manifest()
+        if manifest.get("identity") != identity:
+            return "spec changed" if manifest else "new"
+        if manifest["state"] != "done":
+            error = manifest.get("error")
+            return f"failed: {error}" if error else "unfinished"
+        for name, expected in manifest["files"].items():
+            path = self.path / name
+            if not path.exists():
+                return f"artifact missing: {name}"
+            if path.stat().st_size != expected["bytes"]:
+                return f"artifact damaged: {name}"
+        return None
+
+    def verify(self, path: Path) -> Path:
+        """`path` itself once its digest matches the manifest; else a CheckpointError that names it."""
+        expected = self.read_manifest().get("files", {}).get(path.name)
+        remedy = f"delete {self.path} and run `make grid` again"
+        if expected is None or not path.exists():
+            raise CheckpointError(f"{path}: is not there (or was never finished); {remedy}")
+        if sha256_file(path) != expected["sha256"]:
+            raise CheckpointError(f"{path}: does not match its digest in manifest.json; {remedy}")
+        return path
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the folder for one process of this host; a second one gets a TrainingError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise TrainingError(f"{self.path}: {owner} works on this cell already") from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            yield
+
+    def _trained(self) -> tuple[Path, ...]:
+        checkpoints = (self.checkpoint_last, self.checkpoint_previous, self.checkpoint_best)
+        return (self.spec, self.provenance, *checkpoints, self.metrics, self.scores_val)

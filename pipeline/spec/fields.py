@@ -1,0 +1,62 @@
+"""What every section of a spec is made of: strictness, numbers, paths, names of metrics."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+MetricName = Literal[
+    "f1_micro", "f1_macro", "f1_weighted", "f1_samples_empty0", "f1_samples_empty1",
+    "precision_micro", "precision_macro", "precision_weighted", "precision_samples",
+    "recall_micro", "recall_macro", "recall_weighted", "recall_samples",
+    "map_macro", "map_micro", "label_accuracy", "exact_match", "hamming_loss",
+    "f1_soft_samples", "f1_weighted_both_classes",
+]  # fmt: skip
+LOWER_IS_BETTER: frozenset[str] = frozenset({"hamming_loss", "loss"})
+
+OUTSIDE: dict[str, Any] = {"identity": False}
+
+
+def _number(value: Any) -> Any:
+    """Quoted numbers are numbers: `lr: "3e-4"` can mean nothing else in a float field."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def expand_path(text: str, root: Path) -> str:
+    """An absolute path: `$VAR` and `~` expanded, relative paths taken from `root`."""
+    missing = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
+    if missing:
+        raise ValueError(f"the variable ${missing[0]} is not set; export it, or write the path")
+    return str(root / Path(os.path.expandvars(text)).expanduser())
+
+
+def resolve_path(value: Any, info: ValidationInfo) -> Any:
+    """A validator: text becomes an absolute path, seen from the root in the validation context."""
+    if not isinstance(value, str) or not info.context:
+        return value
+    return expand_path(value, info.context["root"])
+
+
+FilePath = Annotated[str, BeforeValidator(resolve_path)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=8, le=2048)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Section(BaseModel):
+    """One mapping of the spec: no unknown keys, no silent conversions, never changed after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)

@@ -1,0 +1,188 @@
+"""Strict YAML: values with the place they came from, and YAML 1.1's traps refused by name.
+
+PyYAML alone keeps the last of two equal keys, reads `on` as True and `3e-4` as a string. Here scalars
+follow YAML 1.2's core schema, and a duplicate key or a bare on/off/yes/no is a mistake with its line.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KeyPath = tuple[str | int, ...]
+
+_NODE_LIMIT = 200_000  # aliases are expanded, so a "YAML bomb" is stopped by counting
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPECIAL = {".inf": float("inf"), "-.inf": float("-inf"), "+.inf": float("inf"), ".nan": float("nan")}
+_BOOLEAN_TRAPS = frozenset({"on", "off", "yes", "no", "y", "n"})
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written: a file and its line, or a command-line override."""
+
+    file: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong: the key, what is wrong with which value, and what to do about it."""
+
+    place: Place
+    key: KeyPath
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {dotted(self.key)}: {self.text}" if self.key else f"{self.place}: {self.text}"
+
+
+@dataclass
+class Document:
+    """A YAML document as plain values (mappings are dicts, sequences are tuples), with places."""
+
+    value: Any
+    places: dict[KeyPath, Place] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def place(self, key: KeyPath) -> Place:
+        """The place of `key`, or of the nearest ancestor that has one."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, Place("spec"))
+
+
+def dotted(key: KeyPath) -> str:
+    """`("grid", "cells", 2, "lr")` -> `grid.cells[2].lr`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text
+
+
+def scalar(text: str) -> Any:
+    """A plain (unquoted) scalar by YAML 1.2's core schema; `3e-4` is a float, `on` stays a string."""
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE"):
+        return True
+    if text in ("false", "False", "FALSE"):
+        return False
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return _SPECIAL.get(text.lower(), text)
+
+
+def parse(text: str, file: str, prefix: KeyPath = ()) -> Document:
+    """Parse one YAML document; what is wrong with it is collected in `.mistakes`, never raised."""
+    document = Document(value=None)
+    start = Place(file, 1)
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = " ".join(filter(None, (error.context, error.problem)))
+        document.mistakes.append(Mistake(Place(file, line), (), f"not valid YAML: {problem}"))
+        return document
+    except (yaml.YAMLError, ValueError) as error:
+        document.mistakes.append(Mistake(start, (), f"not valid YAML: {str(error).splitlines()[0]}"))
+        return document
+    if node is not None:
+        try:
+            document.value = _Builder(document, file).build(node, prefix)
+        except RecursionError:
+            document.mistakes.append(Mistake(start, (), "nested too deeply (or an alias holds itself)"))
+        except _TooLargeError:
+            text = f"expands to more than {_NODE_LIMIT:,} values; write a smaller file"
+            document.mistakes.append(Mistake(start, (), text))
+    return document
+
+
+def read(path: Path, shown: str | None = None, prefix: KeyPath = ()) -> Document:
+    """Parse the file at `path`; `shown` is its name in messages. An unreadable file is a mistake."""
+    shown = shown or str(path)
+    try:
+        return parse(path.read_text(encoding="utf-8"), shown, prefix)
+    except UnicodeDecodeError as error:
+        text = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
+    except OSError as error:
+        text = f"cannot be read: {error.strerror or error}"
+    return Document(value=None, mistakes=[Mistake(Place(shown), (), text)])
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class _Builder:
+    def __init__(self, document: Document, file: str) -> None:
+        self.document = document
+        self.file = file
+        self.nodes = 0
+
+    def build(self, node: yaml.Node, key: KeyPath) -> Any:
+        self.nodes += 1
+        if self.nodes > _NODE_LIMIT:
+            raise _TooLargeError
+        place = Place(self.file, node.start_mark.line + 1)
+        self.document.places.setdefault(key, place)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(self.build(child, (*key, i)) for i, child in enumerate(node.value))
+        assert isinstance(node, yaml.ScalarNode)
+        return self._scalar(node, key, place)
+
+    def _scalar(self, node: yaml.ScalarNode, key: KeyPath, place: Place) -> Any:
+        if node.tag not in _PLAIN_TAGS:
+            self._mistake(place, key, f"the tag {node.tag} is not supported; write a plain value")
+            return None
+        if node.style in ("'", '"', "|", ">"):
+            return node.value
+        if node.value.lower() in _BOOLEAN_TRAPS:
+            fix = f"write true or false, or '{node.value}' in quotes for the word"
+            self._mistake(place, key, f"`{node.value}` is a boolean to some YAML readers; {fix}")
+            return None
+        return scalar(node.value)
+
+    def _mapping(self, node: yaml.MappingNode, key: KeyPath) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._mistake(Place(self.file, line), key, "a key must be a word")
+                continue
+            name = key_node.value
+            here = (*key, name)
+            if name in mapping:
+                text = f"the key is written twice (first on line {lines[name]}); remove one"
+                self._mistake(Place(self.file, line), here, text)
+                continue
+            if key_node.style is None and name.lower() in _BOOLEAN_TRAPS:
+                text = f"the key `{name}` is a boolean to some YAML readers; put it in quotes"
+                self._mistake(Place(self.file, line), here, text)
+            lines[name] = line
+            self.document.places[here] = Place(self.file, line)
+            mapping[name] = self.build(value_node, here)
+        return mapping
+
+    def _mistake(self, place: Place, key: KeyPath, text: str) -> None:
+        self.document.mistakes.append(Mistake(place, key, text))
+
+
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value")
+)
