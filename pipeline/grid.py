@@ -57,7 +57,7 @@ def expand_grid(loaded: Loaded) -> list[Cell]:
         unused -= excluded
         if excluded:
             continue
-        slug = _slug(settings) or f"{spec.train.model.name}-{spec.train.optimizer.name}"
+        slug = _slug(spec, settings)
         same = digest([canonical(spec.data), canonical(spec.train)])
         if same in seen:
             text = f"{slug!r} is the same run as {seen[same]!r}; remove one, or exclude it"
@@ -112,7 +112,8 @@ def _check_keys(loaded: Loaded) -> None:
         if not values:
             path = ("grid", "axes", key)
             document.mistakes.append(Mistake(document.place(path), path, "an axis needs at least one value"))
-    if grid.seeds and any(key == "train.seed" for key, _ in listed):
+    assigned = [key for cell in (grid.axes, *grid.cells) for key in cell]
+    if grid.seeds and "train.seed" in assigned:
         text = "both seeds and train.seed vary the seed; use one"
         document.mistakes.append(Mistake(document.place(("grid", "seeds")), ("grid", "seeds"), text))
 
@@ -149,8 +150,12 @@ def _holds(value: Any, wanted: Any) -> bool:
     return bool(value == wanted)
 
 
-def _slug(settings: Mapping[str, Any]) -> str:
+def _slug(spec: Spec, settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return f"{spec.train.model.name}-{spec.train.optimizer.name}"
     parts = [part for key, value in settings.items() for part in _words(key.rsplit(".", 1)[-1], value)]
+    if any(key.startswith("train.model.") for key in settings) and spec.train.model.name not in parts:
+        parts.insert(0, spec.train.model.name)  # "resnet34-head" says more than "head"
     text = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")
     return text[:_SLUG_LENGTH].rstrip("-.")
 

@@ -148,7 +148,7 @@ class _Builder:
         if node.tag not in _PLAIN_TAGS:
             self._mistake(place, key, f"the tag {node.tag} is not supported; write a plain value")
             return None
-        if node.style in ("'", '"', "|", ">"):
+        if node.style:
             return node.value
         if node.value.lower() in _BOOLEAN_TRAPS:
             fix = f"write true or false, or '{node.value}' in quotes for the word"
@@ -170,7 +170,7 @@ class _Builder:
                 text = f"the key is written twice (first on line {lines[name]}); remove one"
                 self._mistake(Place(self.file, line), here, text)
                 continue
-            if key_node.style is None and name.lower() in _BOOLEAN_TRAPS:
+            if not key_node.style and name.lower() in _BOOLEAN_TRAPS:
                 text = f"the key `{name}` is a boolean to some YAML readers; put it in quotes"
                 self._mistake(Place(self.file, line), here, text)
             lines[name] = line

@@ -1,0 +1,50 @@
+# Labelgrid. Bare `make` lists the verbs. Those with SPEC take
+#   SPEC=experiments/x.yaml [CLUSTER=name] [SET="key=value ..."] [RUN=cell]
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+RUN_PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+SPEC_VERBS := wrangle grid evaluate select predict submission report
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo data test lint bench $(SPEC_VERBS)
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z ]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with the pinned packages (the other verbs do this by themselves)
+
+$(READY): setup.cfg pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
+	@touch $@
+
+demo: $(READY) ## draw a data set and run everything on it: no Slurm, no download, no GPU
+	@$(RUN_PYTHON) -m jobs demo
+
+data: $(READY) ## download MIRFLICKR-25000 and its annotations into data/raw
+	@$(RUN_PYTHON) -m jobs data
+
+test: lint ## lint and all tests
+	@$(RUN_PYTHON) -m pytest $(TESTS)
+
+lint: $(READY) ## format check, ruff, mypy strict, import contracts
+	@$(VENV)/bin/ruff format --check -q . && $(VENV)/bin/ruff check -q . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
+
+bench: $(READY) ## measure, and write the tables of docs/performance.md
+	@$(RUN_PYTHON) tests/bench/bench.py
+
+wrangle: ## pack the images and labels a spec needs
+grid: ## run every missing cell of a spec, then rank all of them
+evaluate: ## decide, measure and rank the finished cells
+select: ## pick the cell of the submission (RUN=cell), or the best again (no RUN)
+predict: ## score the test images under the selected cell
+submission: ## everything up to a checked submission.csv
+report: ## write report.html anew
+
+$(SPEC_VERBS): $(READY)
+	@test -n "$(SPEC)" || { echo "error: name a spec: make $@ SPEC=experiments/demo.yaml"; exit 2; }
+	@$(RUN_PYTHON) -m jobs $@ $(SPEC) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(SET),--set $(SET)) $(if $(RUN),--run $(RUN))

@@ -1,0 +1,1 @@
+"""Running the pipeline: what is missing, where it runs, how it stands. Starts without torch."""

@@ -1,0 +1,67 @@
+"""`python -m jobs <verb> SPEC [--set key=value ...]`: the one entry point; the Makefile calls nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from jobs.verbs import VERBS
+from pipeline.errors import PipelineError, SpecError
+from pipeline.specfile import read_spec
+
+_CLUSTERS = ("local",)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; 0 when everything asked for is done, 1 when something failed, 2 for a wrong request."""
+    parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        _add_common(verbs.add_parser(name, help=(verb.__doc__ or "").splitlines()[0]))
+    verbs.add_parser("demo", help="draw a data set and run the whole pipeline on it")
+    data = verbs.add_parser("data", help="download MIRFLICKR-25000 and its annotations")
+    data.add_argument("--folder", type=Path, default=Path("data/raw"))
+    verbs.add_parser("schema", help="print the JSON Schema of a spec, for editors")
+    options = parser.parse_args(arguments)
+    try:
+        return _dispatch(options)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.verb == "demo":
+        from jobs.demo import demo
+
+        return demo()
+    if options.verb == "data":
+        from pipeline.data.download import MIRFLICKR, download
+
+        for path in download(MIRFLICKR, options.folder):
+            print(path)
+        return 0
+    if options.verb == "schema":
+        import json
+
+        from pipeline.specfile import json_schema
+
+        print(json.dumps(json_schema(), indent=1))
+        return 0
+    if options.cluster not in _CLUSTERS:
+        raise SpecError(f"unknown cluster {options.cluster!r}; known: {', '.join(_CLUSTERS)}")
+    overrides = [text for texts in options.set for text in texts]
+    return VERBS[options.verb](read_spec(options.spec, overrides), options.run)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", type=Path, metavar="SPEC")
+    parser.add_argument("--cluster", default=os.environ.get("LABELGRID_CLUSTER", "local"), metavar="NAME")
+    parser.add_argument("--set", action="append", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--run", metavar="CELL", help="a cell's folder name or a unique prefix of it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

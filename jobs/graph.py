@@ -1,0 +1,155 @@
+"""Which stages a spec needs, which of them are missing and why. Pure planning: no torch, nothing started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.data.packed import is_whole
+from pipeline.data.splits import split_identity, split_path
+from pipeline.data.wrangle import packed_identity, packed_path
+
+from pipeline.errors import SpecError
+from pipeline.files import sha256_file
+from pipeline.grid import Cell, expand_grid
+from pipeline.identity import cell_identity, digest
+from pipeline.rundir import ExperimentDir, RunDir
+from pipeline.spec import DataSpec, ModelSpec
+from pipeline.specfile import Loaded
+
+
+@dataclass(frozen=True)
+class PlannedData:
+    """One packed set with its split, and whether both are there."""
+
+    data: DataSpec
+    packed: Path
+    packed_digest: str
+    split: Path | None  # None for a test set
+
+    @property
+    def reason(self) -> str | None:
+        """None when whole, else why it must be wrangled."""
+        if not is_whole(self.packed, self.packed_digest):
+            return "damaged" if self.packed.exists() else "new"
+        if self.split is not None and not self.split.exists():
+            return "new split"
+        return None
+
+    @property
+    def digest(self) -> str:
+        """Of the pixels, labels and split a cell sees."""
+        return digest([self.packed_digest, split_identity(self.data)])
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell: its folder and identity, its data, and why it must run (None: it is whole)."""
+
+    cell: Cell
+    run: RunDir
+    identity: str
+    data: PlannedData
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a spec asks for."""
+
+    loaded: Loaded
+    cells: list[PlannedCell]
+
+    @property
+    def root(self) -> Path:
+        """The project's root."""
+        return self.loaded.root
+
+    @property
+    def experiment(self) -> ExperimentDir:
+        """`experiments/<name>/`."""
+        return experiment_dir(self.loaded)
+
+    @property
+    def missing(self) -> list[PlannedCell]:
+        """Cells that must run."""
+        return [cell for cell in self.cells if cell.reason is not None]
+
+    @cached_property
+    def datasets(self) -> list[PlannedData]:
+        """The distinct packed sets with their splits, in the order of the cells."""
+        return list({cell.data.split: cell.data for cell in self.cells}.values())
+
+    @cached_property
+    def test(self) -> PlannedData | None:
+        """The set to predict: a source of its own, or the split's test rows; None without either."""
+        data = self.loaded.spec.data
+        if data.test is not None:
+            return _planned_data(data, self.root, test=True)
+        has_test = getattr(data.split, "test", None)
+        return _planned_data(data, self.root) if has_test else None
+
+    def named_weights(self) -> Iterator[ModelSpec]:
+        """The networks whose weights are fetched by name, each once."""
+        models = (cell.cell.spec.train.model for cell in self.missing)
+        yield from dict.fromkeys(model for model in models if model.named_weights)
+
+    @property
+    def inputs(self) -> str:
+        """Digest of all that the leaderboard is made of: equal inputs need no new evaluation."""
+        cells = [(c.run.name, c.run.why_not_done(c.identity), _scores_digest(c.run)) for c in self.cells]
+        return digest(
+            [cells, self.loaded.spec.evaluate.model_dump(mode="json"), [d.digest for d in self.datasets]]
+        )
+
+
+def data_root(root: Path) -> Path:
+    """Packed sets, downloads and weights; never committed."""
+    return root / "data"
+
+
+def experiment_dir(loaded: Loaded) -> ExperimentDir:
+    """Where the results of this spec lie."""
+    return ExperimentDir(loaded.root / "experiments" / loaded.spec.name)
+
+
+def make_plan(loaded: Loaded) -> Plan:
+    """Expand the grid and find out what is there; raises SpecError or DataError."""
+    experiment = experiment_dir(loaded)
+    datasets: dict[str, PlannedData] = {}
+    weights: dict[str, str] = {}
+    planned = []
+    for cell in expand_grid(loaded):
+        key = digest(cell.spec.data.model_dump(mode="json"))
+        if key not in datasets:
+            datasets[key] = _planned_data(cell.spec.data, loaded.root)
+        data = datasets[key]
+        path = cell.spec.train.model.weights_file
+        if path is not None and path not in weights:
+            weights[path] = _weights_digest(Path(path))
+        identity = cell_identity(cell.spec.train, data.digest, weights.get(path or ""))
+        run = experiment.cell(cell.slug, identity)
+        planned.append(PlannedCell(cell, run, identity, data, run.why_not_done(identity)))
+    return Plan(loaded, planned)
+
+
+def _planned_data(data: DataSpec, root: Path, *, test: bool = False) -> PlannedData:
+    identity = packed_identity(data, data_root(root) / "digests", test=test)
+    packed = packed_path(data_root(root), identity)
+    return PlannedData(data, packed, identity.digest, None if test else split_path(packed, data))
+
+
+def _weights_digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise SpecError(
+            f"train.model.weights: {path} cannot be read ({error.strerror}); correct the path, or write none"
+        ) from error
+
+
+def _scores_digest(run: RunDir) -> str | None:
+    digest_of = run.read_manifest().get("files", {}).get(run.scores_val.name, {}).get("sha256")
+    return str(digest_of) if digest_of else None

@@ -1,0 +1,207 @@
+"""The local backend: each stage and cell a process with its own log, as many at once as there is room for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from jobs.progress import Progress
+from jobs.stages import EXIT_STOPPED, Task, encode
+from pipeline.errors import SubmitError
+
+_POLL_S = 0.1
+_GRACE_S = 30.0  # after a stop, until what still runs is killed
+
+# glibc gives every large tensor back to the kernel, and the page faults cost more than small steps do
+_ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "-1",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process to run: a name for people, the task, its log, and the metrics file to watch if any."""
+
+    name: str
+    task: Task
+    log: Path
+    watch: Path | None = None
+    epochs: int = 0
+
+
+@dataclass
+class Outcome:
+    """How the jobs ended: exit status by name; negative is the signal that killed it."""
+
+    status: dict[str, int] = field(default_factory=dict)
+    stopped: bool = False  # by Ctrl-C or SIGTERM
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the jobs that ended badly, in order."""
+        return [name for name, status in self.status.items() if status != 0]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many jobs run at once, with how many threads each, on which GPUs."""
+
+    count: int
+    threads: int
+    gpus: tuple[str, ...] = ()
+
+    @classmethod
+    def for_cells(cls, cells: int, parallel: int | None, threads: int | None, device: str) -> Slots:
+        """As many cells at once as there are GPUs, else cores; the cores are shared out evenly.
+
+        `cells` is the size of the whole grid, not of what is missing: a cell trained later alone
+        gets the same number of threads, and so the same bits.
+        """
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        gpus = () if device == "cpu" else visible_gpus()
+        count = parallel or len(gpus) or max(1, min(cells, cores))
+        return cls(count=count, threads=threads or max(1, cores // count), gpus=gpus)
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; found without torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(part for part in named.split(",") if part and part != "-1")
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return tuple(str(i) for i in range(len(gpus))) if listed.returncode == 0 else ()
+
+
+def run_jobs(jobs: Sequence[Job], slots: Slots, progress: Progress) -> Outcome:
+    """Run every job, at most `slots.count` at once; one that fails does not stop the others.
+
+    Ctrl-C or SIGTERM lets what runs save and end (a second one kills it), and starts no more.
+    """
+    outcome = Outcome()
+    waiting = list(jobs)
+    running: dict[str, _Running] = {}
+    free = [slots.gpus[i % len(slots.gpus)] if slots.gpus else None for i in range(slots.count)]
+    with _stop_signals() as stop:
+        while waiting or running:
+            while waiting and free and not stop.count:
+                job = waiting.pop(0)
+                running[job.name] = _Running(job, free.pop(0), slots.threads)
+                progress.started(job.name, job.watch, job.epochs)
+            for name, child in list(running.items()):
+                status = child.process.poll()
+                if status is not None:
+                    child.close()
+                    free.append(child.gpu)
+                    del running[name]
+                    outcome.status[name] = status
+                    progress.ended(name, _ending(status, child.job.log), ok=status == 0)
+            if stop.count:
+                waiting.clear()
+                outcome.stopped = True
+                stop.pass_on(running.values())
+            progress.tick()
+            time.sleep(_POLL_S)
+    return outcome
+
+
+class _Running:
+    def __init__(self, job: Job, gpu: str | None, threads: int) -> None:
+        self.job, self.gpu = job, gpu
+        environment = {**_ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads)}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        code = str(Path(__file__).resolve().parent.parent)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
+        try:
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log: IO[bytes] = job.log.open("ab")
+            # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "jobs.stages"],
+                stdin=subprocess.PIPE,
+                stdout=self.log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment,
+            )
+        except OSError as error:
+            raise SubmitError(f"{job.name}: cannot be started with its log {job.log}: {error}") from error
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status tells
+            self.process.stdin.write(encode(job.task).encode())
+            self.process.stdin.flush()  # and stays open: when we die, it notices
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.log.close()
+
+
+class _Stop:
+    def __init__(self) -> None:
+        self.count = 0
+        self._passed_on = 0
+        self._since = 0.0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+    def pass_on(self, running: Iterator[_Running] | object) -> None:
+        late = self._passed_on == 1 and time.monotonic() - self._since > _GRACE_S
+        if self._passed_on < min(self.count, 2) or late:
+            self._passed_on += 1
+            self._since = time.monotonic()
+            number = signal.SIGTERM if self._passed_on == 1 else signal.SIGKILL
+            for child in running:  # type: ignore[attr-defined]
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, number)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ending(status: int, log: Path) -> str:
+    if status == 0:
+        return "done"
+    if status == EXIT_STOPPED:
+        return "stopped, saved"
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return last_error(log) or f"exit status {status}"
+
+
+def last_error(log: Path) -> str | None:
+    """The last line of a log that says something, for a one-line reason."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    errors = [line for line in lines if line.startswith("error: ")]
+    said = [line.strip() for line in lines if line.strip()]
+    return errors[-1].removeprefix("error: ") if errors else (said[-1] if said else None)

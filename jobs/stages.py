@@ -1,0 +1,201 @@
+"""The stages as small picklable values; what they need of the pipeline is imported when they run.
+
+`python -m jobs.stages` reads one task as a JSON line and runs it, so that each stage and cell is a
+process of its own. When the writer of that line goes away, the stage saves and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+EXIT_FAILED = 2  # a PipelineError: said in one line, worth no traceback
+EXIT_STOPPED = 75  # stopped by a signal with everything saved; starting again goes on
+
+
+@dataclass(frozen=True)
+class Wrangle:
+    """Pack a data set (and split it), unless that is done."""
+
+    data: str  # DataSpec as JSON
+    data_root: str
+    test: bool = False
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.data.packed import PackedSet
+        from pipeline.data.splits import make_split, split_path, write_split
+        from pipeline.data.wrangle import wrangle
+
+        from pipeline.spec import DataSpec
+
+        data = DataSpec.model_validate_json(self.data)
+        folder = wrangle(data, Path(self.data_root), test=self.test)
+        if not self.test and not split_path(folder, data).exists():
+            packed = PackedSet.open(folder)
+            split = make_split(data, packed.ids, packed.names, packed.labels_NK, packed.pixel_digests)
+            write_split(split_path(folder, data), split, data, packed.labels, packed.labels_NK)
+            print(split.summary())
+        return 0
+
+
+@dataclass(frozen=True)
+class FetchWeights:
+    """Download torchvision's weights by name, where the internet is."""
+
+    model: str  # ModelSpec as JSON
+    folder: str
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.weights import fetch_weights
+
+        from pipeline.spec import ModelSpec
+
+        print(fetch_weights(ModelSpec.model_validate_json(self.model), Path(self.folder)))
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one cell from wherever it stands to its whole artifacts."""
+
+    run: str
+    identity: str
+    packed: str
+    split: str
+    weights_folder: str
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.errors import PipelineError
+        from pipeline.rundir import RunDir
+
+        run = RunDir(Path(self.run))
+        with run.owned():
+            if run.why_not_done(self.identity) is None:
+                return 0  # another process finished it in the meantime
+            run.write_manifest(self.identity, "started")
+            try:
+                done = self._train(run)
+            except PipelineError as error:
+                run.write_manifest(self.identity, "failed", error=str(error).splitlines()[0])
+                raise
+            except Exception as error:  # recorded, then raised again
+                run.write_manifest(self.identity, "failed", error=f"{type(error).__name__}: {error}"[:300])
+                raise
+            if done:
+                run.write_manifest(self.identity, "done")
+            return 0 if done else EXIT_STOPPED
+
+    def _train(self, run: Any) -> bool:
+        from pipeline.data.packed import PackedSet
+        from pipeline.data.splits import read_split
+        from pipeline.weights import fetch_weights
+
+        from pipeline.files import write_json
+        from pipeline.learner import CellData, Learner
+        from pipeline.provenance import provenance
+        from pipeline.specfile import read_spec
+        from pipeline.stopping import StopFlag
+        from pipeline.training import train
+
+        stop = StopFlag().install()
+        spec = read_spec(run.spec).spec
+        packed = PackedSet.open(Path(self.packed))
+        split = read_split(Path(self.split), spec.data)
+        data = CellData(packed=packed, train=split.train, validation=split.validation)
+        weights = fetch_weights(spec.train.model, Path(self.weights_folder))
+        learner = Learner(spec, self.identity, run, data, weights=weights)
+        facts = {"identity": self.identity, "data": packed.digest, "settled": learner.settled.as_dict()}
+        write_json(run.provenance, facts | provenance())
+        return train([learner], stop)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Decide, measure and rank every finished cell; write leaderboard, selection and report."""
+
+    experiment: str
+    cells: tuple[tuple[str, str], ...]  # folder name, identity
+    evaluate: str  # EvaluateSpec as JSON
+    packed: str
+    split: str
+    inputs: str
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.experiment import evaluate_experiment
+        from pipeline.rundir import ExperimentDir
+        from pipeline.spec import EvaluateSpec
+
+        evaluate_experiment(
+            ExperimentDir(Path(self.experiment)),
+            [(name, identity) for name, identity in self.cells],
+            EvaluateSpec.model_validate_json(self.evaluate),
+            packed_dir=Path(self.packed),
+            split_file=Path(self.split),
+            inputs=self.inputs,
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Score the test images under the selected cell's best checkpoint."""
+
+    run: str
+    packed: str
+    split: str | None  # where the test rows are part of the split
+    device: str
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.prediction import predict
+        from pipeline.rundir import RunDir
+
+        split = Path(self.split) if self.split else None
+        predict(RunDir(Path(self.run)), Path(self.packed), split, device=self.device)
+        return 0
+
+
+Task = Wrangle | FetchWeights | Train | Evaluate | Predict
+_TASKS = {task.__name__: task for task in (Wrangle, FetchWeights, Train, Evaluate, Predict)}
+
+
+def encode(task: Task) -> str:
+    """One line of JSON that `main` turns back into the task."""
+    return json.dumps({"task": type(task).__name__, "arguments": asdict(task)}) + "\n"
+
+
+def run_task(task: Task) -> int:
+    """Run it here; a PipelineError becomes one line and an exit status."""
+    from pipeline.errors import PipelineError
+
+    try:
+        return task()
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_FAILED
+
+
+def main() -> int:
+    """Read a task from standard input and run it."""
+    message = json.loads(sys.stdin.readline())
+    threading.Thread(target=_stop_with_writer, daemon=True).start()
+    return run_task(_TASKS[message["task"]](**message["arguments"]))
+
+
+def _stop_with_writer() -> None:
+    sys.stdin.read()  # returns when the other end is closed, also by a SIGKILL of its process
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""The state of one cell in training: network, optimizer, schedule, best so far; saved and resumed as one."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.checkpoint import load_newest, save_checkpoint
+from pipeline.data.augment import MEAN, STD
+from pipeline.data.loading import STREAM_VERSION, Rows
+from pipeline.data.packed import PackedSet
+from pipeline.device import Settled
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.losses import balanced_pos_weight, build_loss
+from pipeline.metrics import all_metrics
+from pipeline.models import build_model, set_training_mode
+from pipeline.optim import build_optimizer
+from pipeline.rundir import RunDir
+from pipeline.schedules import PlateauState, lr_scale
+from pipeline.scoring import Scored
+from pipeline.spec import LOWER_IS_BETTER, Spec
+from pipeline.thresholds import decide, tune_per_label
+from pipeline.tracking import Tracker
+
+CHECKPOINT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CellData:
+    """What a cell is trained and validated on."""
+
+    packed: PackedSet
+    train: Rows
+    validation: Rows
+
+
+class Learner:
+    """One cell in training. `step` and `epoch` count what is done; both start at 0."""
+
+    def __init__(
+        self, spec: Spec, identity: str, run: RunDir, data: CellData, *, weights: Path | None
+    ) -> None:
+        self.spec, self.train, self.identity, self.run, self.data = spec, spec.train, identity, run, data
+        state, problems = load_newest(run.checkpoint_last, run.checkpoint_previous, identity)
+        for problem in problems:
+            print(f"passed over: {problem}", flush=True)
+        settled = Settled.choose(spec.run.device, self.train.precision, spec.run.threads)
+        self.settled = Settled(**state["settled"]) if state else settled
+        self.settled.apply()
+        torch.manual_seed(self.train.seed)
+        net = build_model(self.train.model, len(data.packed.labels), self.train.image_px, weights)
+        self.net = net.to(self.settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.train.optimizer, self.net)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = self.settled.scaler()
+        self.loss = build_loss(self.train.loss, self._pos_weight())
+        self.plateau = PlateauState()
+        self.step = self.epoch = 0
+        self.best: dict[str, Any] | None = None  # {"value", "epoch"}
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.settled.device)
+        self.images = 0
+        if state:
+            self._restore(state)
+        self.saved_at = time.monotonic()
+        self.tracker = Tracker(run, resumed_at=self.step)
+
+    def set_learning_rate(self, steps_per_epoch: int) -> float:
+        """Set the rate of the coming step on every group, and return the first group's."""
+        scale = lr_scale(self.train.schedule, self.step, steps_per_epoch, self.train.epochs)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * scale * self.plateau.factor
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def training_mode(self) -> None:
+        """Dropout and batch statistics on, except in a frozen backbone."""
+        set_training_mode(self.net, self.train.model)
+
+    def count(self, loss: Tensor, images: int) -> None:
+        """Take a finished step into the epoch's mean loss."""
+        self.loss_sum += loss.detach().double() * images
+        self.images += images
+        self.step += 1
+
+    def mean_loss(self) -> float:
+        """Mean training loss of the epoch so far; a TrainingError once it is not finite."""
+        mean = float(self.loss_sum) / max(self.images, 1)
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the training loss became {mean} by step {self.step} (epoch {self.epoch + 1}); "
+                f"try a lower train.optimizer.lr or a warm-up. The last good checkpoint is kept"
+            )
+        return mean
+
+    def end_epoch(self, scored: Scored, images_per_s: float) -> dict[str, float]:
+        """Take the epoch's validation in: log it, keep the best, save. Returns what was logged."""
+        decisions_NK = decide(scored.scores_NK, np.full(scored.scores_NK.shape[1], 0.5, np.float32))
+        metrics = all_metrics(scored.scores_NK, decisions_NK, scored.targets_NK)
+        targets = torch.from_numpy(scored.targets_NK).float()
+        loss = float(self._cpu_loss()(torch.from_numpy(scored.logits_NK), targets))
+        values = {
+            "train/loss": self.mean_loss(),
+            "train/lr": float(self.optimizer.param_groups[0]["lr"]),
+            "train/images_per_s": round(images_per_s, 1),
+            "validation/loss": loss,
+            **{f"validation/{name}": value for name, value in metrics.items()},
+        }
+        value = values[f"validation/{self.train.best_by}"]
+        higher = self.train.best_by not in LOWER_IS_BETTER
+        self.plateau = self.plateau.after_epoch(value, self.train.schedule, better_is_higher=higher)
+        self.epoch += 1
+        self.loss_sum.zero_()
+        self.images = 0
+        if self.best is None or (value > self.best["value"] if higher else value < self.best["value"]):
+            self.best = {"value": value, "epoch": self.epoch}
+            self.save_best(thresholds_K=None)
+        self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
+        self.save()
+        return values
+
+    def save(self) -> None:
+        """Write the whole state of training; the one before is kept."""
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "stream_version": STREAM_VERSION,
+            "identity": self.identity,
+            "settled": self.settled.as_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "model": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "plateau": self.plateau.as_dict(),
+            "best": self.best,
+            "loss_sum": float(self.loss_sum),
+            "images": self.images,
+            "random_state": torch.get_rng_state(),
+        }
+        save_checkpoint(self.run.checkpoint_last, state, keep_as=self.run.checkpoint_previous)
+        self.saved_at = time.monotonic()
+
+    def save_best(self, thresholds_K: dict[str, list[float]] | None) -> None:
+        """Write the present weights with all that predicting needs, so that nothing can be mismatched."""
+        assert self.best is not None
+        packed = self.data.packed
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "identity": self.identity,
+            "model_spec": self.train.model.model_dump(),
+            "model": self.net.state_dict(),
+            "labels": list(packed.labels),
+            "preprocessing": {
+                "image_px": self.train.image_px,
+                "packed_px": packed.size_px,
+                "resize": self.spec.data.resize,
+                "mean": list(MEAN),
+                "std": list(STD),
+            },
+            "precision": self.settled.precision,
+            "best": self.best,
+            "thresholds": thresholds_K,
+        }
+        save_checkpoint(self.run.checkpoint_best, state)
+
+    def finish(self, best_model: dict[str, Tensor], scored: Scored) -> None:
+        """Give the best checkpoint its thresholds, tuned on the validation scores it was chosen by."""
+        self.net.load_state_dict(best_model)
+        tuned = tune_per_label(scored.scores_NK, scored.targets_NK)
+        self.save_best({"per_label": [float(value) for value in tuned]})
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["stream_version"] != STREAM_VERSION or state["version"] != CHECKPOINT_VERSION:
+            raise CheckpointError(
+                f"{self.run.checkpoint_last}: was begun by another version of the batch order or checkpoint; "
+                f"going on would mix both. Delete {self.run.path} to train this cell anew"
+            )
+        self.net.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.plateau = PlateauState(**state["plateau"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.loss_sum += state["loss_sum"]
+        self.images = state["images"]
+        torch.set_rng_state(state["random_state"])
+
+    def _pos_weight(self) -> Tensor | None:
+        if self.train.loss.name != "bce" or self.train.loss.pos_weight == "none":
+            return None
+        targets_NK = self.data.packed.labels_NK[self.data.train]
+        return balanced_pos_weight(targets_NK, self.train.loss.pos_weight_cap).to(self.settled.device)
+
+    def _cpu_loss(self) -> Any:
+        weight = self._pos_weight()
+        return build_loss(self.train.loss, weight.cpu() if weight is not None else None)

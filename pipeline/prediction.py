@@ -1,0 +1,55 @@
+"""Scores of the test images under a cell's best checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.data.packed import PackedSet
+from pipeline.device import Settled
+from pipeline.errors import CheckpointError
+from pipeline.files import atomic_write
+from pipeline.models import build_model
+from pipeline.rundir import RunDir
+from pipeline.scoring import score_split
+from pipeline.spec import ModelSpec
+from pipeline.submission import made_of, test_rows
+
+
+def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: str = "auto") -> Path:
+    """Write `scores_test.npz`: ids, names, labels, scores (N, K) float32, thresholds (K,), and what it is made of.
+
+    Labels, preprocessing and thresholds come from the checkpoint alone. Raises CheckpointError when
+    the checkpoint is damaged or its pictures were packed in another way than these.
+    """
+    best = load_checkpoint(run.verify(run.checkpoint_best))
+    packed = PackedSet.open(packed_dir)
+    wanted = best["preprocessing"]
+    if packed.size_px != wanted["packed_px"]:
+        raise CheckpointError(
+            f"{run.checkpoint_best}: trained on pictures packed at {wanted['packed_px']} px, the test set is "
+            f"packed at {packed.size_px} px; use one data.size_px for both"
+        )
+    rows = test_rows(packed, split_file)
+    settled = Settled.choose(device, best["precision"], None)
+    settled.apply()
+    model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
+    net = build_model(model, len(best["labels"]), wanted["image_px"])
+    net.load_state_dict(best["model"])
+    net = net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scored = score_split(net, packed, rows, image_px=wanted["image_px"], settled=settled)
+    with atomic_write(run.scores_test) as file:
+        np.savez(
+            file,
+            ids=np.array(scored.ids),
+            names=np.array([packed.names[row] for row in rows]),
+            labels=np.array(best["labels"]),
+            scores=scored.scores_NK,
+            thresholds_per_label=np.array(best["thresholds"]["per_label"], np.float32),
+            made_of=np.array(made_of(run, packed_dir, split_file)),
+        )
+    print(f"scored {len(rows)} test images")
+    return run.scores_test
