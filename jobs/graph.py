@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.data.packed import is_whole
-from pipeline.data.splits import split_identity, split_path
-from pipeline.data.wrangle import packed_identity, packed_path
-
+from pipeline.data.layout import is_whole, packed_identity, packed_path, split_identity, split_path
 from pipeline.errors import SpecError
 from pipeline.files import sha256_file
 from pipeline.grid import Cell, expand_grid

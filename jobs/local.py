@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,7 @@ from typing import IO
 from jobs.progress import Progress
 from jobs.stages import EXIT_STOPPED, Task, encode
 from pipeline.errors import SubmitError
+from pipeline.host import cores
 
 _POLL_S = 0.1
 _GRACE_S = 30.0  # after a stop, until what still runs is killed
@@ -68,10 +69,10 @@ class Slots:
         `cells` is the size of the whole grid, not of what is missing: a cell trained later alone
         gets the same number of threads, and so the same bits.
         """
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        usable = cores()
         gpus = () if device == "cpu" else visible_gpus()
-        count = parallel or len(gpus) or max(1, min(cells, cores))
-        return cls(count=count, threads=threads or max(1, cores // count), gpus=gpus)
+        count = parallel or len(gpus) or max(1, min(cells, usable))
+        return cls(count=count, threads=threads or max(1, usable // count), gpus=gpus)
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -162,13 +163,13 @@ class _Stop:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
 
-    def pass_on(self, running: Iterator[_Running] | object) -> None:
+    def pass_on(self, running: Iterable[_Running]) -> None:
         late = self._passed_on == 1 and time.monotonic() - self._since > _GRACE_S
         if self._passed_on < min(self.count, 2) or late:
             self._passed_on += 1
             self._since = time.monotonic()
             number = signal.SIGTERM if self._passed_on == 1 else signal.SIGKILL
-            for child in running:  # type: ignore[attr-defined]
+            for child in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.process.pid, number)
 

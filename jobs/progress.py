@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any, TextIO
 
 _REFRESH_S = 1.0
 _PLAIN_EVERY_S = 30.0
+_BAR_WIDTH = 24
 
 
 class Progress:
@@ -30,9 +32,9 @@ class Progress:
 
     def ended(self, name: str, how: str, *, ok: bool) -> None:
         """A job ended; `how` in a few words."""
-        watch, _, began = self.running.pop(name)
+        watch, epochs, began = self.running.pop(name)
         self.done += 1
-        row = _last_row(watch)
+        row = _last_row(watch) if epochs else {}
         score = row.get(f"validation/{self.by}")
         result = f"  {self.by} {score:.4f}" if ok and score is not None else ""
         seconds = time.monotonic() - began
@@ -56,9 +58,9 @@ class Progress:
             self._line(text[:200])
 
     def _short(self, name: str, watch: Path | None, epochs: int, began: float) -> str:
-        row = _last_row(watch)
-        if not row or not epochs:
-            return f"{name} {time.monotonic() - began:.0f} s"
+        row = _last_row(watch) if epochs else {}
+        if not row:
+            return f"{name} {_bar(watch) if not epochs else ''}{time.monotonic() - began:.0f} s"
         score = row.get(f"validation/{self.by}")
         shown = f" {self.by} {score:.3f}" if score is not None else ""
         left = (time.monotonic() - began) / max(row["epoch"], 1) * (epochs - row["epoch"])
@@ -69,14 +71,27 @@ class Progress:
         self.out.flush()
 
 
+def _bar(log: Path | None) -> str:
+    """A bar for a stage whose log ends in `done/total ...`, as wrangle's does."""
+    match = re.match(r"(\d+)/(\d+) ", (_tail(log) or [""])[-1])
+    if not match or not int(match[2]):
+        return ""
+    filled = _BAR_WIDTH * int(match[1]) // int(match[2])
+    return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {match[1]}/{match[2]} "
+
+
+def _tail(path: Path | None) -> list[str]:
+    """The last lines of a file; the first of them may be cut."""
+    if path is None or not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8192))
+        return file.read().decode(errors="replace").splitlines()
+
+
 def _last_row(watch: Path | None) -> dict[str, Any]:
     """The newest epoch's row of a metrics.jsonl, read from its end."""
-    if watch is None or not watch.exists():
-        return {}
-    with watch.open("rb") as file:
-        file.seek(max(0, watch.stat().st_size - 8192))
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in reversed(lines):
+    for line in reversed(_tail(watch)):
         try:
             row = json.loads(line)
         except ValueError:

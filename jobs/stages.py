@@ -29,18 +29,18 @@ class Wrangle:
 
     def __call__(self) -> int:
         """Exit status."""
+        from pipeline.data.layout import split_path
         from pipeline.data.packed import PackedSet
-        from pipeline.data.splits import make_split, split_path, write_split
+        from pipeline.data.splits import make_split, write_split
         from pipeline.data.wrangle import wrangle
-
         from pipeline.spec import DataSpec
 
         data = DataSpec.model_validate_json(self.data)
         folder = wrangle(data, Path(self.data_root), test=self.test)
         if not self.test and not split_path(folder, data).exists():
             packed = PackedSet.open(folder)
-            split = make_split(data, packed.ids, packed.names, packed.labels_NK, packed.pixel_digests)
-            write_split(split_path(folder, data), split, data, packed.labels, packed.labels_NK)
+            split = make_split(data, packed)
+            write_split(split_path(folder, data), split, packed)
             print(split.summary())
         return 0
 
@@ -54,9 +54,8 @@ class FetchWeights:
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.weights import fetch_weights
-
         from pipeline.spec import ModelSpec
+        from pipeline.weights import fetch_weights
 
         print(fetch_weights(ModelSpec.model_validate_json(self.model), Path(self.folder)))
         return 0
@@ -97,19 +96,18 @@ class Train:
     def _train(self, run: Any) -> bool:
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import read_split
-        from pipeline.weights import fetch_weights
-
         from pipeline.files import write_json
         from pipeline.learner import CellData, Learner
         from pipeline.provenance import provenance
         from pipeline.specfile import read_spec
         from pipeline.stopping import StopFlag
         from pipeline.training import train
+        from pipeline.weights import fetch_weights
 
         stop = StopFlag().install()
         spec = read_spec(run.spec).spec
         packed = PackedSet.open(Path(self.packed))
-        split = read_split(Path(self.split), spec.data)
+        split = read_split(Path(self.split))
         data = CellData(packed=packed, train=split.train, validation=split.validation)
         weights = fetch_weights(spec.train.model, Path(self.weights_folder))
         learner = Learner(spec, self.identity, run, data, weights=weights)
@@ -125,6 +123,7 @@ class Evaluate:
     experiment: str
     cells: tuple[tuple[str, str], ...]  # folder name, identity
     evaluate: str  # EvaluateSpec as JSON
+    best_by: str
     packed: str
     split: str
     inputs: str
@@ -139,6 +138,7 @@ class Evaluate:
             ExperimentDir(Path(self.experiment)),
             [(name, identity) for name, identity in self.cells],
             EvaluateSpec.model_validate_json(self.evaluate),
+            best_by=self.best_by,
             packed_dir=Path(self.packed),
             split_file=Path(self.split),
             inputs=self.inputs,

@@ -61,6 +61,7 @@ def evaluate(loaded: Loaded, run: str | None) -> int:
             experiment=str(experiment.path),
             cells=tuple((cell.run.name, cell.identity) for cell in plan.cells),
             evaluate=loaded.spec.evaluate.model_dump_json(),
+            best_by=loaded.spec.train.best_by,
             packed=str(data.packed),
             split=str(data.split),
             inputs=plan.inputs,
@@ -80,7 +81,7 @@ def select(loaded: Loaded, run: str | None) -> int:
 
     experiment = experiment_dir(loaded)
     picked = experiment.find(run) if run else None
-    print(f"selected: {select_cell(experiment, picked, loaded.spec.evaluate.select_by)}")
+    print(f"selected: {select_cell(experiment, picked)}")
     return 0
 
 
@@ -110,7 +111,7 @@ def submission(loaded: Loaded, run: str | None) -> int:
         threshold=loaded.spec.evaluate.threshold,
     )
     ledger.append(plan.experiment.ledger, "submission", cell=chosen.name, test=result.test_metrics)
-    print(result.text, flush=True)
+    print(f"submission: {_shown(plan.experiment.submission)}\n{result.text}", flush=True)
     return status
 
 
@@ -238,7 +239,7 @@ def _run_one(plan: Plan, name: str, task: Task) -> int:
     log.unlink(missing_ok=True)
     ledger.append(plan.experiment.ledger, "started", stage=name, cluster="local")
     slots = Slots.for_cells(1, 1, plan.loaded.spec.run.threads, plan.loaded.spec.run.device)
-    outcome = run_jobs([Job(name, task, log)], slots, Progress("stages", 1))
+    outcome = run_jobs([Job(name, task, log, watch=log)], slots, Progress("stages", 1))
     status = outcome.status.get(name, EXIT_STOPPED)
     ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
     if status not in (0, EXIT_STOPPED):

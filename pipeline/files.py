@@ -28,7 +28,7 @@ def atomic_write(path: Path, mode: str = "wb", *, keep_as: Path | None = None) -
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
-        os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp's 0600 would hide the file from one's group
+        os.fchmod(descriptor, 0o666 & ~umask())  # mkstemp's 0600 would hide the file from one's group
         encoding = None if "b" in mode else "utf-8"
         handle = os.fdopen(descriptor, mode, encoding=encoding, newline=None if "b" in mode else "")
         yield handle
@@ -77,7 +77,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions this process takes from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

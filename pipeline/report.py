@@ -45,8 +45,8 @@ def write_report(experiment: ExperimentDir) -> None:
         "<h2>Training</h2>",
         _curves(experiment, rows, selected.get("best_by", "f1_micro")),
     ]
-    report = RunDir(experiment.path / best).report if best else None
-    if report is not None and report.exists():
+    report = RunDir(experiment.path / str(best)).report
+    if best and report.exists():
         parts += [f"<h2>Labels of {escape(best)}</h2>", _labels(json.loads(report.read_text()))]
     parts += [_data(selected)]
     page = (

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.data.loading import Rows
 from pipeline.data.packed import PackedSet
-from pipeline.data.splits import load_split
+from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
 from pipeline.files import atomic_write
 from pipeline.metrics import all_metrics
@@ -32,7 +32,7 @@ class Submission:
 
 def test_rows(packed: PackedSet, split_file: Path | None) -> Rows:
     """The rows to predict: the split's test rows, or the whole set."""
-    return np.arange(len(packed.ids)) if split_file is None else load_split(split_file).test
+    return np.arange(len(packed.ids)) if split_file is None else read_split(split_file).test
 
 
 def made_of(run: RunDir, packed_dir: Path, split_file: Path | None) -> str:
@@ -73,7 +73,6 @@ def make_submission(
     rule = "thresholds tuned per label on validation" if per_label else f"threshold {threshold:g}"
     positives = decisions_NK.sum(axis=1)
     lines = [
-        f"submission: {experiment.submission}",
         f"  {len(names)} images x {len(labels)} labels from {run.name}, {rule}: "
         f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % blank; checked",
     ]

@@ -23,16 +23,16 @@ class Tracker:
         with atomic_write(run.metrics, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = run.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run.path), purge_step=resumed_at + 1 if resumed_at else None)  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(run.path), purge_step=resumed_at + 1 if resumed_at else None)
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """One row of `tag -> value` after `step` steps and in the 0-based `epoch`."""
         self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
         self._file.flush()
         for tag, value in values.items():
-            self._events.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+            self._events.add_scalar(tag, value, step)
 
     def close(self) -> None:
         """Flush and close both."""
         self._file.close()
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()

@@ -104,11 +104,16 @@ def _finish(learner: Learner) -> None:
     learner.tracker.close()
 
 
-def write_scores(path: Path, scored: Scored, labels: Sequence[str], *, targets: bool = True) -> None:
-    """`ids labels scores [targets]` as .npz; equal scores are equal bytes."""
-    arrays = {"ids": np.array(scored.ids), "labels": np.array(labels), "scores": scored.scores_NK}
+def write_scores(path: Path, scored: Scored, labels: Sequence[str]) -> None:
+    """`ids labels scores targets` as .npz; equal scores are equal bytes."""
     with atomic_write(path) as file:
-        np.savez(file, **arrays | ({"targets": scored.targets_NK} if targets else {}))
+        np.savez(
+            file,
+            ids=np.array(scored.ids),
+            labels=np.array(labels),
+            scores=scored.scores_NK,
+            targets=scored.targets_NK,
+        )
 
 
 def _epoch_line(learner: Learner, values: dict[str, float]) -> str:

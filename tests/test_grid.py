@@ -73,8 +73,14 @@ grid:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("grid: {axes: {train.optimzer: [{name: adam}]}}", "x.yaml:3: train.optimzer: unknown key; did you mean"),
-        ("grid:\n  cells:\n  - train.batch_size: 8\n  - train.batch_size: x", "x.yaml:6: train.batch_size: expected a"),
+        (
+            "grid: {axes: {train.optimzer: [{name: adam}]}}",
+            "x.yaml:3: train.optimzer: unknown key; did you mean",
+        ),
+        (
+            "grid:\n  cells:\n  - train.batch_size: 8\n  - train.batch_size: x",
+            "x.yaml:6: train.batch_size: expected a",
+        ),
         ("grid: {axes: {evaluate.threshold: [0.1]}}", "a grid varies data.* or train.*"),
         ("grid: {axes: {train.seed: [1]}, seeds: [1, 2]}", "both seeds and train.seed vary the seed"),
         ("grid: {axes: {train.epochs: []}}", "an axis needs at least one value"),
@@ -108,14 +114,20 @@ def test_identity_changes_with_what_changes_the_result_and_with_nothing_else(cel
         cells("", "train.optimizer={name: adam, lr: 1e-3}")[0],  # the default, written out
     ]
     assert {identity(cell.spec.train) for cell in same} == {identity(one.spec.train)}
-    other = [cells("", f"train.{change}")[0] for change in ("seed=1", "epochs=3", "optimizer={name: adam, lr: 1e-4}")]
+    other = [
+        cells("", f"train.{change}")[0]
+        for change in ("seed=1", "epochs=3", "optimizer={name: adam, lr: 1e-4}")
+    ]
     found = {identity(one.spec.train), *(identity(cell.spec.train) for cell in other)}
     found |= {identity(one.spec.train, data="e"), identity(one.spec.train, weights="w")}
     assert len(found) == 6
 
 
 def test_identity_depends_on_the_content_of_weights_not_on_their_path(cells):
-    a, b = (cells("", f"train.model={{name: cnn3, weights: {path}}}")[0].spec.train for path in ("a.pth", "b/c.pth"))
+    a, b = (
+        cells("", f"train.model={{name: cnn3, weights: {path}}}")[0].spec.train
+        for path in ("a.pth", "b/c.pth")
+    )
     assert identity(a, weights="w") == identity(b, weights="w") != identity(a, weights="v")
 
 
@@ -142,8 +154,8 @@ def test_identities_of_today_stay_what_they_are(cells):
     found = {
         "defaults": identity(TrainSpec()),
         "adam 1e-4": identity(TrainSpec(optimizer=Adam(lr=1e-4))),
-        "cell": identity(cells("", "train.augment.crop=[0.35, 1]", "train.schedule={name: cosine}")[0].spec.train),
+        "cell": identity(
+            cells("", "train.augment.crop=[0.35, 1]", "train.schedule={name: cosine}")[0].spec.train
+        ),
     }
     assert found == golden
-
-

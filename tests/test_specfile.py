@@ -61,18 +61,42 @@ BAD = [
     ("data: {source: a.zip}\ntrain: {epochs: true}", "train.epochs: expected a whole number, got True"),
     ("data: {source: a.zip}\ntrain: {epochs: '3'}", "train.epochs: expected a whole number, got '3'"),
     ("data: {source: a.zip}\ntrain: {optimizer: {lr: 0.1}}", "train.optimizer: needs the key 'name'"),
-    ("data: {source: a.zip}\ntrain: {optimizer: {name: adam, alpha: 0.9}}", "train.optimizer.alpha: unknown key"),
+    (
+        "data: {source: a.zip}\ntrain: {optimizer: {name: adam, alpha: 0.9}}",
+        "train.optimizer.alpha: unknown key",
+    ),
     ("data: {source: a.zip}\ntrain: {optimizer: {name: sgd, lr: -1}}", "expected greater than 0, got -1"),
-    ("data: {source: a.zip}\ntrain: {optimizer: {name: sgd, lr: fast}}", "train.optimizer.lr: expected a number, got 'fast'"),
-    ("data: {source: a.zip}\ntrain: {optimizer: {name: sgd, lr: .inf}}", "train.optimizer.lr: expected a finite number"),
+    (
+        "data: {source: a.zip}\ntrain: {optimizer: {name: sgd, lr: fast}}",
+        "train.optimizer.lr: expected a number, got 'fast'",
+    ),
+    (
+        "data: {source: a.zip}\ntrain: {optimizer: {name: sgd, lr: .inf}}",
+        "train.optimizer.lr: expected a finite number",
+    ),
     ("data: {source: a.zip}\ntrain: {best_by: f1}", "train.best_by: got 'f1'; known: f1_micro, f1_macro"),
-    ("data: {source: a.zip}\ntrain: {augment: {crop: [1, 0.3]}}", "crop is [smallest, largest] above 0, got [1, 0.3]"),
-    ("data: {source: a.zip}\ntrain: {model: {name: cnn3, trainable: head}}", "head on random weights learns nothing"),
-    ("data: {source: a.zip}\ntrain: {model: {name: cnn3, weights: IMAGENET1K_V1}}", "cnn3 has no published weights"),
+    (
+        "data: {source: a.zip}\ntrain: {augment: {crop: [1, 0.3]}}",
+        "crop is [smallest, largest] above 0, got [1, 0.3]",
+    ),
+    (
+        "data: {source: a.zip}\ntrain: {model: {name: cnn3, trainable: head}}",
+        "head on random weights learns nothing",
+    ),
+    (
+        "data: {source: a.zip}\ntrain: {model: {name: cnn3, weights: IMAGENET1K_V1}}",
+        "cnn3 has no published weights",
+    ),
     ("data: {source: a.zip}\nevaluate: {threshold: per_labels}", "did you mean `per_label`?"),
     ("data: {source: a.zip, images: im.jpg}", "must hold {id} once"),
-    ("data: {source: a.zip, split: {method: ordered, validation: 0.7, test: 0.3}}", "leave some for training"),
-    ("data: {source: a.zip, split: {method: ranges, train: 1-x, validation: 5-6}}", "write first-last, e.g. 1-15000"),
+    (
+        "data: {source: a.zip, split: {method: ordered, validation: 0.7, test: 0.3}}",
+        "leave some for training",
+    ),
+    (
+        "data: {source: a.zip, split: {method: ranges, train: 1-x, validation: 5-6}}",
+        "write first-last, e.g. 1-15000",
+    ),
     ("data: {source: $NO_SUCH_VARIABLE/a.zip}", "the variable $NO_SUCH_VARIABLE is not set; export it"),
     ("train: {}", "data: is missing; add it"),
     ("data:", "data: expected a mapping of keys, got nothing"),
@@ -102,7 +126,9 @@ def test_an_override_replaces_and_is_named_when_wrong(write):
     assert spec.train.optimizer.name == "sgd"
     whole = read_spec(path, ["train.optimizer={name: adamw, lr: 3e-4}"]).spec
     assert (whole.train.optimizer.name, whole.train.optimizer.lr) == ("adamw", 3e-4)
-    assert "--set train.epoch=3: train.epoch: unknown key; did you mean `epochs`?" in refused(path, "train.epoch=3")
+    assert "--set train.epoch=3: train.epoch: unknown key; did you mean `epochs`?" in refused(
+        path, "train.epoch=3"
+    )
     assert "write key.path=value" in refused(path, "epochs")
 
 
@@ -113,7 +139,9 @@ def test_quoted_numbers_are_numbers_in_float_fields(write):
 
 def test_paths_expand_variables_and_start_at_the_root(write, monkeypatch, tmp_path):
     monkeypatch.setenv("PHOTOS", str(tmp_path / "photos"))
-    spec = read_spec(write("data: {source: $PHOTOS/a.zip, labels: {format: onehot_csv, file: l.csv, source: l}}")).spec
+    spec = read_spec(
+        write("data: {source: $PHOTOS/a.zip, labels: {format: onehot_csv, file: l.csv, source: l}}")
+    ).spec
     assert spec.data.source == str(tmp_path / "photos" / "a.zip")
     assert spec.data.labels.source == str(tmp_path / "l")
     assert spec.data.labels.file == "l.csv"

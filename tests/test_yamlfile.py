@@ -69,7 +69,8 @@ def test_a_bomb_of_aliases_is_stopped_by_counting():
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1,", "a: b: c", "\tx: 1", "a: &x [*x]", "? [1, 2]\n: 3", "a: !!python/name:os.system x", "a: \x00"]
+    "text",
+    ["a: [1,", "a: b: c", "\tx: 1", "a: &x [*x]", "? [1, 2]\n: 3", "a: !!python/name:os.system x", "a: \x00"],
 )
 def test_what_is_not_a_plain_document_is_one_clear_mistake(text):
     (said,) = mistakes(text)

@@ -12,39 +12,58 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageChops, ImageDraw
 
 from pipeline.data.seeding import seeded
 from pipeline.files import atomic_write
 
-if TYPE_CHECKING:
-    from PIL import Image
+Outline = npt.NDArray[np.float64]  # (P, 2), x and y
 
 VERSION = 1  # part of what makes a finished set the wanted one; raise it when the drawings change
 LABELLED_SHARE = 0.5
 OVERSAMPLE = 2  # drawn larger and averaged down, for smooth edges
 
 # name -> weight; names in LABELS are labels, the others distractors
-SHAPES = {
-    **{"circle": 32, "square": 14, "triangle": 10, "star": 7, "ring": 5, "heart": 3},
-    **{"blob": 9, "bar": 7, "crescent": 7},
+SHAPES: dict[str, float] = {
+    "circle": 32,
+    "square": 14,
+    "triangle": 10,
+    "star": 7,
+    "ring": 5,
+    "heart": 3,
+    "blob": 9,
+    "bar": 7,
+    "crescent": 7,
 }
-COLOURS = {
-    **{"red": 30, "blue": 17, "yellow": 10, "green": 5, "violet": 2.5},
-    **{"white": 14, "charcoal": 14, "sand": 14},
+COLOURS: dict[str, float] = {
+    "red": 30,
+    "blue": 17,
+    "yellow": 10,
+    "green": 5,
+    "violet": 2.5,
+    "white": 14,
+    "charcoal": 14,
+    "sand": 14,
 }
-FILLS = {**{"stripes": 13, "dots": 6, "checker": 3}, **{"plain": 80}}
+FILLS: dict[str, float] = {"stripes": 13, "dots": 6, "checker": 3, "plain": 80}
 DISTRACTORS = frozenset({"blob", "bar", "crescent", "white", "charcoal", "sand", "plain"})
 LABELS = tuple(sorted((SHAPES.keys() | COLOURS.keys() | FILLS.keys()) - DISTRACTORS))
 
 _RGB = {
-    **{"red": (214, 48, 49), "blue": (41, 98, 220), "yellow": (250, 204, 40)},
-    **{"green": (46, 160, 83), "violet": (150, 70, 190)},
-    **{"white": (243, 241, 236), "charcoal": (52, 56, 66), "sand": (196, 164, 132)},
+    "red": (214, 48, 49),
+    "blue": (41, 98, 220),
+    "yellow": (250, 204, 40),
+    "green": (46, 160, 83),
+    "violet": (150, 70, 190),
+    "white": (243, 241, 236),
+    "charcoal": (52, 56, 66),
+    "sand": (196, 164, 132),
 }
 
 
@@ -121,7 +140,6 @@ def draw_image(number: int, size_px: int, seed: int) -> tuple[Image.Image, set[s
         _paint(rng, canvas, thing, centre * side, radius * side)
     grain = rng.normal(0, rng.uniform(1, 6), (size_px, size_px, 1))
     pixels_HWC = np.asarray(canvas.reduce(OVERSAMPLE)) + grain
-    from PIL import Image
 
     image = Image.fromarray(pixels_HWC.clip(0, 255).astype(np.uint8))
     return image, set().union(*(thing.labels for thing in things))
@@ -140,7 +158,7 @@ def _things(rng: np.random.Generator) -> list[_Thing]:
             return things
 
 
-_PARTS = {"shape": SHAPES, "colour": COLOURS, "fill": FILLS}
+_PARTS: dict[str, dict[str, float]] = {"shape": SHAPES, "colour": COLOURS, "fill": FILLS}
 
 
 def _pick(rng: np.random.Generator, table: dict[str, float], labelled: bool) -> str:
@@ -149,7 +167,7 @@ def _pick(rng: np.random.Generator, table: dict[str, float], labelled: bool) -> 
     return names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
-def _places(rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, float]]:
+def _places(rng: np.random.Generator, count: int) -> list[tuple[Outline, float]]:
     """Centres (x, y) and radii as shares of the side; things do not hide one another."""
     if count == 1:
         radius = rng.uniform(0.28, 0.4)
@@ -162,7 +180,6 @@ def _places(rng: np.random.Generator, count: int) -> list[tuple[np.ndarray, floa
 
 def _background(rng: np.random.Generator, side: int) -> Image.Image:
     """Soft clouds around one muted colour."""
-    from PIL import Image
 
     base = rng.uniform(90, 205) + rng.uniform(-28, 28, 3)
     coarse = base + rng.normal(0, 16, (4, 4, 1)) + rng.normal(0, 9, (4, 4, 3))
@@ -171,10 +188,9 @@ def _background(rng: np.random.Generator, side: int) -> Image.Image:
 
 
 def _paint(
-    rng: np.random.Generator, canvas: Image.Image, thing: _Thing, centre: np.ndarray, radius: float
+    rng: np.random.Generator, canvas: Image.Image, thing: _Thing, centre: Outline, radius: float
 ) -> None:
     """Paint one thing with a drop shadow; `centre` (x, y) and `radius` in pixels of the canvas."""
-    from PIL import Image, ImageChops, ImageDraw
 
     half = math.ceil(radius) + 1
     mask = Image.new("L", (2 * half, 2 * half))
@@ -185,7 +201,9 @@ def _paint(
         pen.polygon((outline @ turn * radius + half).ravel().tolist(), fill=0 if depth else 255)
     left, top = (round(float(middle)) - half for middle in centre)
     shade = max(1, round(radius * 0.1))
-    canvas.paste((0, 0, 0), (left + shade, top + shade), ImageChops.darker(mask, Image.new("L", mask.size, 85)))
+    canvas.paste(
+        (0, 0, 0), (left + shade, top + shade), ImageChops.darker(mask, Image.new("L", mask.size, 85))
+    )
     colour = (np.array(_RGB[thing.colour]) + rng.normal(0, 9, 3)).clip(0, 255)
     canvas.paste(tuple(colour.astype(int).tolist()), (left, top), mask)
     if thing.fill != "plain":
@@ -194,23 +212,23 @@ def _paint(
         canvas.paste(partner, (left, top), ImageChops.darker(mask, pattern))
 
 
-def _pattern(rng: np.random.Generator, fill: str, half: int, side: int) -> np.ndarray:
+def _pattern(rng: np.random.Generator, fill: str, half: int, side: int) -> npt.NDArray[np.uint8]:
     """Where the second colour goes: (2 half, 2 half) uint8, 255 there and 0 elsewhere."""
     angle, period = rng.uniform(0.4, 1.1), side * rng.uniform(0.13, 0.16)
     y_HW, x_HW = np.mgrid[-half:half, -half:half] / period
     u_HW = (x_HW * math.cos(angle) + y_HW * math.sin(angle)) % 1
     v_HW = (y_HW * math.cos(angle) - x_HW * math.sin(angle)) % 1
     on_HW = {
-        "stripes": lambda: u_HW < 0.5,
-        "checker": lambda: (u_HW < 0.5) ^ (v_HW < 0.5),
-        "dots": lambda: np.hypot(u_HW - 0.5, v_HW - 0.5) < 0.3,
-    }[fill]()
-    return on_HW.astype(np.uint8) * 255
+        "stripes": u_HW < 0.5,
+        "checker": (u_HW < 0.5) ^ (v_HW < 0.5),
+        "dots": np.hypot(u_HW - 0.5, v_HW - 0.5) < 0.3,
+    }[fill]
+    return np.where(on_HW, 255, 0).astype(np.uint8)
 
 
-def _outlines(rng: np.random.Generator, shape: str) -> list[np.ndarray]:
+def _outlines(rng: np.random.Generator, shape: str) -> list[Outline]:
     """Outlines (P, 2) in the unit disc: the first is filled, a second is cut out of it."""
-    return {
+    shapes: dict[str, Callable[[], list[Outline]]] = {
         "circle": lambda: [_regular(48)],
         "ring": lambda: [_regular(48), _regular(48) * 0.58],
         "square": lambda: [np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.8],
@@ -222,7 +240,8 @@ def _outlines(rng: np.random.Generator, shape: str) -> list[np.ndarray]:
         "bar": lambda: [np.array([(-1, -0.2), (1, -0.2), (1, 0.2), (-1, 0.2)])],
         "blob": lambda: [_blob(rng)],
         "crescent": lambda: [_regular(48), _regular(48) * 0.85 + (0.45, 0)],
-    }[shape]()
+    }
+    return shapes[shape]()
 
 
 _C = 0.3
@@ -233,24 +252,24 @@ _CROSS = [
 _ARROW = [(-1, -0.22), (0.1, -0.22), (0.1, -0.7), (1, 0), (0.1, 0.7), (0.1, 0.22), (-1, 0.22)]
 
 
-def _regular(corners: int) -> np.ndarray:
+def _regular(corners: int) -> Outline:
     angle_P = np.arange(corners) * 2 * math.pi / corners
     return np.stack([np.cos(angle_P), np.sin(angle_P)], axis=1)
 
 
-def _upright(corners: int) -> np.ndarray:
+def _upright(corners: int) -> Outline:
     x_P, y_P = _regular(corners).T
     return np.stack([y_P, -x_P], axis=1)
 
 
-def _heart() -> np.ndarray:
+def _heart() -> Outline:
     t_P = np.linspace(0, 2 * math.pi, 48, endpoint=False)
     x_P = 16 * np.sin(t_P) ** 3
     y_P = 13 * np.cos(t_P) - 5 * np.cos(2 * t_P) - 2 * np.cos(3 * t_P) - np.cos(4 * t_P)
     return np.stack([x_P, -y_P], axis=1) / 17
 
 
-def _blob(rng: np.random.Generator) -> np.ndarray:
+def _blob(rng: np.random.Generator) -> Outline:
     """A lobed closed curve, far from a circle."""
     outline = _regular(48)
     angle_P = np.arctan2(outline[:, 1], outline[:, 0])
@@ -258,4 +277,5 @@ def _blob(rng: np.random.Generator) -> np.ndarray:
     wave_P = (
         np.sin(lobes * angle_P + rng.uniform(0, 6)) * 0.28 + np.sin(5 * angle_P + rng.uniform(0, 6)) * 0.08
     )
-    return outline * (0.64 + wave_P)[:, None]
+    blob: Outline = outline * (0.64 + wave_P)[:, None]
+    return blob

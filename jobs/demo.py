@@ -1,0 +1,42 @@
+"""`make demo`: draw a data set and take it through the whole pipeline."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from jobs.graph import data_root
+from jobs.verbs import submission
+from pipeline.specfile import read_spec
+
+SPEC = Path(__file__).resolve().parent.parent / "experiments" / "demo.yaml"
+
+
+def demo() -> int:
+    """Draw, wrangle, train, evaluate, submit; say what to look at and what to type next."""
+    from pipeline.data.drawn import draw
+
+    started = time.monotonic()
+    loaded = read_spec(SPEC)
+    drawn = draw(data_root(loaded.root) / "raw")
+    print(f"drawn: {_here(drawn.train)} and {_here(drawn.test)}", flush=True)
+    status = submission(loaded, None)
+    results = loaded.root / "experiments" / loaded.spec.name
+    spec = _here(SPEC)
+    print(f"""
+{time.monotonic() - started:.0f} s. Look at:
+  {_here(results)}/report.html
+  {_here(results)}/submission.csv
+Type next:
+  make grid SPEC={spec} SET="train.epochs=20"     a longer run; what is whole is not done again
+  make select SPEC={spec} RUN=<cell>              another cell for the submission
+  .venv/bin/tensorboard --logdir experiments/     the curves
+  make data                                       MIRFLICKR-25000, for experiments/optimizers.yaml""")
+    return status
+
+
+def _here(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

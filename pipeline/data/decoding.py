@@ -1,0 +1,109 @@
+"""One image file into upright RGB pixels of the packed size; runs in wrangle's worker processes. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from pipeline.data.sources import READ_ERRORS, Source, open_source
+
+# what Pillow raises on files that are damaged, of no known kind, or absurdly large
+_DECODE_ERRORS = (
+    *READ_ERRORS,
+    *(
+        SyntaxError,
+        ValueError,
+        TypeError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+        MemoryError,
+    ),
+)
+_source: Source | None = None  # this worker's own handle on the archive
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A chunk of `count` images: pixels and digests of the good ones, (position, reason) of the bad."""
+
+    count: int
+    pixels_NHWC: npt.NDArray[np.uint8]
+    digests: list[str]
+    bad: list[tuple[int, str]]
+
+
+def open_in_worker(path: str) -> None:
+    """Open the source once in each process."""
+    global _source
+    _source = open_source(path)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error
+
+
+def decode_chunk(members: Sequence[str], size_px: int, resize: str) -> Decoded:
+    """Decode `members` of the source this process has open."""
+    assert _source is not None
+    pixels_NHWC = np.empty((len(members), size_px, size_px, 3), np.uint8)
+    digests: list[str] = []
+    bad: list[tuple[int, str]] = []
+    for i, member in enumerate(members):
+        try:
+            pixels_NHWC[len(digests)] = decode(_source.read(member), size_px, resize)
+        except _DECODE_ERRORS as error:
+            bad.append((i, _reason(error)))
+            continue
+        digests.append(hashlib.blake2b(pixels_NHWC[len(digests)].data, digest_size=16).hexdigest())
+    return Decoded(len(members), pixels_NHWC[: len(digests)], digests, bad)
+
+
+def decode(body: bytes, size_px: int, resize: str) -> npt.NDArray[np.uint8]:
+    """(size_px, size_px, 3) uint8 of an image file of any mode; raises what Pillow raises.
+
+    `squash` scales both sides to `size_px`; `crop` scales the shorter side to it and keeps the middle.
+    """
+    image: Image.Image = Image.open(io.BytesIO(body))
+    if image.format == "JPEG":
+        # the decoder itself can halve a large picture, at a fraction of the cost; twice the size wanted
+        # is left for the filter below
+        image.draft(None, (2 * size_px, 2 * size_px))
+    image = _rgb(ImageOps.exif_transpose(image))
+    if image.size != (size_px, size_px):
+        box = None
+        if resize == "crop":
+            side = min(image.size)
+            left, top = ((length - side) / 2 for length in image.size)
+            box = (left, top, left + side, top + side)
+        image = image.resize((size_px, size_px), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return np.asarray(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB of 8 bits; transparent pixels show white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # 16 bits a pixel: its high byte
+        grey_HW = np.asarray(image).astype(np.int64)
+        return Image.fromarray((grey_HW.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; convert the file to 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).splitlines()
+    if "cannot identify image file" in str(error):
+        return "is no image file that Pillow knows"
+    return text[0] if text and text[0] else type(error).__name__

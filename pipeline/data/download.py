@@ -1,0 +1,157 @@
+"""`make data`: public data sets, resumed where a download broke off and verified before they get their name."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import DataError, PipelineError
+from pipeline.files import atomic_write, sha256_file, write_failed
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file to fetch: its name here, its address, and the MD5 its owner publishes, if any."""
+
+    name: str
+    url: str
+    md5: str | None
+
+
+_LIACS = "http://press.liacs.nl/mirflickr"
+MIRFLICKR = (
+    Remote(
+        "mirflickr25k.zip", f"{_LIACS}/mirflickr25k.v3b/mirflickr25k.zip", "a23d0a8564ee84cda5622a6c2f947785"
+    ),
+    # no digest is published for the annotations: its own CRCs are checked, and its SHA-256 is kept
+    Remote(
+        "mirflickr25k_annotations_v080.zip",
+        f"{_LIACS}/mirflickr25k.v3b/mirflickr25k_annotations_v080.zip",
+        None,
+    ),
+)
+_TRIES = 5
+_BLOCK = 1 << 20
+_TIMEOUT_S = 60.0
+
+
+def download(files: Sequence[Remote], folder: Path, *, pause_s: float = 2.0) -> list[Path]:
+    """Fetch what is missing in `folder`; returns all paths.
+
+    A broken connection is taken up where it broke, here and in a later call. A file gets its name only
+    when it is complete and matches its digest; raises DataError naming the address otherwise.
+    """
+    return [_fetch(file, folder, pause_s) for file in files]
+
+
+def _fetch(remote: Remote, folder: Path, pause_s: float) -> Path:
+    path = folder / remote.name
+    if path.exists():
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                _continue(remote, part)
+                break
+            except (
+                urllib.error.HTTPError,
+                urllib.error.URLError,
+                http.client.HTTPException,
+                OSError,
+            ) as error:
+                if (
+                    isinstance(error, OSError)
+                    and error.filename
+                    and not isinstance(error, urllib.error.URLError)
+                ):
+                    raise  # the disk, not the network
+                refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+                if refused or not tries_left:
+                    raise DataError(_broke_off(remote, part, error)) from error
+                time.sleep(pause_s)
+        _verify(remote, part)
+        digest = sha256_file(part)
+        with atomic_write(path.with_name(path.name + ".sha256"), "w") as file:
+            file.write(f"{digest}  {path.name}\n")
+        part.replace(path)
+    except PipelineError:
+        raise
+    except OSError as error:
+        raise PipelineError(write_failed(path, error)) from error
+    return path
+
+
+def _continue(remote: Remote, part: Path) -> None:
+    """Append to `part` what is still missing; an OSError when the connection ends too early."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(remote.url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 -- addresses are the table's
+    try:
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing is left to send
+            error.close()
+            return
+        raise
+    with answer:
+        resumed = answer.status == 206
+        have = have if resumed else 0  # a server that ignores ranges sends all of it again
+        total = have + int(answer.headers.get("Content-Length") or 0)
+        with part.open("ab" if resumed else "wb") as file:
+            _copy(answer, file, remote.name, have, total)
+        if total > have and part.stat().st_size < total:
+            raise ConnectionError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
+
+
+def _copy(answer: http.client.HTTPResponse, file: object, name: str, have: int, total: int) -> None:
+    live, shown = sys.stdout.isatty(), 0.0
+    while block := answer.read(_BLOCK):
+        file.write(block)  # type: ignore[attr-defined]
+        have += len(block)
+        now = time.monotonic()
+        if now - shown > (0.5 if live else 30):
+            shown = now
+            share = f"{100 * have / total:.0f} %" if total else f"{have / 1e6:.0f} MB"
+            print(f"\r{name}: {share}" if live else f"{name}: {share}", end="" if live else "\n", flush=True)
+    if live:
+        print("\r\x1b[K", end="")
+
+
+def _verify(remote: Remote, part: Path) -> None:
+    if remote.md5 is not None:
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found == remote.md5:
+            return
+        problem = f"its MD5 is {found}, expected {remote.md5}"
+    else:
+        try:
+            with zipfile.ZipFile(part) as archive:
+                broken = archive.testzip()
+        except zipfile.BadZipFile as error:
+            broken = str(error)
+        if broken is None:
+            return
+        problem = f"the archive is damaged: {broken}"
+    part.unlink()
+    raise DataError(
+        f"{remote.url}: what came is not the file ({problem}); it was deleted, run `make data` again"
+    )
+
+
+def _broke_off(remote: Remote, part: Path, error: Exception) -> str:
+    have = part.stat().st_size if part.exists() else 0
+    kept = f"; the {have:,} bytes that came are kept, `make data` goes on from there" if have else ""
+    reason = getattr(error, "reason", None) or error
+    return (
+        f"{remote.url}: cannot be fetched: {reason}{kept}; without internet, copy the file to {part.parent}"
+    )

@@ -1,0 +1,184 @@
+"""Where a packed data set lies and what it is: identities, paths, wholeness. Torch- and numpy-free.
+
+Planning asks these questions, so they are answered from metadata: the CRCs in a zip's directory, sizes
+of files. Digests that need the content of a folder or tar are kept until a file there changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.labels import label_members
+from pipeline.data.sources import Source, list_images, open_source
+from pipeline.errors import DataError, PipelineError
+from pipeline.files import sha256_file, write_json
+from pipeline.identity import canonical, digest
+from pipeline.spec import DataSpec, LabelsSpec, ListSplit
+
+PACK_VERSION = 1  # raise it when equal sources would be packed into other pixels or labels
+SPLIT_VERSION = 1
+DATASET, IMAGES, LABELS, INDEX, REPORT = (
+    "dataset.json",
+    "images-{:03d}.npy",
+    "labels.npy",
+    "index.csv",
+    "wrangle_report.json",
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the images and labels of one packed set come from: `data` itself, or `data.test`."""
+
+    source: Path
+    images: str
+    image_list: str | None
+    labels: LabelsSpec | None
+    labels_source: Path | None
+
+    @classmethod
+    def of(cls, data: DataSpec, *, test: bool = False) -> Origin:
+        """Of the training and validation images, or of the separate test images."""
+        part = data.test if test else data
+        assert part is not None
+        labels_source = None
+        if part.labels is not None:
+            labels_source = Path(part.labels.source or part.source)
+        return cls(Path(part.source), part.images, part.image_list, part.labels, labels_source)
+
+
+@dataclass(frozen=True)
+class PackedIdentity:
+    """A readable name of a packed set, and the digest of all its content depends on."""
+
+    slug: str
+    digest: str
+
+
+def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> PackedIdentity:
+    """The identity of the packed set a spec asks for: content and settings, never paths.
+
+    Raises DataError where a source is missing or damaged. `cache` is a folder for digests.
+    """
+    origin = Origin.of(data, test=test)
+    with contextlib.ExitStack() as stack:
+        sources = {path: open_source(path) for path in {origin.source, origin.labels_source or origin.source}}
+        for source in sources.values():
+            stack.callback(source.close)
+        settings = {
+            "version": PACK_VERSION,
+            "images": origin.images,
+            "image_list": sha256_list(origin.image_list),
+            "labels": _settings(origin.labels),
+            "size_px": data.size_px,
+            "resize": data.resize,
+        }
+        seen = [[str(path.resolve()), source.fingerprint()] for path, source in sources.items()]
+
+        def compute() -> str:
+            source = sources[origin.source]
+            images, _ = list_images(source, origin.images, origin.image_list)
+            content = [[image.id, image.name, *_checksum(source, image.member)] for image in images]
+            labels: list[Any] = []
+            if origin.labels is not None and origin.labels_source is not None:
+                source = sources[origin.labels_source]
+                members = label_members(source, origin.labels)
+                labels = [[member.rsplit("/", 1)[-1], *_checksum(source, member)] for member in members]
+            # the name pattern decides which files are images; which they are is in the content
+            return digest([{**settings, "images": None}, content, labels])
+
+        value = _remembered(cache, digest([settings, seen]), compute)
+    return PackedIdentity(f"{_slug(origin.source)}-{data.size_px}px", value)
+
+
+def packed_path(data_root: Path, identity: PackedIdentity) -> Path:
+    """`data/packed/<slug>-<hash8>`; a set of equal content packed under another slug is used as it is."""
+    folder = data_root / "packed"
+    path = folder / f"{identity.slug}-{identity.digest[:8]}"
+    if not path.exists():
+        for other in sorted(folder.glob(f"*-{identity.digest[:8]}")):
+            if is_whole(other, identity.digest):
+                return other
+    return path
+
+
+def is_whole(packed_dir: Path, expected_digest: str) -> bool:
+    """True when every file of the set is there in its full size and the set is the wanted one."""
+    dataset = read_dataset(packed_dir)
+    if dataset is None or dataset["digest"] != expected_digest:
+        return False
+    with contextlib.suppress(OSError):
+        return all((packed_dir / n).stat().st_size == f["bytes"] for n, f in dataset["files"].items())
+    return False
+
+
+def read_dataset(packed_dir: Path) -> dict[str, Any] | None:
+    """`dataset.json`, None where it is missing or unreadable."""
+    try:
+        dataset = json.loads((packed_dir / DATASET).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return dataset if isinstance(dataset, dict) and dataset.get("version") == PACK_VERSION else None
+
+
+def split_identity(data: DataSpec) -> str:
+    """Digest of how the images are divided: the method, the lists' content, the unlabelled images."""
+    split: dict[str, Any] = canonical(data.split)
+    if isinstance(data.split, ListSplit):
+        for name in ("train", "validation", "test"):
+            split[name] = sha256_list(getattr(data.split, name))
+    return digest([SPLIT_VERSION, split, canonical(data.unlabelled)])
+
+
+def split_path(packed_dir: Path, data: DataSpec) -> Path:
+    """Where the rows of each split are stored."""
+    return packed_dir / f"split-{data.split.method}-{split_identity(data)[:8]}.json"
+
+
+def sha256_list(path: str | None) -> str | None:
+    """Digest of a list file; a DataError where it cannot be read."""
+    try:
+        return None if path is None else sha256_file(Path(path))
+    except OSError as error:
+        raise DataError(f"{path}: the list cannot be read: {error.strerror}; correct its path") from error
+
+
+def _settings(labels: LabelsSpec | None) -> dict[str, Any] | None:
+    if labels is None:
+        return None
+    return {
+        name: value for name, value in canonical(labels).items() if name not in ("source", "file", "files")
+    }
+
+
+def _checksum(source: Source, member: str) -> tuple[int, int]:
+    try:
+        return source.checksum(member)
+    except (OSError, EOFError):
+        return -1, -1  # unreadable: wrangle will say so and set it aside
+
+
+def _remembered(cache: Path, key: str, compute: Callable[[], str]) -> str:
+    path = cache / f"{key[:32]}.json"
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = None
+    if isinstance(known, dict) and known.get("key") == key:
+        return str(known["digest"])
+    value = compute()
+    with contextlib.suppress(PipelineError):  # a cache one may not write to only costs time
+        write_json(path, {"key": key, "digest": value})
+    return value
+
+
+def _slug(source: Path) -> str:
+    return (
+        re.sub(r"[^A-Za-z0-9._]+", "-", source.stem if source.suffix else source.name).strip("-.") or "data"
+    )

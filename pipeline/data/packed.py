@@ -1,0 +1,86 @@
+"""The packed set: pixels as a few large `.npy` files, labels, an index, and `dataset.json` with their digests."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.layout import INDEX, LABELS, read_dataset
+from pipeline.errors import DataError
+from pipeline.files import sha256_file
+
+# N images, H W pixels, C channels, K labels
+
+
+@dataclass(frozen=True)
+class PackedSet:
+    """A packed set opened for reading; its pixels stay on disk (memory-mapped) until they are asked for."""
+
+    path: Path
+    digest: str
+    size_px: int
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    pixel_digests: tuple[str, ...]
+    labels: tuple[str, ...]
+    labels_NK: npt.NDArray[np.uint8]
+    shards: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> PackedSet:
+        """Open the set at `path`; a DataError names the file that is missing or damaged.
+
+        `verify` compares every byte with its digest, which also brings the pixels into the page cache.
+        """
+        remedy = f"delete {path} and run `make wrangle` again"
+        dataset = read_dataset(path)
+        if dataset is None:
+            raise DataError(f"{path}: is no packed data set of this version; {remedy}")
+        for name, expected in dataset["files"].items():
+            file = path / name
+            try:
+                whole = file.stat().st_size == expected["bytes"]
+                whole = whole and (not verify or sha256_file(file) == expected["sha256"])
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read: {error.strerror}; {remedy}") from error
+            if not whole:
+                raise DataError(f"{file}: is damaged (it differs from its digest in dataset.json); {remedy}")
+        with (path / INDEX).open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        return cls(
+            path=path,
+            digest=dataset["digest"],
+            size_px=dataset["size_px"],
+            ids=tuple(row["id"] for row in rows),
+            names=tuple(row["name"] for row in rows),
+            pixel_digests=tuple(row["pixels"] for row in rows),
+            labels=tuple(dataset["labels"]),
+            labels_NK=np.load(path / LABELS),
+            shards=tuple(dataset["shards"]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def gather(self, rows: npt.NDArray[np.int64] | Sequence[int]) -> npt.NDArray[np.uint8]:
+        """Pixels of `rows`, in their order: (len(rows), H, W, 3) uint8, a copy."""
+        rows = np.asarray(rows, np.int64)
+        out = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
+        first = 0
+        for images_NHWC in self._images:
+            inside = (rows >= first) & (rows < first + len(images_NHWC))
+            if inside.any():
+                out[inside] = images_NHWC[rows[inside] - first]
+            first += len(images_NHWC)
+        return out
+
+    @cached_property
+    def _images(self) -> list[Any]:
+        return [np.load(self.path / name, mmap_mode="r") for name in self.shards]

@@ -1,0 +1,151 @@
+"""Multi-label metrics as pure functions of scores, decisions and targets. Torch-free.
+
+Conventions where a ratio is 0 / 0:
+- precision, recall and F1 of a label that is neither predicted nor true are 0, as in scikit-learn; a
+  label absent from a split therefore lowers the macro averages (`absent_labels` names them);
+- average precision of an absent label is undefined and left out of `map_macro`;
+- the F1 of an image with neither true nor predicted labels is 0 in `f1_samples_empty0` (scikit-learn's
+  choice) and 1 in `f1_samples_empty1`: where half of the images are blank, the two differ a lot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.spec import MetricName
+
+# N images, K labels
+Scores = npt.NDArray[np.float32]
+Decisions = npt.NDArray[np.uint8]
+METRICS: tuple[str, ...] = get_args(MetricName)
+_EPS = 1e-12  # the original work's
+
+
+def all_metrics(scores_NK: Scores, decisions_NK: Decisions, targets_NK: Decisions) -> dict[str, float]:
+    """Every metric of `METRICS` by name; scores in [0, 1], decisions and targets 0 or 1, all (N, K)."""
+    decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
+    hit = decided & true
+    label = _Counts(hit.sum(0), decided.sum(0), true.sum(0))
+    image = _Counts(hit.sum(1), decided.sum(1), true.sum(1))
+    both = _Counts(hit.sum(), decided.sum(), true.sum())
+    support_K = true.sum(0)
+    empty_N = (image.decided + image.true) == 0
+    ap_K = average_precision(scores_NK, targets_NK)
+    present_K = support_K > 0
+    values: dict[str, Any] = {}
+    for name in ("f1", "precision", "recall"):
+        per_label = getattr(label, name)
+        values[f"{name}_micro"] = getattr(both, name)
+        values[f"{name}_macro"] = per_label.mean()
+        values[f"{name}_weighted"] = _ratio((per_label * support_K).sum(), support_K.sum())
+        if name != "f1":
+            values[f"{name}_samples"] = getattr(image, name).mean()
+    agree = decided == true
+    values |= {
+        "f1_samples_empty0": image.f1.mean(),
+        "f1_samples_empty1": np.where(empty_N, 1.0, image.f1).mean(),
+        "map_macro": ap_K[present_K].mean() if present_K.any() else 0.0,
+        "map_micro": average_precision(scores_NK.reshape(-1, 1), targets_NK.reshape(-1, 1))[0],
+        "label_accuracy": agree.mean(),
+        "exact_match": agree.all(axis=1).mean(),
+        "hamming_loss": 1 - agree.mean(),
+        "f1_soft_samples": f1_soft_samples(scores_NK, targets_NK),
+        "f1_weighted_both_classes": f1_weighted_both_classes(decided, true),
+    }
+    return {name: float(np.nan_to_num(values[name])) for name in METRICS}
+
+
+def average_precision(scores_NK: Scores, targets_NK: Decisions) -> npt.NDArray[np.float64]:
+    """Per label, the mean of the precision at each true image, equal scores taken together: (K,), NaN if absent."""
+    result_K = np.full(targets_NK.shape[1], np.nan)
+    for k, (scores_N, targets_N) in enumerate(zip(scores_NK.T, targets_NK.T, strict=True)):
+        positives = targets_N.sum(dtype=np.int64)
+        if positives == 0:
+            continue
+        order = np.argsort(-scores_N, kind="stable")
+        last_of_tie = np.append(np.diff(scores_N[order]) != 0, True)
+        hits = np.cumsum(targets_N[order], dtype=np.int64)[last_of_tie]
+        precision = hits / (np.flatnonzero(last_of_tie) + 1)
+        result_K[k] = (np.diff(hits, prepend=0) * precision).sum() / positives
+    return result_K
+
+
+def f1_soft_samples(scores_NK: Scores, targets_NK: Decisions) -> float:
+    """The original work's "soft F1": F1 of scores instead of decisions, per image, averaged."""
+    scores_NK = scores_NK.astype(np.float64)
+    hits_N = (scores_NK * targets_NK).sum(1)
+    precision_N = hits_N / (scores_NK.sum(1) + _EPS)
+    recall_N = hits_N / (targets_NK.sum(1) + _EPS)
+    return float((2 * precision_N * recall_N / (precision_N + recall_N + _EPS)).mean())
+
+
+def f1_weighted_both_classes(decided_NK: npt.NDArray[np.bool_], true_NK: npt.NDArray[np.bool_]) -> float:
+    """The original work's "weighted F1": per image, F1 of the ones and of the zeros, weighted by their numbers.
+
+    The zeros are most of every image, so guessing nothing at all scores high.
+    """
+    ones = _Counts((decided_NK & true_NK).sum(1), decided_NK.sum(1), true_NK.sum(1))
+    zeros = _Counts((~decided_NK & ~true_NK).sum(1), (~decided_NK).sum(1), (~true_NK).sum(1))
+    weighted_N = (ones.f1 * ones.true + zeros.f1 * zeros.true) / true_NK.shape[1]
+    return float(weighted_N.mean())
+
+
+def per_label(
+    labels: Sequence[str],
+    scores_NK: Scores,
+    decisions_NK: Decisions,
+    targets_NK: Decisions,
+    thresholds_K: npt.NDArray[np.float32],
+) -> list[dict[str, Any]]:
+    """A row per label: support, predicted, precision, recall, f1, ap (None if absent), threshold."""
+    decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
+    counts = _Counts((decided & true).sum(0), decided.sum(0), true.sum(0))
+    ap_K = average_precision(scores_NK, targets_NK)
+    return [
+        {
+            "label": label,
+            "support": int(counts.true[k]),
+            "predicted": int(counts.decided[k]),
+            "precision": float(counts.precision[k]),
+            "recall": float(counts.recall[k]),
+            "f1": float(counts.f1[k]),
+            "ap": None if np.isnan(ap_K[k]) else float(ap_K[k]),
+            "threshold": float(thresholds_K[k]),
+        }
+        for k, label in enumerate(labels)
+    ]
+
+
+def absent_labels(labels: Sequence[str], targets_NK: Decisions) -> list[str]:
+    """Labels without a single true image."""
+    return [label for label, count in zip(labels, targets_NK.sum(axis=0), strict=True) if count == 0]
+
+
+class _Counts:
+    """Hits, decided and true positives, of any shape, and their ratios (0 / 0 = 0)."""
+
+    def __init__(self, hits: Any, decided: Any, true: Any) -> None:
+        self.hits, self.decided, self.true = (np.asarray(a, np.float64) for a in (hits, decided, true))
+
+    @property
+    def precision(self) -> npt.NDArray[np.float64]:
+        return _ratio(self.hits, self.decided)
+
+    @property
+    def recall(self) -> npt.NDArray[np.float64]:
+        return _ratio(self.hits, self.true)
+
+    @property
+    def f1(self) -> npt.NDArray[np.float64]:
+        return _ratio(2 * self.hits, self.decided + self.true)
+
+
+def _ratio(above: Any, below: Any) -> npt.NDArray[np.float64]:
+    above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    ratio = np.zeros(np.broadcast_shapes(above.shape, below.shape))
+    np.divide(above, below, out=ratio, where=below != 0)
+    return ratio
