@@ -58,7 +58,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> bool:
 
                 if learner.step % _LOG_EVERY == 0:
                     learner.mean_loss()  # raises once it is not finite
-                    values = {"train/loss_step": float(loss), "train/lr_step": rate}
+                    values = {"train/loss_step": float(loss.detach()), "train/lr_step": rate}
                     learner.tracker.log(learner.step, epoch, values)
             images_seen += len(targets_BK)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.error import URLError
 
 from pipeline.errors import CheckpointError, SpecError
-from pipeline.model_names import CNNS
 from pipeline.spec import ModelSpec
 
 
@@ -43,10 +42,6 @@ def fetch_weights(model: ModelSpec, folder: Path) -> Path | None:
 
 
 def _url(model: ModelSpec) -> str:
-    if model.name in CNNS:
-        raise SpecError(
-            f"train.model.weights: {model.name} has no published weights; write none, or the path of a file"
-        )
     from torchvision.models import get_model_weights
 
     known = get_model_weights(model.name)

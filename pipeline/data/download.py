@@ -114,7 +114,7 @@ def _continue(remote: Remote, part: Path) -> None:
 
 def _copy(answer: http.client.HTTPResponse, file: object, name: str, have: int, total: int) -> None:
     live, shown = sys.stdout.isatty(), 0.0
-    while block := answer.read(_BLOCK):
+    while block := answer.read1(_BLOCK):  # what has come; read() would lose it when the rest never does
         file.write(block)  # type: ignore[attr-defined]
         have += len(block)
         now = time.monotonic()
@@ -151,7 +151,7 @@ def _verify(remote: Remote, part: Path) -> None:
 def _broke_off(remote: Remote, part: Path, error: Exception) -> str:
     have = part.stat().st_size if part.exists() else 0
     kept = f"; the {have:,} bytes that came are kept, `make data` goes on from there" if have else ""
-    reason = getattr(error, "reason", None) or error
+    reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
     return (
         f"{remote.url}: cannot be fetched: {reason}{kept}; without internet, copy the file to {part.parent}"
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from pipeline.files import sha256_file
 
 @dataclass(frozen=True)
 class PackedSet:
-    """A packed set opened for reading; its pixels stay on disk (memory-mapped) until they are asked for."""
+    """A packed set opened for reading; its pixels stay on disk until they are asked for."""
 
     path: Path
     digest: str
@@ -70,17 +71,36 @@ class PackedSet:
         return len(self.ids)
 
     def gather(self, rows: npt.NDArray[np.int64] | Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Pixels of `rows`, in their order: (len(rows), H, W, 3) uint8, a copy."""
+        """Pixels of `rows`, in their order: (len(rows), H, W, 3) uint8, a copy.
+
+        They are read, not memory-mapped: a mapping would count as this process's memory, and a file cut
+        short under it would kill the process instead of raising this DataError.
+        """
         rows = np.asarray(rows, np.int64)
-        out = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
-        first = 0
-        for images_NHWC in self._images:
-            inside = (rows >= first) & (rows < first + len(images_NHWC))
-            if inside.any():
-                out[inside] = images_NHWC[rows[inside] - first]
-            first += len(images_NHWC)
-        return out
+        out_NHWC = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
+        row_bytes = 3 * self.size_px**2
+        shard_N = np.searchsorted(self._files.last_rows, rows, side="left")
+        for pixels_HWC, row, shard in zip(out_NHWC, rows.tolist(), shard_N.tolist(), strict=True):
+            first = self._files.last_rows[shard - 1] + 1 if shard else 0
+            offset = self._files.data_offset + (row - first) * row_bytes
+            if os.preadv(self._files.descriptors[shard], [pixels_HWC.data], offset) != row_bytes:
+                raise DataError(
+                    f"{self.path / self.shards[shard]}: ended early; was it changed while in use?"
+                )
+        return out_NHWC
 
     @cached_property
-    def _images(self) -> list[Any]:
-        return [np.load(self.path / name, mmap_mode="r") for name in self.shards]
+    def _files(self) -> _Shards:
+        return _Shards([self.path / name for name in self.shards])
+
+
+class _Shards:
+    """The open pixel files: the last row in each, and where the pixels start (the same in all)."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        mapped = [np.load(path, mmap_mode="r") for path in paths]
+        self.last_rows = (np.cumsum([len(images_NHWC) for images_NHWC in mapped]) - 1).tolist()
+        self.data_offset = int(mapped[0].offset)
+        self.descriptors = [os.open(path, os.O_RDONLY) for path in paths]
+        for descriptor in self.descriptors:
+            weakref.finalize(self, os.close, descriptor)

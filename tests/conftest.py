@@ -1,0 +1,89 @@
+"""What several tests need: small real images, a small drawn set packed once, the shared real data."""
+
+import io
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the tests run the checkout, installed or not
+
+from pipeline.data.drawn import draw  # noqa: E402
+from pipeline.data.layout import split_path  # noqa: E402
+from pipeline.data.packed import PackedSet  # noqa: E402
+from pipeline.data.splits import make_split, write_split  # noqa: E402
+from pipeline.data.wrangle import wrangle  # noqa: E402
+from pipeline.spec import DataSpec  # noqa: E402
+
+
+def jpeg(seed=0, size=(40, 30), mode="RGB", **options):
+    """A real JPEG of smooth colours, different for every seed."""
+    rng = np.random.default_rng(seed)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    small = rng.integers(0, 255, (4, 4, bands), np.uint8)
+    picture = Image.fromarray(small.squeeze(), mode).resize(size, Image.Resampling.BICUBIC)
+    return encoded(picture, "JPEG", quality=92, **options)
+
+
+def encoded(picture, kind, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_zip(path, files):
+    """A zip of name -> bytes or text."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, body in files.items():
+            archive.writestr(name, body)
+    return path
+
+
+def data_spec(source, **settings):
+    return DataSpec.model_validate({"source": str(source), **settings})
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """12 photographs with two labels, in a zip: dog on 1-6, tree on 4-9, 10-12 blank."""
+    files = {f"images/im{i}.jpg": jpeg(i) for i in range(1, 13)}
+    files["annotations/dog.txt"] = "".join(f"{i}\n" for i in (3, 1, 2, 6, 5, 4))
+    files["annotations/tree.txt"] = "".join(f"{i}\n" for i in range(4, 10))
+    return write_zip(tmp_path / "photos.zip", files)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real images, where this machine has it."""
+    folder = os.environ.get("LABELGRID_SHARED")
+    if not folder:
+        pytest.skip("LABELGRID_SHARED is not set: the real images are not here")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def drawn_zip(tmp_path_factory):
+    """A small drawn set: 240 training pictures of 32 px, 40 test pictures."""
+    return draw(tmp_path_factory.mktemp("drawn"), images=240, test_images=40, size_px=32)
+
+
+@pytest.fixture(scope="session")
+def drawn(drawn_zip, tmp_path_factory):
+    """The drawn set packed and split: (data spec, packed folder, split file)."""
+    data = data_spec(drawn_zip.train, images="images/im{id}.jpg", size_px=32)
+    folder = wrangle(data, tmp_path_factory.mktemp("data"), workers=1)
+    packed = PackedSet.open(folder)
+    write_split(split_path(folder, data), make_split(data, packed), packed)
+    return data, folder, split_path(folder, data)
+
+
+@pytest.fixture
+def cluster_free(monkeypatch):
+    """Settings of the outside do not reach the test."""
+    for name in ("LABELGRID_CLUSTER", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,186 @@
+"""Who is trained on and who is held out."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.layout import split_identity
+from pipeline.data.packed import PackedSet
+from pipeline.data.splits import make_split, read_split, stratify, write_split
+from pipeline.errors import DataError
+from tests.conftest import data_spec
+
+
+def packed_of(labels_NK, pixels=None, first_id=1):
+    """What make_split looks at, without pixels on disk."""
+    images = len(labels_NK)
+    ids = tuple(str(first_id + i) for i in range(images))
+    return PackedSet(
+        path="data/packed/x",
+        digest="d",
+        size_px=8,
+        ids=ids,
+        names=tuple(f"im{i}.jpg" for i in ids),
+        pixel_digests=tuple(pixels or ids),
+        labels=tuple(f"label{k}" for k in range(labels_NK.shape[1])),
+        labels_NK=labels_NK.astype(np.uint8),
+        shards=(),
+    )
+
+
+def labels(images, blank_every=2):
+    labels_NK = np.zeros((images, 3), np.uint8)
+    labels_NK[np.arange(images) % blank_every > 0, 0] = 1
+    labels_NK[::7, 1] = 1
+    return labels_NK
+
+
+def split(packed, method, **rest):
+    return make_split(data_spec("x.zip", split=method, **rest), packed)
+
+
+def test_ordered_takes_the_first_for_training_and_the_last_for_test():
+    result = split(packed_of(labels(20)), {"method": "ordered", "validation": 0.25, "test": 0.1})
+    assert result.train.tolist() == list(range(13))
+    assert result.validation.tolist() == list(range(13, 18))
+    assert result.test.tolist() == [18, 19]
+
+
+@pytest.mark.parametrize("method", ["random", "stratified"])
+def test_drawn_splits_are_disjoint_complete_seeded_and_stable(method):
+    packed = packed_of(labels(101))
+    spec = {"method": method, "validation": 0.2, "test": 0.1, "seed": 3}
+    first, again = split(packed, spec), split(packed, spec)
+    parts = [first.train, first.validation, first.test]
+    assert sorted(np.concatenate(parts)) == list(range(101))
+    assert [len(part) for part in parts[1:]] == pytest.approx([20, 10], abs=1)
+    assert all(
+        (a == b).all() for a, b in zip(parts, (again.train, again.validation, again.test), strict=True)
+    )
+    assert (split(packed, spec | {"seed": 4}).train.tolist()) != first.train.tolist()
+    assert all((np.diff(part) > 0).all() for part in parts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(60, 300))
+def test_stratified_gives_every_part_its_share_of_every_label(seed, images):
+    rng = np.random.default_rng(seed)
+    labels_NK = (rng.random((images, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.02]).astype(np.uint8)
+    part_N = stratify(labels_NK, (0.7, 0.2, 0.1), rng)
+    assert set(part_N) <= {0, 1, 2}
+    for share, part in zip((0.7, 0.2, 0.1), range(3), strict=True):
+        inside = part_N == part
+        assert abs(inside.sum() - share * images) <= 0.05 * images + 2
+        wanted = share * labels_NK.sum(axis=0)
+        assert (abs(labels_NK[inside].sum(axis=0) - wanted) <= 0.08 * labels_NK.sum(axis=0) + 2).all()
+
+
+def test_stratified_spreads_a_rare_label_better_than_chance():
+    labels_NK = np.zeros((1000, 2), np.uint8)
+    labels_NK[:5, 1] = 1
+    labels_NK[5:500, 0] = 1
+    part_N = stratify(labels_NK, (0.8, 0.2, 0.0), np.random.default_rng(0))
+    assert (part_N[:5] == 1).sum() == 1
+    assert (part_N[500:] == 1).sum() == 100
+
+
+def test_ranges_and_lists_take_ids(tmp_path):
+    packed = packed_of(labels(10), first_id=100)
+    ranges = split(packed, {"method": "ranges", "train": "100-103,106-107", "validation": "104-105"})
+    assert ranges.train.tolist() == [0, 1, 2, 3, 6, 7]
+    assert ranges.validation.tolist() == [4, 5]
+    assert ranges.left_out["in no split"] == ["im108.jpg", "im109.jpg"]
+    (tmp_path / "t.txt").write_text("102\nim100.jpg\n")
+    (tmp_path / "v.txt").write_text("101\n")
+    lists = {"method": "lists", "train": str(tmp_path / "t.txt"), "validation": str(tmp_path / "v.txt")}
+    assert split(packed, lists).train.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "error"),
+    [
+        ("1-5", "5-9", r"1 images are in train and in validation, e.g. id 5"),
+        ("1-5", "50-60", r"no image is left for validation of 10; correct data.split"),
+    ],
+)
+def test_bad_ranges(train, validation, error):
+    with pytest.raises(DataError, match=error):
+        split(packed_of(labels(10)), {"method": "ranges", "train": train, "validation": validation})
+
+
+def test_ranges_need_numbers():
+    packed = packed_of(labels(3))
+    words = PackedSet(**{**packed.__dict__, "ids": ("a", "b", "c")})
+    with pytest.raises(DataError, match="the id 'a' is no number"):
+        split(words, {"method": "ranges", "train": "1-2", "validation": "3-3"})
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "error"),
+    [
+        ("1\n2\n", "2\n", r"2 is in the list of data.split.train too"),
+        ("1\n77\n", "2\n", r"1 of 2 entries name no"),
+    ],
+)
+def test_bad_lists(tmp_path, train, validation, error):
+    (tmp_path / "t.txt").write_text(train)
+    (tmp_path / "v.txt").write_text(validation)
+    lists = {"method": "lists", "train": str(tmp_path / "t.txt"), "validation": str(tmp_path / "v.txt")}
+    with pytest.raises(DataError, match=error):
+        split(packed_of(labels(10)), lists)
+
+
+def test_the_training_copy_of_a_held_out_image_goes():
+    pixels = [str(i) for i in range(10)]
+    pixels[2] = pixels[9]
+    result = split(packed_of(labels(10), pixels), {"method": "ordered", "validation": 0.2})
+    assert 2 not in result.train
+    assert 9 in result.validation
+    assert result.left_out == {"copies in training of validation or test images": ["im3.jpg"]}
+
+
+@pytest.mark.parametrize(("policy", "blanks"), [("keep", 40), ("drop", 0), (0.25, 10)])
+def test_unlabelled_training_images_are_kept_dropped_or_thinned(policy, blanks):
+    packed = packed_of(labels(100, blank_every=2) * [1, 0, 1])
+    result = split(packed, {"method": "ordered", "validation": 0.2}, unlabelled={"train": policy})
+    blank_N = packed.labels_NK.sum(axis=1) == 0
+    assert blank_N[result.train].sum() == blanks
+    assert (~blank_N)[result.train].sum() == 40
+    assert blank_N[result.validation].sum() == 10
+
+
+def test_unlabelled_validation_images_can_be_dropped():
+    packed = packed_of(labels(100) * [1, 0, 0])
+    result = split(packed, {"method": "ordered", "validation": 0.2}, unlabelled={"validation": "drop"})
+    assert len(result.validation) == 10
+
+
+def test_a_split_reads_back_as_it_was_written(tmp_path):
+    packed = packed_of(labels(20))
+    result = split(packed, {"method": "ordered", "validation": 0.25, "test": 0.1})
+    write_split(tmp_path / "split.json", result, packed)
+    again = read_split(tmp_path / "split.json")
+    assert again.train.tolist() == result.train.tolist()
+    assert again.test.tolist() == result.test.tolist()
+
+
+def test_a_damaged_split_file_is_named(tmp_path):
+    (tmp_path / "split.json").write_text("{")
+    with pytest.raises(DataError, match=r"split.json: the split cannot be read"):
+        read_split(tmp_path / "split.json")
+
+
+def test_the_identity_of_a_split_is_what_its_lists_hold_not_where_they_are(tmp_path):
+    for folder, ids in (("a", "1\n"), ("b", "1\n"), ("c", "2\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.txt").write_text(ids)
+    (tmp_path / "v.txt").write_text("3\n")
+
+    def identity(folder):
+        lists = SimpleNamespace(train=str(tmp_path / folder / "t.txt"), validation=str(tmp_path / "v.txt"))
+        return split_identity(data_spec("x.zip", split={"method": "lists", **vars(lists)}))
+
+    assert identity("a") == identity("b") != identity("c")

@@ -1,0 +1,264 @@
+"""From images and labels to a packed set: whole or not at all, with what was wrong in the report."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from pipeline.data.decoding import decode
+from pipeline.data.layout import is_whole, packed_identity, packed_path
+from pipeline.data.packed import PackedSet
+from pipeline.data.wrangle import wrangle
+from pipeline.errors import DataError, PipelineError
+from tests.conftest import ROOT, data_spec, jpeg, write_zip
+
+
+def pack(source, root, **settings):
+    data = data_spec(source, **({"images": "images/im{id}.jpg", "size_px": 16} | settings))
+    return wrangle(data, root / "data", workers=1)
+
+
+def report_of(folder):
+    return json.loads((folder / "wrangle_report.json").read_text())
+
+
+def photos_with(photos, tmp_path, **files):
+    """The photos, some files replaced or added (None: left out)."""
+    with zipfile.ZipFile(photos) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    contents |= {name.replace("__", "/"): body for name, body in files.items()}
+    return write_zip(
+        tmp_path / "changed.zip", {name: body for name, body in contents.items() if body is not None}
+    )
+
+
+def test_pixels_labels_and_index_line_up(photos, tmp_path):
+    packed = PackedSet.open(pack(photos, tmp_path))
+    assert packed.ids == tuple(str(i) for i in range(1, 13))
+    assert packed.names[9] == "im10.jpg"
+    assert packed.labels == ("dog", "tree")
+    assert packed.labels_NK[:, 0].tolist() == [1] * 6 + [0] * 6
+    assert packed.labels_NK[:, 1].tolist() == [0] * 3 + [1] * 6 + [0] * 3
+    pixels_NHWC = packed.gather(np.array([11, 0]))
+    np.testing.assert_array_equal(pixels_NHWC[0], decode(jpeg(12), 16, "squash"))
+    np.testing.assert_array_equal(pixels_NHWC[1], decode(jpeg(1), 16, "squash"))
+
+
+def test_a_set_of_several_shards_reads_like_one(photos, tmp_path, monkeypatch):
+    whole = PackedSet.open(pack(photos, tmp_path / "one"))
+    monkeypatch.setattr("pipeline.data.wrangle._SHARD_BYTES", 5 * 3 * 16 * 16)
+    parts = PackedSet.open(pack(photos, tmp_path / "many"))
+    assert len(parts.shards) == 3
+    rows = np.array([11, 0, 5, 4, 4])
+    np.testing.assert_array_equal(parts.gather(rows), whole.gather(rows))
+
+
+def test_a_folder_and_a_zip_of_the_same_images_are_the_same_set(photos, tmp_path):
+    with zipfile.ZipFile(photos) as archive:
+        archive.extractall(tmp_path / "folder")
+    cache = tmp_path / "cache"
+    settings = {"images": "images/im{id}.jpg", "size_px": 16}
+    from_zip = packed_identity(data_spec(photos, **settings), cache)
+    from_folder = packed_identity(data_spec(tmp_path / "folder", **settings), cache)
+    assert from_zip.digest == from_folder.digest
+
+
+def test_what_changes_pixels_or_labels_changes_the_identity(photos, tmp_path):
+    def identity(source, **settings):
+        return packed_identity(
+            data_spec(source, **({"images": "images/im{id}.jpg"} | settings)), tmp_path / "c"
+        ).digest
+
+    base = identity(photos)
+    (tmp_path / "some.txt").write_text("1\n2\n3\n4\n")
+    changed = [
+        identity(photos, size_px=64),
+        identity(photos, resize="crop"),
+        identity(photos, image_list=str(tmp_path / "some.txt")),
+        identity(photos, images="{id}.jpg"),
+        identity(photos_with(photos, tmp_path, **{"images__im1.jpg": jpeg(99)})),
+        identity(photos_with(photos, tmp_path, **{"annotations__dog.txt": None})),
+        identity(photos_with(photos, tmp_path, **{"annotations__dog.txt": "1\n"})),
+    ]
+    assert len({base, *changed}) == 8
+    same = [identity(photos, split={"method": "random"}), identity(photos, max_bad_share=0.5)]
+    assert set(same) == {base}
+
+
+def test_a_second_wrangle_does_nothing_and_a_damaged_set_is_made_anew(photos, tmp_path):
+    folder = pack(photos, tmp_path)
+    before = (folder / "dataset.json").stat().st_mtime_ns
+    assert pack(photos, tmp_path) == folder
+    assert (folder / "dataset.json").stat().st_mtime_ns == before
+    with (folder / "images-000.npy").open("r+b") as file:
+        file.truncate(300)
+    pack(photos, tmp_path)
+    PackedSet.open(folder)
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["images-000.npy", "labels.npy", "index.csv", "wrangle_report.json"])
+def test_a_flipped_bit_is_found_when_the_set_is_opened(photos, tmp_path, name):
+    folder = pack(photos, tmp_path)
+    body = bytearray((folder / name).read_bytes())
+    body[-1] ^= 1
+    (folder / name).write_bytes(body)
+    with pytest.raises(DataError, match=f"{name}: is damaged"):
+        PackedSet.open(folder)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_bad_images_are_set_aside_with_the_reason_and_the_rest_lines_up(photos, tmp_path):
+    bad = {"images__im2.jpg": jpeg(2)[:-100], "images__im5.jpg": "this is no picture", "images__im7.jpg": b""}
+    folder = pack(photos_with(photos, tmp_path, **bad), tmp_path, max_bad_share=0.3)
+    packed = PackedSet.open(folder)
+    assert packed.ids == ("1", "3", "4", "6", "8", "9", "10", "11", "12")
+    assert packed.labels_NK[:, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+    np.testing.assert_array_equal(packed.gather([4])[0], decode(jpeg(8), 16, "squash"))
+    report = report_of(folder)
+    assert report["quarantined"]["count"] == 3
+    reasons = " | ".join(report["quarantined"]["examples"])
+    assert "images/im2.jpg: " in reasons
+    assert "truncated" in reasons
+    assert "images/im5.jpg: is no image file that Pillow knows" in reasons
+    assert report["labels_of_unknown_images"]["count"] == 0
+
+
+def test_more_bad_images_than_allowed_stop_wrangle_and_nothing_is_left(photos, tmp_path):
+    source = photos_with(photos, tmp_path, **{"images__im2.jpg": jpeg(2)[:-100]})
+    with pytest.raises(
+        DataError, match=r"1 of 12 images cannot be decoded, more than data.max_bad_share 0.01 allows"
+    ):
+        pack(source, tmp_path)
+    assert list((tmp_path / "data" / "packed").iterdir()) == []
+
+
+def test_an_image_whose_bytes_do_not_match_the_archive_is_set_aside(photos, tmp_path):
+    body = bytearray(photos.read_bytes())
+    body[body.index(jpeg(3)) + 400] ^= 0xFF
+    photos.write_bytes(body)
+    report = report_of(pack(photos, tmp_path, max_bad_share=0.1))
+    assert report["quarantined"]["examples"] == ["images/im3.jpg: Bad CRC-32 for file 'images/im3.jpg'"]
+
+
+def test_labels_of_images_that_are_not_there(photos, tmp_path):
+    source = photos_with(photos, tmp_path, **{"annotations__dog.txt": "1\n2\n3\n4\n5\n77\n"})
+    with pytest.raises(DataError, match=r"(?s)1 of 12 labels are of images that are not there.*dog.txt: 77"):
+        pack(source, tmp_path)
+    report = report_of(pack(source, tmp_path, max_bad_share=0.1))
+    assert report["labels_of_unknown_images"]["by_label"] == {"dog": 1}
+
+
+def test_an_empty_label_file_is_refused(photos, tmp_path):
+    source = photos_with(photos, tmp_path, **{"annotations__cat.txt": "\n"})
+    with pytest.raises(DataError, match=r"annotations/cat.txt: no image bears the label 'cat'"):
+        pack(source, tmp_path)
+
+
+def test_images_without_a_row_in_the_csv_are_unknown_not_blank(photos, tmp_path):
+    rows = "".join(f"im{i}.jpg,{i % 2}\n" for i in range(1, 12))
+    source = photos_with(photos, tmp_path, **{"y.csv": "ids,odd\n" + rows})
+    labels = {"format": "onehot_csv", "file": "y.csv"}
+    with pytest.raises(DataError, match=r"1 of 12 images have no row in the label file"):
+        pack(source, tmp_path, labels=labels)
+    folder = pack(source, tmp_path, labels=labels, max_bad_share=0.1)
+    assert PackedSet.open(folder).ids == tuple(str(i) for i in range(1, 12))
+    assert report_of(folder)["without_label_row"]["examples"] == ["im12.jpg"]
+
+
+def test_a_list_takes_a_part_without_making_the_other_labels_unknown(photos, tmp_path):
+    (tmp_path / "some.txt").write_text("7\n2\n")
+    packed = PackedSet.open(pack(photos, tmp_path, image_list=str(tmp_path / "some.txt")))
+    assert packed.ids == ("7", "2")
+    assert packed.labels_NK.tolist() == [[0, 1], [1, 0]]
+
+
+def test_the_report_counts_labels_pairs_blanks_and_twins(photos, tmp_path):
+    source = photos_with(photos, tmp_path, **{"images__im12.jpg": jpeg(1)})
+    report = report_of(pack(source, tmp_path))
+    assert report["label_counts"] == {"dog": 6, "tree": 6}
+    assert report["co_occurrence"] == {"dog": [6, 3], "tree": [3, 6]}
+    assert report["blank_share"] == 0.25
+    assert report["exact_duplicates"] == {"groups": 1, "examples": [["im1.jpg", "im12.jpg"]]}
+
+
+def test_a_read_only_place_is_named_with_its_free_space(photos, tmp_path):
+    (tmp_path / "data").write_text("a file where the folder should be")
+    with pytest.raises(PipelineError, match=r"data/packed/photos-16px-\w+: cannot be written: .* GB free"):
+        pack(photos, tmp_path)
+
+
+_ON_FULL_DISK = """
+import os, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from pipeline.data.wrangle import wrangle
+from pipeline.errors import PipelineError
+from pipeline.spec import DataSpec
+disk = Path({disk!r})
+if __name__ == "__main__":
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=True)
+    data = DataSpec.model_validate({{"source": {source!r}, "images": "images/im{{id}}.jpg", "size_px": 128}})
+    try:
+        wrangle(data, disk, workers=1)
+    except PipelineError as error:
+        print(error)
+        print(sorted(str(path.relative_to(disk)) for path in disk.rglob("*") if "packed/" in str(path)))
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-mr", "true"], capture_output=True).returncode != 0,
+    reason="this system allows no mount of a small disk",
+)
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(photos, tmp_path):
+    (tmp_path / "disk").mkdir()
+    script = tmp_path / "run.py"
+    script.write_text(_ON_FULL_DISK.format(root=str(ROOT), disk=str(tmp_path / "disk"), source=str(photos)))
+    done = subprocess.run(
+        ["unshare", "-mr", sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        timeout=120,
+    )
+    lines = [line for line in done.stdout.splitlines() if "images/s" not in line]
+    assert "cannot be written: No space left on device (0.0 GB free)" in lines[0], done.stderr
+    assert lines[1] == "[]"
+
+
+def test_planning_digests_are_remembered_until_a_file_changes(photos, tmp_path, monkeypatch):
+    data = data_spec(photos, images="images/im{id}.jpg")
+    cache = tmp_path / "cache"
+    first = packed_identity(data, cache)
+    monkeypatch.setattr("pipeline.data.layout._checksum", lambda *_: pytest.fail("read again"))
+    assert packed_identity(data, cache) == first
+    os.utime(photos, ns=(1, 1))
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        packed_identity(data, cache)
+
+
+def test_a_set_packed_under_another_name_is_found(photos, tmp_path):
+    folder = pack(photos, tmp_path)
+    renamed = photos.rename(tmp_path / "other-name.zip")
+    identity = packed_identity(data_spec(renamed, images="images/im{id}.jpg", size_px=16), tmp_path / "c")
+    assert packed_path(tmp_path / "data", identity) == folder
+    assert is_whole(folder, identity.digest)
+
+
+def test_the_shared_photographs(shared, tmp_path):
+    """The real archive: 10,000 images, among them greyscale ones, and label counts as published."""
+    (tmp_path / "some.txt").write_text("".join(f"{i}\n" for i in range(1, 401)))
+    folder = pack(
+        shared / "data/mirflickr-10k.zip", tmp_path, size_px=32, image_list=str(tmp_path / "some.txt")
+    )
+    report = report_of(folder)
+    assert (report["packed"], report["quarantined"]["count"]) == (400, 0)
+    assert len(report["label_counts"]) == 14
+    assert 0.3 < report["blank_share"] < 0.6
