@@ -36,7 +36,7 @@ def atomic_write(path: Path, mode: str = "wb", *, keep_as: Path | None = None) -
         os.fsync(handle.fileno())
         handle.close()
         if keep_as is not None and path.exists():
-            path.replace(keep_as)
+            _keep(path, keep_as)
         temporary.replace(path)
         temporary = None
         _fsync_folder(path.parent)
@@ -48,6 +48,16 @@ def atomic_write(path: Path, mode: str = "wb", *, keep_as: Path | None = None) -
                 handle.close()
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _keep(path: Path, keep_as: Path) -> None:
+    spare = keep_as.with_name(f".{keep_as.name}.tmp")
+    try:
+        spare.unlink(missing_ok=True)
+        os.link(path, spare)  # a second name, so that `path` is never missing, not even for a moment
+        spare.replace(keep_as)
+    except OSError:
+        path.replace(keep_as)  # a file system without hard links
 
 
 def write_failed(path: Path, error: OSError) -> str:
