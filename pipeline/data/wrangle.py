@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +34,7 @@ from pipeline.data.layout import (
     packed_path,
 )
 from pipeline.data.sources import ImageRef, finder, list_images, open_source
+from pipeline.data.wrangle_report import Problems, build_report, refuse_if_bad, summary
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import atomic_write, sha256_file, umask, write_failed, write_json
 from pipeline.host import cores
@@ -42,7 +43,6 @@ from pipeline.spec import DataSpec
 # N images, K labels
 _CHUNK = 64  # images a task: large enough to hide its hand-over, small enough for even work
 _SHARD_BYTES = 4 << 30
-_SHOWN = 50  # examples of each kind of problem in the report
 
 
 def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int | None = None) -> Path:
@@ -80,8 +80,9 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
         labels_NK, unknown = to_multi_hot(table, len(images), finder(images))
         labels_NK = labels_NK[packed.good]
         unknown = [(label, reference) for label, reference in unknown if find_any(reference) is None]
-        report = _report(images, packed, unlisted, outside, unknown, table, labels_NK)
-        _refuse_if_bad(report, table, data, origin, test=test)
+        problems = Problems(packed.bad, unlisted, outside, unknown)
+        report = build_report([i.name for i in kept], packed.pixel_digests, problems, table, labels_NK)
+        refuse_if_bad(report, table, data, origin, test=test)
         packed.finish(kept, labels_NK)
         write_json(folder / REPORT, report)
         dataset = {
@@ -104,7 +105,7 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
         raise PipelineError(write_failed(target, error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(_summary(report), flush=True)
+    print(summary(report), flush=True)
     return target
 
 
@@ -237,73 +238,6 @@ class _ShardWriter:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
-def _report(
-    images: Sequence[ImageRef],
-    packed: _Packing,
-    unlisted: Sequence[str],
-    outside: Sequence[str],
-    unknown: Sequence[tuple[str, str]],
-    table: LabelTable,
-    labels_NK: npt.NDArray[np.uint8],
-) -> dict[str, Any]:
-    groups: dict[str, list[str]] = {}
-    for row, pixels in zip(packed.good, packed.pixel_digests, strict=True):
-        groups.setdefault(pixels, []).append(images[row].name)
-    twins = [names for names in groups.values() if len(names) > 1]
-    counts = labels_NK.sum(axis=0, dtype=np.int64)
-    together_KK = labels_NK.T.astype(np.int64) @ labels_NK.astype(np.int64)
-    return {
-        "images": len(images),
-        "packed": len(packed.good),
-        "quarantined": {"count": len(packed.bad), "examples": packed.bad[:_SHOWN]},
-        "listed_but_missing": {"count": len(unlisted), "examples": list(unlisted[:_SHOWN])},
-        "without_label_row": {"count": len(outside), "examples": list(outside[:_SHOWN])},
-        "labels_of_unknown_images": {
-            "count": len(unknown),
-            "by_label": dict(Counter(label for label, _ in unknown)),
-            "examples": [f"{table.read_from[label]}: {reference}" for label, reference in unknown[:_SHOWN]],
-        },
-        "exact_duplicates": {"groups": len(twins), "examples": twins[:_SHOWN]},
-        "label_counts": dict(zip(table.labels, counts.tolist(), strict=True)),
-        "blank_share": float((labels_NK.sum(axis=1) == 0).mean()) if table.labels else None,
-        "labels_per_image": float(labels_NK.sum(axis=1).mean()) if table.labels else None,
-        "co_occurrence": dict(zip(table.labels, together_KK.tolist(), strict=True)),
-    }
-
-
-def _refuse_if_bad(
-    report: dict[str, Any], table: LabelTable, data: DataSpec, origin: Origin, *, test: bool
-) -> None:
-    if not test:
-        for label in table.labels:
-            if not table.bearers[label]:
-                raise DataError(
-                    f"{table.read_from[label]}: no image bears the label {label!r}; nothing can be learnt from "
-                    "that. Fill the file, or remove the label"
-                )
-    references = sum(len(bearers) for bearers in table.bearers.values())
-    listed = report["images"] + report["listed_but_missing"]["count"]
-    shares = (
-        ("quarantined", "images cannot be decoded", listed),
-        ("listed_but_missing", "entries of data.image_list name no image", listed),
-        (
-            "without_label_row",
-            "images have no row in the label file",
-            listed + report["without_label_row"]["count"],
-        ),
-        ("labels_of_unknown_images", "labels are of images that are not there", references),
-    )
-    for key, what, total in shares:
-        count = report[key]["count"]
-        if count > data.max_bad_share * total:
-            examples = "\n  ".join(report[key]["examples"][:5])
-            raise DataError(
-                f"{origin.source}: {count} of {total} {what}, more than data.max_bad_share "
-                f"{data.max_bad_share:g} allows; correct the data, or raise it to set them aside. The first:\n"
-                f"  {examples}"
-            )
-
-
 def _put_in_place(folder: Path, target: Path, digest: str) -> None:
     for _ in range(2):
         try:
@@ -315,21 +249,3 @@ def _put_in_place(folder: Path, target: Path, digest: str) -> None:
             shutil.rmtree(target)  # left damaged by something else than us
     if not is_whole(target, digest):
         folder.rename(target)
-
-
-def _summary(report: dict[str, Any]) -> str:
-    lines = [f"packed {report['packed']} of {report['images']} images"]
-    for key, what in (
-        ("quarantined", "set aside, cannot be decoded"),
-        ("listed_but_missing", "entries of the image list name no image"),
-        ("without_label_row", "images without a row in the label file left out"),
-        ("labels_of_unknown_images", "labels of unknown images"),
-    ):
-        if report[key]["count"]:
-            lines.append(f"  {report[key]['count']} {what}, e.g. {report[key]['examples'][0]}")
-    if report["exact_duplicates"]["groups"]:
-        lines.append(f"  {report['exact_duplicates']['groups']} groups of exact duplicates")
-    if report["label_counts"]:
-        counts = ", ".join(f"{label} {count}" for label, count in report["label_counts"].items())
-        lines.append(f"  {100 * report['blank_share']:.1f} % blank; {counts}")
-    return "\n".join(lines)
