@@ -203,7 +203,7 @@ from pipeline.errors import PipelineError
 from pipeline.spec import DataSpec
 disk = Path({disk!r})
 if __name__ == "__main__":
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", {options!r}, "tmpfs", str(disk)], check=True)
     data = DataSpec.model_validate({{"source": {source!r}, "images": "images/im{{id}}.jpg", "size_px": 128}})
     try:
         wrangle(data, disk, workers=1)
@@ -217,10 +217,16 @@ if __name__ == "__main__":
     subprocess.run(["unshare", "-mr", "true"], capture_output=True).returncode != 0,
     reason="this system allows no mount of a small disk",
 )
-def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(photos, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [("size=256k", "No space left on device (0.0 GB free)"), ("ro", "Read-only file system")],
+)
+def test_a_full_or_read_only_disk_is_an_error_and_nothing_is_half_written(photos, tmp_path, options, error):
     (tmp_path / "disk").mkdir()
     script = tmp_path / "run.py"
-    script.write_text(_ON_FULL_DISK.format(root=str(ROOT), disk=str(tmp_path / "disk"), source=str(photos)))
+    script.write_text(
+        _ON_FULL_DISK.format(root=str(ROOT), disk=str(tmp_path / "disk"), source=str(photos), options=options)
+    )
     done = subprocess.run(
         ["unshare", "-mr", sys.executable, str(script)],
         capture_output=True,
@@ -229,7 +235,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(photos, tmp_pat
         timeout=120,
     )
     lines = [line for line in done.stdout.splitlines() if "images/s" not in line]
-    assert "cannot be written: No space left on device (0.0 GB free)" in lines[0], done.stderr
+    assert f"cannot be written: {error}" in lines[0], done.stderr
     assert lines[1] == "[]"
 
 
