@@ -9,12 +9,14 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from pipeline.data.sources import READ_ERRORS, Source, open_source
+from pipeline.data.pixels import PixelFiles
+from pipeline.data.sources import READ_ERRORS, open_source
 
 # what Pillow raises on files that are damaged, of no known kind, or absurdly large
 _DECODE_ERRORS = (
@@ -29,40 +31,55 @@ _DECODE_ERRORS = (
         MemoryError,
     ),
 )
-_source: Source | None = None  # this worker's own handle on the archive
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A chunk of `count` images: pixels and digests of the good ones, (position, reason) of the bad."""
+    """What became of a chunk of `count` images: digests of the good ones, (position, reason) of the bad."""
 
     count: int
-    pixels_NHWC: npt.NDArray[np.uint8]
     digests: list[str]
     bad: list[tuple[int, str]]
 
 
-def open_in_worker(path: str) -> None:
-    """Open the source once in each process."""
-    global _source
-    _source = open_source(path)
+class Decoder:
+    """One process's handle on the source and on the pixel files it writes to."""
+
+    def __init__(self, source: str, folder: str, size_px: int, resize: str) -> None:
+        self.source = open_source(source)
+        self.pixels = PixelFiles(Path(folder), size_px, writable=True)
+        self.size_px, self.resize = size_px, resize
+
+    def __call__(self, first_row: int, members: Sequence[str]) -> Decoded:
+        """Decode `members` and write them from `first_row` on; a bad one leaves its row black."""
+        images_NHWC = np.zeros((len(members), self.size_px, self.size_px, 3), np.uint8)
+        digests: list[str] = []
+        bad: list[tuple[int, str]] = []
+        for i, (member, image_HWC) in enumerate(zip(members, images_NHWC, strict=True)):
+            try:
+                image_HWC[:] = decode(self.source.read(member), self.size_px, self.resize)
+            except _DECODE_ERRORS as error:
+                bad.append((i, _reason(error)))
+            else:
+                digests.append(hashlib.blake2b(image_HWC.data, digest_size=16).hexdigest())
+        self.pixels.write(first_row, images_NHWC)
+        return Decoded(len(members), digests, bad)
+
+
+_decoder: Decoder | None = None  # of this worker process
+
+
+def start_worker(source: str, folder: str, size_px: int, resize: str) -> None:
+    """Make this process's decoder, once."""
+    global _decoder
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error
+    _decoder = Decoder(source, folder, size_px, resize)
 
 
-def decode_chunk(members: Sequence[str], size_px: int, resize: str) -> Decoded:
-    """Decode `members` of the source this process has open."""
-    assert _source is not None
-    pixels_NHWC = np.empty((len(members), size_px, size_px, 3), np.uint8)
-    digests: list[str] = []
-    bad: list[tuple[int, str]] = []
-    for i, member in enumerate(members):
-        try:
-            pixels_NHWC[len(digests)] = decode(_source.read(member), size_px, resize)
-        except _DECODE_ERRORS as error:
-            bad.append((i, _reason(error)))
-            continue
-        digests.append(hashlib.blake2b(pixels_NHWC[len(digests)].data, digest_size=16).hexdigest())
-    return Decoded(len(members), pixels_NHWC[: len(digests)], digests, bad)
+def decode_chunk(first_row: int, members: Sequence[str]) -> Decoded:
+    """Decode with this process's decoder."""
+    assert _decoder is not None
+    return _decoder(first_row, members)
 
 
 def decode(body: bytes, size_px: int, resize: str) -> npt.NDArray[np.uint8]:

@@ -23,9 +23,8 @@ from pipeline.spec import DataSpec, LabelsSpec, ListSplit
 
 PACK_VERSION = 1  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1
-DATASET, IMAGES, LABELS, INDEX, REPORT = (
+DATASET, LABELS, INDEX, REPORT = (
     "dataset.json",
-    "images-{:03d}.npy",
     "labels.npy",
     "index.csv",
     "wrangle_report.json",

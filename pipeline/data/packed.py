@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.layout import INDEX, LABELS, read_dataset
+from pipeline.data.pixels import PixelFiles
 from pipeline.errors import DataError
 from pipeline.files import sha256_file
 
@@ -32,7 +31,6 @@ class PackedSet:
     pixel_digests: tuple[str, ...]
     labels: tuple[str, ...]
     labels_NK: npt.NDArray[np.uint8]
-    shards: tuple[str, ...]
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> PackedSet:
@@ -64,43 +62,15 @@ class PackedSet:
             pixel_digests=tuple(row["pixels"] for row in rows),
             labels=tuple(dataset["labels"]),
             labels_NK=np.load(path / LABELS),
-            shards=tuple(dataset["shards"]),
         )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def gather(self, rows: npt.NDArray[np.int64] | Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Pixels of `rows`, in their order: (len(rows), H, W, 3) uint8, a copy.
-
-        They are read, not memory-mapped: a mapping would count as this process's memory, and a file cut
-        short under it would kill the process instead of raising this DataError.
-        """
-        rows = np.asarray(rows, np.int64)
-        out_NHWC = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
-        row_bytes = 3 * self.size_px**2
-        shard_N = np.searchsorted(self._files.last_rows, rows, side="left")
-        for pixels_HWC, row, shard in zip(out_NHWC, rows.tolist(), shard_N.tolist(), strict=True):
-            first = self._files.last_rows[shard - 1] + 1 if shard else 0
-            offset = self._files.data_offset + (row - first) * row_bytes
-            if os.preadv(self._files.descriptors[shard], [pixels_HWC.data], offset) != row_bytes:
-                raise DataError(
-                    f"{self.path / self.shards[shard]}: ended early; was it changed while in use?"
-                )
-        return out_NHWC
+        """Pixels of `rows`, in their order: (len(rows), H, W, 3) uint8, a copy."""
+        return self._pixels.read(rows)
 
     @cached_property
-    def _files(self) -> _Shards:
-        return _Shards([self.path / name for name in self.shards])
-
-
-class _Shards:
-    """The open pixel files: the last row in each, and where the pixels start (the same in all)."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        mapped = [np.load(path, mmap_mode="r") for path in paths]
-        self.last_rows = (np.cumsum([len(images_NHWC) for images_NHWC in mapped]) - 1).tolist()
-        self.data_offset = int(mapped[0].offset)
-        self.descriptors = [os.open(path, os.O_RDONLY) for path in paths]
-        for descriptor in self.descriptors:
-            weakref.finalize(self, os.close, descriptor)
+    def _pixels(self) -> PixelFiles:
+        return PixelFiles(self.path, self.size_px)

@@ -27,7 +27,6 @@ def packed_of(labels_NK, pixels=None, first_id=1):
         pixel_digests=tuple(pixels or ids),
         labels=tuple(f"label{k}" for k in range(labels_NK.shape[1])),
         labels_NK=labels_NK.astype(np.uint8),
-        shards=(),
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline.data.decoding import decode
 from pipeline.data.layout import is_whole, packed_identity, packed_path
 from pipeline.data.packed import PackedSet
+from pipeline.data.pixels import PixelFiles
 from pipeline.data.wrangle import wrangle
 from pipeline.errors import DataError, PipelineError
 from tests.conftest import ROOT, data_spec, jpeg, write_zip
@@ -49,12 +50,24 @@ def test_pixels_labels_and_index_line_up(photos, tmp_path):
 
 
 def test_a_set_of_several_shards_reads_like_one(photos, tmp_path, monkeypatch):
-    whole = PackedSet.open(pack(photos, tmp_path / "one"))
-    monkeypatch.setattr("pipeline.data.wrangle._SHARD_BYTES", 5 * 3 * 16 * 16)
-    parts = PackedSet.open(pack(photos, tmp_path / "many"))
-    assert len(parts.shards) == 3
-    rows = np.array([11, 0, 5, 4, 4])
-    np.testing.assert_array_equal(parts.gather(rows), whole.gather(rows))
+    images_NHWC = PackedSet.open(pack(photos, tmp_path / "one")).gather(range(12))
+    monkeypatch.setattr("pipeline.data.pixels.FILE_BYTES", 5 * 3 * 16 * 16)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for files, kept in ((3, list(range(12))), (2, [0, 2, 3, 5, 7, 8, 9, 10])):
+        pixels = PixelFiles(folder, 16, writable=True)
+        pixels.write(0, images_NHWC[:4])
+        pixels.write(4, images_NHWC[4:])
+        pixels.close_gaps(kept)
+        pixels.finish(len(kept))
+        assert sorted(path.name for path in folder.iterdir()) == [f"images-00{i}.npy" for i in range(files)]
+        stored = np.concatenate([np.load(folder / name) for name in pixels.names(len(kept))])
+        np.testing.assert_array_equal(stored, images_NHWC[kept])
+    parts = PixelFiles(folder, 16)
+    np.testing.assert_array_equal(parts.read([7, 0, 5, 4, 4]), images_NHWC[[10, 0, 8, 7, 7]])
+    (folder / "images-001.npy").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"images-001.npy: ended early"):
+        PixelFiles(folder, 16).read([6])
 
 
 def test_a_folder_and_a_zip_of_the_same_images_are_the_same_set(photos, tmp_path):

@@ -1,0 +1,101 @@
+"""Pixels by row number in a few large `.npy` files; several processes may write different rows at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import DataError
+
+# N images, H W pixels, C channels
+FILE_BYTES = 4 << 30  # a change needs a new PACK_VERSION: readers reckon with it
+_HEADER_BYTES = 128  # numpy leaves room for a growing first dimension, so every header is this long
+Rows = npt.NDArray[np.int64]
+
+
+class PixelFiles:
+    """Rows of (size_px, size_px, 3) uint8 in `images-000.npy`, `images-001.npy`, ... of a folder.
+
+    Rows are read and written by position, not memory-mapped: a mapping would count as the memory of
+    this process, and a full disk or a file cut short under it would kill the process by a signal
+    instead of raising an error.
+    """
+
+    def __init__(self, folder: Path, size_px: int, *, writable: bool = False) -> None:
+        self.folder, self.size_px = folder, size_px
+        self._flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        self.row_bytes = 3 * size_px**2
+        self.rows_per_file = max(1, FILE_BYTES // self.row_bytes)
+        self._descriptors: dict[int, int] = {}
+
+    def names(self, rows: int) -> list[str]:
+        """The files that hold so many rows."""
+        return [f"images-{i:03d}.npy" for i in range(-(-rows // self.rows_per_file))]
+
+    def write(self, first_row: int, images_NHWC: npt.NDArray[np.uint8]) -> None:
+        """Write consecutive rows; raises OSError as the disk does."""
+        for file, offset, start, stop in self._spans(first_row, len(images_NHWC)):
+            body = np.ascontiguousarray(images_NHWC[start:stop]).data.cast("B")
+            while body:
+                written = os.pwrite(self._open(file), body, offset)
+                body, offset = body[written:], offset + written
+
+    def read(self, rows: Rows | Sequence[int]) -> npt.NDArray[np.uint8]:
+        """The pixels of `rows` in their order: (len(rows), H, W, 3). A DataError where a file ends early."""
+        rows = np.asarray(rows, np.int64)
+        out_NHWC = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
+        for image_HWC, row in zip(out_NHWC, rows.tolist(), strict=True):
+            file, inside = divmod(row, self.rows_per_file)
+            offset = _HEADER_BYTES + inside * self.row_bytes
+            if os.preadv(self._open(file), [image_HWC.data], offset) != self.row_bytes:
+                raise DataError(
+                    f"{self.folder / self.names(row + 1)[-1]}: ended early; was it changed in use?"
+                )
+        return out_NHWC
+
+    def close_gaps(self, kept: Sequence[int]) -> None:
+        """Move the rows `kept` (ascending) together to the front."""
+        for new, old in enumerate(kept):
+            if new != old:
+                self.write(new, self.read([old]))
+
+    def finish(self, rows: int) -> None:
+        """Set headers and lengths for so many rows, remove files beyond them, and flush all to disk."""
+        for path in self.folder.glob("images-*.npy"):
+            if path.name not in self.names(rows):
+                path.unlink()
+        for file, name in enumerate(self.names(rows)):
+            inside = min(rows - file * self.rows_per_file, self.rows_per_file)
+            header = io.BytesIO()
+            shape = (inside, self.size_px, self.size_px, 3)
+            np.lib.format.write_array_header_1_0(
+                header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
+            assert len(header.getvalue()) == _HEADER_BYTES, name
+            descriptor = self._open(file)
+            os.pwrite(descriptor, header.getvalue(), 0)
+            os.ftruncate(descriptor, _HEADER_BYTES + inside * self.row_bytes)
+            os.fsync(descriptor)
+
+    def _spans(self, first_row: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+        """(file, byte offset, start, stop) of each run of rows that lies in one file."""
+        start = 0
+        while start < count:
+            file, inside = divmod(first_row + start, self.rows_per_file)
+            stop = min(count, start + self.rows_per_file - inside)
+            yield file, _HEADER_BYTES + inside * self.row_bytes, start, stop
+            start = stop
+
+    def _open(self, file: int) -> int:
+        if file not in self._descriptors:
+            path = self.folder / f"images-{file:03d}.npy"
+            descriptor = os.open(path, self._flags, 0o666)
+            self._descriptors[file] = descriptor
+            weakref.finalize(self, os.close, descriptor)
+        return self._descriptors[file]
