@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.graph import data_root
 from jobs.verbs import submission
+from pipeline.files import shown
 from pipeline.specfile import read_spec
 
 SPEC = Path(__file__).resolve().parent.parent / "experiments" / "demo.yaml"
@@ -19,24 +20,17 @@ def demo() -> int:
     started = time.monotonic()
     loaded = read_spec(SPEC)
     drawn = draw(data_root(loaded.root) / "raw")
-    print(f"drawn: {_here(drawn.train)} and {_here(drawn.test)}", flush=True)
+    print(f"drawn: {shown(drawn.train)} and {shown(drawn.test)}", flush=True)
     status = submission(loaded, None)
     results = loaded.root / "experiments" / loaded.spec.name
-    spec = _here(SPEC)
+    spec = shown(SPEC)
     print(f"""
 {time.monotonic() - started:.0f} s. Look at:
-  {_here(results)}/report.html
-  {_here(results)}/submission.csv
+  {shown(results)}/report.html
+  {shown(results)}/submission.csv
 Type next:
   make grid SPEC={spec} SET="train.epochs=20"     a longer run; what is whole is not done again
   make select SPEC={spec} RUN=<cell>              another cell for the submission
   .venv/bin/tensorboard --logdir experiments/     the curves
   make data                                       MIRFLICKR-25000, for experiments/optimizers.yaml""")
     return status
-
-
-def _here(path: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

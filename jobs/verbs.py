@@ -11,7 +11,7 @@ from jobs.local import Job, Outcome, Slots, last_error, run_jobs
 from jobs.progress import Progress
 from jobs.stages import EXIT_STOPPED, Evaluate, FetchWeights, Predict, Task, Train, Wrangle
 from pipeline.errors import SubmissionError
-from pipeline.files import atomic_write
+from pipeline.files import atomic_write, shown
 from pipeline.rundir import RunDir
 from pipeline.specfile import Loaded, dump
 
@@ -28,7 +28,7 @@ def grid(loaded: Loaded, run: str | None) -> int:
     """Run every missing cell, then rank all of them."""
     plan = make_plan(loaded)
     missing = plan.missing
-    print(f"{_shown(loaded.path)}: {_count(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
+    print(f"{shown(loaded.path)}: {_count(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
     for cell in missing:
         print(f"  {cell.run.name}: {cell.reason}", flush=True)
     status = 0
@@ -39,7 +39,7 @@ def grid(loaded: Loaded, run: str | None) -> int:
             return status
         outcome = _train(plan, missing)
         if outcome.stopped:
-            print(f"stopped; `make grid SPEC={_shown(loaded.path)}` goes on from here", flush=True)
+            print(f"stopped; `make grid SPEC={shown(loaded.path)}` goes on from here", flush=True)
             return FAILED
         status = FAILED if outcome.failed else 0
     return evaluate(loaded, run) or status
@@ -70,8 +70,8 @@ def evaluate(loaded: Loaded, run: str | None) -> int:
         if status:
             return status
     print(show(experiment, loaded.spec.evaluate.select_by), flush=True)
-    print(f"report: {_shown(experiment.report)}")
-    print(f"curves: tensorboard --logdir {_shown(experiment.path.parent)}", flush=True)
+    print(f"report: {shown(experiment.report)}")
+    print(f"curves: tensorboard --logdir {shown(experiment.path.parent)}", flush=True)
     return 0
 
 
@@ -111,7 +111,7 @@ def submission(loaded: Loaded, run: str | None) -> int:
         threshold=loaded.spec.evaluate.threshold,
     )
     ledger.append(plan.experiment.ledger, "submission", cell=chosen.name, test=result.test_metrics)
-    print(f"submission: {_shown(plan.experiment.submission)}\n{result.text}", flush=True)
+    print(f"submission: {shown(plan.experiment.submission)}\n{result.text}", flush=True)
     return status
 
 
@@ -121,7 +121,7 @@ def report(loaded: Loaded, run: str | None) -> int:
 
     experiment = experiment_dir(loaded)
     write_report(experiment)
-    print(f"report: {_shown(experiment.report)}")
+    print(f"report: {shown(experiment.report)}")
     return 0
 
 
@@ -144,7 +144,7 @@ def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False
     for data in datasets:
         if data.reason is None:
             if not quiet:
-                print(f"{_shown(data.packed)}: whole")
+                print(f"{shown(data.packed)}: whole")
             continue
         task = Wrangle(
             data=data.data.model_dump_json(), data_root=str(data_root(plan.root)), test=data.split is None
@@ -152,7 +152,7 @@ def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False
         status = _run_one(plan, f"wrangle {data.packed.name}", task)
         if status:
             return status
-        print(f"packed: {_shown(data.packed)}", flush=True)
+        print(f"packed: {shown(data.packed)}", flush=True)
     return 0
 
 
@@ -225,7 +225,7 @@ def _predict(plan: Plan, run: RunDir) -> int:
 
 def _test_data(plan: Plan) -> PlannedData:
     if plan.test is None:
-        spec = _shown(plan.loaded.path)
+        spec = shown(plan.loaded.path)
         raise SubmissionError(
             f"{spec}: there are no images to predict; add data.test or a test share to data.split"
         )
@@ -243,7 +243,7 @@ def _run_one(plan: Plan, name: str, task: Task) -> int:
     status = outcome.status.get(name, EXIT_STOPPED)
     ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
     if status not in (0, EXIT_STOPPED):
-        print(f"error: {name} failed: {_error_text(log)}\nlog: {_shown(log)}", flush=True)
+        print(f"error: {name} failed: {_error_text(log)}\nlog: {shown(log)}", flush=True)
     return FAILED if status else 0
 
 
@@ -251,13 +251,6 @@ def _error_text(log: Path) -> str:
     """The whole error of a stage (it can be several lines), else the last line."""
     _, found, text = log.read_text(encoding="utf-8", errors="replace").rpartition("error: ")
     return text.strip() if found else (last_error(log) or "see the log")
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _count(number: int, what: str) -> str:

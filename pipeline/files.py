@@ -75,6 +75,14 @@ def free_space(path: Path) -> str:
     return "free space unknown"
 
 
+def shown(path: Path) -> str:
+    """A path as people read it: relative to where they stand, where it lies below that."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically."""
     with atomic_write(path, "w") as file:
