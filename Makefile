@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN_PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
-SPEC_VERBS := wrangle grid evaluate select predict submission report
+SPEC_VERBS := wrangle grid evaluate select predict submission report status plan doctor logs cancel retry prune
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data test lint bench $(SPEC_VERBS)
@@ -38,12 +38,19 @@ bench: $(READY) ## measure, and write the tables of docs/performance.md
 	@$(RUN_PYTHON) tests/bench/bench.py
 
 wrangle: ## pack the images and labels a spec needs
-grid: ## run every missing cell of a spec, then rank all of them
+grid: ## run or submit every missing cell of a spec, then rank all of them
 evaluate: ## decide, measure and rank the finished cells
 select: ## pick the cell of the submission (RUN=cell), or the best again (no RUN)
 predict: ## score the test images under the selected cell
 submission: ## everything up to a checked submission.csv
 report: ## write report.html anew
+status: ## how every cell stands (WATCH=1 repeats it)
+plan: ## the dry run of grid: cells, scripts, hours, cost
+doctor: ## try all that a grid will need
+logs: ## the end of the right log (RUN=cell)
+cancel: ## cancel the jobs in flight (RUN=cell: one cell's)
+retry: ## train one cell anew (RUN=cell)
+prune: ## delete what neither a selection nor a resume needs
 
 $(SPEC_VERBS): $(READY)
 	@test -n "$(SPEC)" || { echo "error: name a spec: make $@ SPEC=experiments/demo.yaml"; exit 2; }

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from jobs.cluster import default_cluster, load_profile
+from jobs.request import Request
 from jobs.verbs import VERBS
-from pipeline.errors import PipelineError, SpecError
+from pipeline.errors import PipelineError
 from pipeline.specfile import read_spec
-
-_CLUSTERS = ("local",)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,15 +49,17 @@ def _dispatch(options: argparse.Namespace) -> int:
 
         print(json.dumps(json_schema(), indent=1))
         return 0
-    if options.cluster not in _CLUSTERS:
-        raise SpecError(f"unknown cluster {options.cluster!r}; known: {', '.join(_CLUSTERS)}")
     overrides = [text for texts in options.set for text in texts]
-    return VERBS[options.verb](read_spec(options.spec, overrides), options.run)
+    of_cluster = [text for text in overrides if text.startswith("cluster.")]
+    name = options.cluster or default_cluster()
+    profile = load_profile(name, of_cluster)
+    loaded = read_spec(options.spec, [text for text in overrides if text not in of_cluster])
+    return VERBS[options.verb](Request(loaded, name, profile, options.run))
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", type=Path, metavar="SPEC")
-    parser.add_argument("--cluster", default=os.environ.get("LABELGRID_CLUSTER", "local"), metavar="NAME")
+    parser.add_argument("--cluster", metavar="NAME", help="a profile; default: local")
     parser.add_argument("--set", action="append", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--run", metavar="CELL", help="a cell's folder name or a unique prefix of it")
 

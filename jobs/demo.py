@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from jobs.cluster import load_profile
 from jobs.graph import data_root
-from jobs.verbs import submission
+from jobs.here import submission
+from jobs.request import Request
 from pipeline.files import shown
 from pipeline.specfile import read_spec
 
@@ -21,7 +23,7 @@ def demo() -> int:
     loaded = read_spec(SPEC)
     drawn = draw(data_root(loaded.root) / "raw")
     print(f"drawn: {shown(drawn.train)} and {shown(drawn.test)}", flush=True)
-    status = submission(loaded, None)
+    status = submission(Request(loaded, "local", load_profile("local")))
     results = loaded.root / "experiments" / loaded.spec.name
     spec = shown(SPEC)
     print(f"""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.data.layout import is_whole, packed_identity, packed_path, split_identity, split_path
 from pipeline.errors import SpecError
@@ -15,6 +16,9 @@ from pipeline.identity import cell_identity, digest
 from pipeline.rundir import ExperimentDir, RunDir
 from pipeline.spec import DataSpec, ModelSpec
 from pipeline.specfile import Loaded
+
+if TYPE_CHECKING:
+    from pipeline.experiment import Evaluation
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,13 @@ class Plan:
         yield from dict.fromkeys(model for model in models if model.named_weights)
 
     @property
-    def inputs(self) -> str:
-        """Digest of all that the leaderboard is made of: equal inputs need no new evaluation."""
-        cells = [(c.run.name, c.run.why_not_done(c.identity), _scores_digest(c.run)) for c in self.cells]
-        return digest(
-            [cells, self.loaded.spec.evaluate.model_dump(mode="json"), [d.digest for d in self.datasets]]
-        )
+    def evaluation(self) -> Evaluation:
+        """What the leaderboard is made of."""
+        from pipeline.experiment import Evaluation
+
+        cells = tuple((cell.run.name, cell.identity) for cell in self.cells)
+        digests = tuple(data.digest for data in self.datasets)
+        return Evaluation(self.experiment, cells, self.loaded.spec.evaluate, digests)
 
 
 def data_root(root: Path) -> Path:
@@ -145,8 +150,3 @@ def _weights_digest(path: Path) -> str:
         raise SpecError(
             f"train.model.weights: {path} cannot be read ({error.strerror}); correct the path, or write none"
         ) from error
-
-
-def _scores_digest(run: RunDir) -> str | None:
-    digest_of = run.read_manifest().get("files", {}).get(run.scores_val.name, {}).get("sha256")
-    return str(digest_of) if digest_of else None

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
 def append(ledger: Path, event: str, **details: Any) -> None:
-    """Add one event with the time; a single write, so that two processes never mix their lines."""
+    """Add one event with the time."""
+    append_all(ledger, [{"event": event, **details}])
+
+
+def append_all(ledger: Path, events: Iterable[Mapping[str, Any]]) -> None:
+    """Add events in a single write, so that two processes never mix their lines."""
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **details})
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    text = "".join(json.dumps({"time": now, **event}) + "\n" for event in events)
     with ledger.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write(text)

@@ -15,12 +15,12 @@ from types import FrameType
 from typing import IO
 
 from jobs.progress import Progress
-from jobs.stages import EXIT_STOPPED, Task, encode
+from jobs.stages import EXIT_STOPPED, Task, Train, encode
 from pipeline.errors import SubmitError
 from pipeline.host import cores
+from pipeline.rundir import RunDir
 
 _POLL_S = 0.1
-_GRACE_S = 30.0  # after a stop, until what still runs is killed
 
 # glibc gives every large tensor back to the kernel, and the page faults cost more than small steps do
 _ALLOCATOR = {
@@ -88,20 +88,29 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(i) for i in range(len(gpus))) if listed.returncode == 0 else ()
 
 
-def run_jobs(jobs: Sequence[Job], slots: Slots, progress: Progress) -> Outcome:
+def run_jobs(
+    jobs: Sequence[Job],
+    slots: Slots,
+    progress: Progress,
+    *,
+    code: Path | None = None,
+    stop: Stop | None = None,
+) -> Outcome:
     """Run every job, at most `slots.count` at once; one that fails does not stop the others.
 
-    Ctrl-C or SIGTERM lets what runs save and end (a second one kills it), and starts no more.
+    The processes import from `code` (a snapshot; default: where this file is). Ctrl-C or SIGTERM, or
+    what `stop` listens to, lets what runs save and end, and starts no more.
     """
     outcome = Outcome()
+    stop = stop or Stop()
     waiting = list(jobs)
     running: dict[str, _Running] = {}
     free = [slots.gpus[i % len(slots.gpus)] if slots.gpus else None for i in range(slots.count)]
-    with _stop_signals() as stop:
+    with stop.listening():
         while waiting or running:
             while waiting and free and not stop.count:
                 job = waiting.pop(0)
-                running[job.name] = _Running(job, free.pop(0), slots.threads)
+                running[job.name] = _Running(job, free.pop(0), slots.threads, code)
                 progress.started(job.name, job.watch, job.epochs)
             for name, child in list(running.items()):
                 status = child.process.poll()
@@ -121,19 +130,19 @@ def run_jobs(jobs: Sequence[Job], slots: Slots, progress: Progress) -> Outcome:
 
 
 class _Running:
-    def __init__(self, job: Job, gpu: str | None, threads: int) -> None:
+    def __init__(self, job: Job, gpu: str | None, threads: int, code: Path | None) -> None:
         self.job, self.gpu = job, gpu
         environment = {**_ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        code = str(Path(__file__).resolve().parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH"))))
+        root = str(code or Path(__file__).resolve().parent.parent)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         try:
             job.log.parent.mkdir(parents=True, exist_ok=True)
             self.log: IO[bytes] = job.log.open("ab")
             # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "jobs.stages"],
+                [sys.executable, "-u", "-P", "-m", "jobs.stages"],  # -P: not from the current folder
                 stdin=subprocess.PIPE,
                 stdout=self.log,
                 stderr=subprocess.STDOUT,
@@ -154,18 +163,42 @@ class _Running:
         self.log.close()
 
 
-class _Stop:
-    def __init__(self) -> None:
+class Stop:
+    """Counts stop signals and passes them on: first to save and end, then to end at once.
+
+    `insist=False`: however often the signal comes, children have `grace_s` to save.
+    """
+
+    def __init__(
+        self,
+        numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        *,
+        grace_s: float = 30.0,
+        insist: bool = True,
+    ) -> None:
+        self.numbers, self.grace_s, self.insist = numbers, grace_s, insist
         self.count = 0
         self._passed_on = 0
         self._since = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
         self.count += 1
 
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen; the handlers before are put back afterwards."""
+        before = {number: signal.signal(number, self) for number in self.numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def pass_on(self, running: Iterable[_Running]) -> None:
-        late = self._passed_on == 1 and time.monotonic() - self._since > _GRACE_S
-        if self._passed_on < min(self.count, 2) or late:
+        """Send what is due to the children."""
+        late = self._passed_on == 1 and time.monotonic() - self._since > self.grace_s
+        if self._passed_on < min(self.count, 2 if self.insist else 1) or late:
             self._passed_on += 1
             self._since = time.monotonic()
             number = signal.SIGTERM if self._passed_on == 1 else signal.SIGKILL
@@ -174,16 +207,11 @@ class _Stop:
                     os.killpg(child.process.pid, number)
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    stop = _Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def mark_killed(task: Train, status: int | None) -> None:
+    """Into the manifest, when a cell's process could not say itself why it died."""
+    run = RunDir(Path(task.run))
+    if status is not None and status < 0 and run.manifest_state(task.identity) == "started":
+        run.write_manifest(task.identity, "failed", error=f"killed by {signal.Signals(-status).name}")
 
 
 def _ending(status: int, log: Path) -> str:

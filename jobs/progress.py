@@ -34,7 +34,7 @@ class Progress:
         """A job ended; `how` in a few words."""
         watch, epochs, began = self.running.pop(name)
         self.done += 1
-        row = _last_row(watch) if epochs else {}
+        row = last_epoch(watch) if epochs else {}
         score = row.get(f"validation/{self.by}")
         result = f"  {self.by} {score:.4f}" if ok and score is not None else ""
         seconds = time.monotonic() - began
@@ -58,7 +58,7 @@ class Progress:
             self._line(text[:200])
 
     def _short(self, name: str, watch: Path | None, epochs: int, began: float) -> str:
-        row = _last_row(watch) if epochs else {}
+        row = last_epoch(watch) if epochs else {}
         if not row:
             return f"{name} {_bar(watch) if not epochs else ''}{time.monotonic() - began:.0f} s"
         score = row.get(f"validation/{self.by}")
@@ -89,7 +89,7 @@ def _tail(path: Path | None) -> list[str]:
         return file.read().decode(errors="replace").splitlines()
 
 
-def _last_row(watch: Path | None) -> dict[str, Any]:
+def last_epoch(watch: Path | None) -> dict[str, Any]:
     """The newest epoch's row of a metrics.jsonl, read from its end."""
     for line in reversed(_tail(watch)):
         try:

@@ -11,9 +11,12 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from jobs import ledger
+from pipeline.files import shown
 
 EXIT_FAILED = 2  # a PipelineError: said in one line, worth no traceback
 EXIT_STOPPED = 75  # stopped by a signal with everything saved; starting again goes on
@@ -126,22 +129,27 @@ class Evaluate:
     best_by: str
     packed: str
     split: str
-    inputs: str
+    data_digests: tuple[str, ...]
+    reasons: dict[str, str] = field(default_factory=dict)  # why a cell is not whole, where it cannot say
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.experiment import evaluate_experiment
+        from pipeline.experiment import Evaluation, evaluate_experiment
         from pipeline.rundir import ExperimentDir
         from pipeline.spec import EvaluateSpec
 
-        evaluate_experiment(
+        evaluation = Evaluation(
             ExperimentDir(Path(self.experiment)),
-            [(name, identity) for name, identity in self.cells],
+            tuple((name, identity) for name, identity in self.cells),
             EvaluateSpec.model_validate_json(self.evaluate),
+            tuple(self.data_digests),
+        )
+        evaluate_experiment(
+            evaluation,
             best_by=self.best_by,
             packed_dir=Path(self.packed),
             split_file=Path(self.split),
-            inputs=self.inputs,
+            reasons=self.reasons,
         )
         return 0
 
@@ -165,8 +173,37 @@ class Predict:
         return 0
 
 
-Task = Wrangle | FetchWeights | Train | Evaluate | Predict
-_TASKS = {task.__name__: task for task in (Wrangle, FetchWeights, Train, Evaluate, Predict)}
+@dataclass(frozen=True)
+class Submit:
+    """Predict with the selected cell where that is missing, and write the checked submission."""
+
+    experiment: str
+    cell: str | None  # None: the selected one, known only when this runs
+    packed: str
+    split: str | None
+    device: str
+    threshold: float | str
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.experiment import selected_cell
+        from pipeline.prediction import predict
+        from pipeline.rundir import ExperimentDir, RunDir
+        from pipeline.submission import is_predicted, make_submission
+
+        experiment = ExperimentDir(Path(self.experiment))
+        run = RunDir(experiment.path / self.cell) if self.cell else selected_cell(experiment)
+        packed, split = Path(self.packed), Path(self.split) if self.split else None
+        if not is_predicted(run, packed, split):
+            predict(run, packed, split, device=self.device)
+        result = make_submission(experiment, run, packed, split, threshold=self.threshold)
+        ledger.append(experiment.ledger, "submission", cell=run.name, test=result.test_metrics)
+        print(f"submission: {shown(experiment.submission)}\n{result.text}", flush=True)
+        return 0
+
+
+Task = Wrangle | FetchWeights | Train | Evaluate | Predict | Submit
+_TASKS = {task.__name__: task for task in (Wrangle, FetchWeights, Train, Evaluate, Predict, Submit)}
 
 
 def encode(task: Task) -> str:

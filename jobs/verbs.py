@@ -1,257 +1,38 @@
-"""The verbs of `python -m jobs <verb> SPEC`: each plans, runs what is missing, and says what it did."""
+"""The table of verbs, and where each is done: on this machine, or through Slurm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
-from jobs import ledger
-from jobs.graph import Plan, PlannedCell, PlannedData, data_root, experiment_dir, make_plan
-from jobs.local import Job, Outcome, Slots, last_error, run_jobs
-from jobs.progress import Progress
-from jobs.stages import EXIT_STOPPED, Evaluate, FetchWeights, Predict, Task, Train, Wrangle
-from pipeline.errors import SubmissionError
-from pipeline.files import atomic_write, shown
-from pipeline.rundir import RunDir
-from pipeline.specfile import Loaded, dump
+from jobs import here, looking, remote, steering
+from jobs.request import Request
 
-FAILED = 1
+Verb = Callable[[Request], int]
 
 
-def wrangle(loaded: Loaded, run: str | None) -> int:
-    """Pack the images and labels this spec needs."""
-    plan = make_plan(loaded)
-    return _wrangle(plan, [*plan.datasets, *([plan.test] if plan.test else [])])
+def _grid(request: Request) -> int:
+    """Run or submit every missing cell, then rank all of them."""
+    return here.grid(request) if request.profile.scheduler == "local" else remote.grid(request)
 
 
-def grid(loaded: Loaded, run: str | None) -> int:
-    """Run every missing cell, then rank all of them."""
-    plan = make_plan(loaded)
-    missing = plan.missing
-    print(f"{shown(loaded.path)}: {_count(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
-    for cell in missing:
-        print(f"  {cell.run.name}: {cell.reason}", flush=True)
-    status = 0
-    if missing:
-        status = _wrangle(plan, list({c.data.split: c.data for c in missing}.values()), quiet=True)
-        status = status or _fetch_weights(plan)
-        if status:
-            return status
-        outcome = _train(plan, missing)
-        if outcome.stopped:
-            print(f"stopped; `make grid SPEC={shown(loaded.path)}` goes on from here", flush=True)
-            return FAILED
-        status = FAILED if outcome.failed else 0
-    return evaluate(loaded, run) or status
+def _submission(request: Request) -> int:
+    """Everything up to the checked submission.csv of the selected cell."""
+    return here.submission(request) if request.profile.scheduler == "local" else remote.submission(request)
 
 
-def evaluate(loaded: Loaded, run: str | None) -> int:
-    """Decide, measure and rank the finished cells."""
-    from pipeline.experiment import is_evaluated, show
-
-    plan = make_plan(loaded)
-    experiment = plan.experiment
-    if not is_evaluated(experiment, plan.inputs):
-        data = plan.datasets[0]
-        if data.reason is not None:
-            raise SubmissionError(
-                f"{data.packed}: the packed data is {data.reason}; run `make wrangle` first"
-            )
-        task = Evaluate(
-            experiment=str(experiment.path),
-            cells=tuple((cell.run.name, cell.identity) for cell in plan.cells),
-            evaluate=loaded.spec.evaluate.model_dump_json(),
-            best_by=loaded.spec.train.best_by,
-            packed=str(data.packed),
-            split=str(data.split),
-            inputs=plan.inputs,
-        )
-        status = _run_one(plan, "evaluate", task)
-        if status:
-            return status
-    print(show(experiment, loaded.spec.evaluate.select_by), flush=True)
-    print(f"report: {shown(experiment.report)}")
-    print(f"curves: tensorboard --logdir {shown(experiment.path.parent)}", flush=True)
-    return 0
-
-
-def select(loaded: Loaded, run: str | None) -> int:
-    """Pick the cell the submission is made of (RUN=cell); without RUN, the best on validation again."""
-    from pipeline.experiment import select_cell
-
-    experiment = experiment_dir(loaded)
-    picked = experiment.find(run) if run else None
-    print(f"selected: {select_cell(experiment, picked)}")
-    return 0
-
-
-def predict(loaded: Loaded, run: str | None) -> int:
-    """Score the test images under the selected cell (or RUN=cell)."""
-    plan = make_plan(loaded)
-    return _predict(plan, _selected(plan, run))
-
-
-def submission(loaded: Loaded, run: str | None) -> int:
-    """Run what is missing and write the checked submission of the selected cell."""
-    from pipeline.submission import make_submission
-
-    _test_data(make_plan(loaded))  # better now than after the training
-    status = grid(loaded, run)
-    plan = make_plan(loaded)
-    chosen = _selected(plan, run)
-    failed = _predict(plan, chosen)
-    if failed:
-        return failed
-    test = _test_data(plan)
-    result = make_submission(
-        plan.experiment,
-        chosen,
-        test.packed,
-        test.split,
-        threshold=loaded.spec.evaluate.threshold,
-    )
-    ledger.append(plan.experiment.ledger, "submission", cell=chosen.name, test=result.test_metrics)
-    print(f"submission: {shown(plan.experiment.submission)}\n{result.text}", flush=True)
-    return status
-
-
-def report(loaded: Loaded, run: str | None) -> int:
-    """Write report.html anew from what is there."""
-    from pipeline.report import write_report
-
-    experiment = experiment_dir(loaded)
-    write_report(experiment)
-    print(f"report: {shown(experiment.report)}")
-    return 0
-
-
-Verb = Callable[[Loaded, str | None], int]
 VERBS: dict[str, Verb] = {
-    "wrangle": wrangle,
-    "grid": grid,
-    "evaluate": evaluate,
-    "select": select,
-    "predict": predict,
-    "submission": submission,
-    "report": report,
+    "wrangle": here.wrangle,
+    "grid": _grid,
+    "evaluate": here.evaluate,
+    "select": here.select,
+    "predict": here.predict,
+    "submission": _submission,
+    "report": here.report,
+    "status": looking.status,
+    "plan": looking.plan,
+    "doctor": looking.doctor,
+    "logs": looking.logs,
+    "cancel": steering.cancel,
+    "retry": steering.retry,
+    "prune": steering.prune,
 }
-
-
-# ---------------------------------------------------------------- stages
-
-
-def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False) -> int:
-    for data in datasets:
-        if data.reason is None:
-            if not quiet:
-                print(f"{shown(data.packed)}: whole")
-            continue
-        task = Wrangle(
-            data=data.data.model_dump_json(), data_root=str(data_root(plan.root)), test=data.split is None
-        )
-        status = _run_one(plan, f"wrangle {data.packed.name}", task)
-        if status:
-            return status
-        print(f"packed: {shown(data.packed)}", flush=True)
-    return 0
-
-
-def _fetch_weights(plan: Plan) -> int:
-    for model in plan.named_weights():
-        task = FetchWeights(model=model.model_dump_json(), folder=str(data_root(plan.root) / "weights"))
-        status = _run_one(plan, f"weights {model.name} {model.weights}", task)
-        if status:
-            return status
-    return 0
-
-
-def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome:
-    settings = plan.loaded.spec.run
-    slots = Slots.for_cells(len(plan.cells), settings.parallel, settings.threads, settings.device)
-    jobs = []
-    for planned in missing:
-        with atomic_write(planned.run.spec, "w") as file:
-            file.write(dump(planned.cell.spec))
-        task = Train(
-            run=str(planned.run.path),
-            identity=planned.identity,
-            packed=str(planned.data.packed),
-            split=str(planned.data.split),
-            weights_folder=str(data_root(plan.root) / "weights"),
-        )
-        epochs = planned.cell.spec.train.epochs
-        jobs.append(Job(planned.run.name, task, planned.run.log, planned.run.metrics, epochs))
-    at_once = min(slots.count, len(jobs))
-    where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{_count(slots.threads, 'thread')} each"
-    print(f"train: {_count(len(jobs), 'cell')}, {at_once} at once, {where}", flush=True)
-    for job in jobs:
-        ledger.append(plan.experiment.ledger, "queued", cell=job.name, cluster="local")
-    outcome = run_jobs(jobs, slots, Progress("cells", len(jobs), plan.loaded.spec.train.best_by))
-    for planned in missing:
-        _record(plan, planned, outcome.status.get(planned.run.name))
-    return outcome
-
-
-def _record(plan: Plan, planned: PlannedCell, status: int | None) -> None:
-    """Into the ledger, and into the manifest when the process could not say itself why it died."""
-    run = planned.run
-    if status is not None and status < 0 and run.manifest_state(planned.identity) == "started":
-        run.write_manifest(planned.identity, "failed", error=f"killed by signal {-status}")
-    error = run.read_manifest().get("error") if status else None
-    ledger.append(plan.experiment.ledger, "ended", cell=run.name, status=status, error=error)
-
-
-def _selected(plan: Plan, run: str | None) -> RunDir:
-    from pipeline.experiment import selected_cell
-
-    return plan.experiment.find(run) if run else selected_cell(plan.experiment)
-
-
-def _predict(plan: Plan, run: RunDir) -> int:
-    from pipeline.submission import is_predicted
-
-    test = _test_data(plan)
-    status = _wrangle(plan, [test], quiet=True)
-    if status or is_predicted(run, test.packed, test.split):
-        return status
-    task = Predict(
-        run=str(run.path),
-        packed=str(test.packed),
-        split=str(test.split) if test.split else None,
-        device=plan.loaded.spec.run.device,
-    )
-    return _run_one(plan, f"predict {run.name}", task)
-
-
-def _test_data(plan: Plan) -> PlannedData:
-    if plan.test is None:
-        spec = shown(plan.loaded.path)
-        raise SubmissionError(
-            f"{spec}: there are no images to predict; add data.test or a test share to data.split"
-        )
-    return plan.test
-
-
-def _run_one(plan: Plan, name: str, task: Task) -> int:
-    """One stage in a process of its own; on failure its error is repeated here."""
-    log = plan.experiment.logs / f"{name.split()[0]}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
-    ledger.append(plan.experiment.ledger, "started", stage=name, cluster="local")
-    slots = Slots.for_cells(1, 1, plan.loaded.spec.run.threads, plan.loaded.spec.run.device)
-    outcome = run_jobs([Job(name, task, log, watch=log)], slots, Progress("stages", 1))
-    status = outcome.status.get(name, EXIT_STOPPED)
-    ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
-    if status not in (0, EXIT_STOPPED):
-        print(f"error: {name} failed: {_error_text(log)}\nlog: {shown(log)}", flush=True)
-    return FAILED if status else 0
-
-
-def _error_text(log: Path) -> str:
-    """The whole error of a stage (it can be several lines), else the last line."""
-    _, found, text = log.read_text(encoding="utf-8", errors="replace").rpartition("error: ")
-    return text.strip() if found else (last_error(log) or "see the log")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,71 +13,94 @@ from pipeline.data.splits import read_split
 from pipeline.errors import CheckpointError, SubmissionError
 from pipeline.evaluation import baselines, evaluate_cell
 from pipeline.files import write_json
+from pipeline.identity import digest
 from pipeline.leaderboard import Row, best_cell, format_table, read_leaderboard, write_leaderboard
 from pipeline.report import write_report
 from pipeline.rundir import ExperimentDir, RunDir
 from pipeline.spec import EvaluateSpec
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a leaderboard is made of: cells as (folder name, identity), the rule, the data."""
+
+    experiment: ExperimentDir
+    cells: tuple[tuple[str, str], ...]
+    evaluate: EvaluateSpec
+    data_digests: tuple[str, ...]
+
+    @property
+    def inputs(self) -> str:
+        """Digest of all that the leaderboard depends on: equal inputs need no new evaluation."""
+        runs = [(RunDir(self.experiment.path / name), identity) for name, identity in self.cells]
+        cells = [(run.name, run.why_not_done(identity), _scores_digest(run)) for run, identity in runs]
+        return digest([cells, self.evaluate.model_dump(mode="json"), list(self.data_digests)])
+
+    @property
+    def is_done(self) -> bool:
+        """True when leaderboard, selection and report are there and made of just these inputs."""
+        made = (self.experiment.leaderboard, self.experiment.report)
+        return _read_selected(self.experiment).get("inputs") == self.inputs and all(p.exists() for p in made)
+
+
 def evaluate_experiment(
-    experiment: ExperimentDir,
-    cells: Sequence[tuple[str, str]],
-    evaluate: EvaluateSpec,
+    evaluation: Evaluation,
     *,
     best_by: str,
     packed_dir: Path,
     split_file: Path,
-    inputs: str,
+    reasons: Mapping[str, str],
 ) -> None:
     """Write report.json of every finished cell, leaderboard.csv, selected.json and report.html.
 
-    `cells` are (folder name, identity); `inputs` is the digest of all this is made of. A cell that is
-    not whole has a row that says why, and stops nobody.
+    A cell that is not whole has a row that says why, and stops nobody; `reasons` knows more than its
+    manifest, where its process could not say.
     """
+    experiment, evaluate = evaluation.experiment, evaluation.evaluate
     rows: list[Row] = []
-    validated_on: dict[str, str] = {}
-    for name, identity in cells:
+    validated_on: set[int] = set()
+    codes: set[str] = set()
+    for name, identity in evaluation.cells:
         run = RunDir(experiment.path / name)
         reason = run.why_not_done(identity)
         try:
             if reason is not None:
-                raise CheckpointError(reason)
+                raise CheckpointError(reasons.get(name, reason))
             row, validation = evaluate_cell(run, evaluate)
         except CheckpointError as error:
             text = str(error)
-            state, error_text = ("failed", text[8:]) if text.startswith("failed: ") else ("missing", text)
-            rows.append(Row(name, state, error=error_text))
+            failed = text.startswith("failed: ") or name in reasons
+            rows.append(Row(name, "failed" if failed else "missing", error=text.removeprefix("failed: ")))
             continue
         rows.append(row)
-        validated_on[name] = str(hash((tuple(validation.ids), validation.targets_NK.tobytes())))
+        codes.add(run.code_digest())
+        validated_on.add(hash((tuple(validation.ids), validation.targets_NK.tobytes())))
     # every byte of the pixels was verified where they were read; here only labels are used
     rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
     selected = _read_selected(experiment) | {
-        "inputs": inputs,
+        "inputs": evaluation.inputs,
         "select_by": evaluate.select_by,
         "best_by": best_by,
         "packed": str(packed_dir),
         "split": str(split_file),
-        "comparable": len(set(validated_on.values())) <= 1,
+        "comparable": len(validated_on) <= 1,
+        "codes": sorted(codes),
     }
     write_json(experiment.selected, _choose(experiment, selected, None))
     write_report(experiment)
-
-
-def is_evaluated(experiment: ExperimentDir, inputs: str) -> bool:
-    """True when leaderboard, selection and report are there and made of just these inputs."""
-    made = (experiment.leaderboard, experiment.report)
-    return _read_selected(experiment).get("inputs") == inputs and all(path.exists() for path in made)
 
 
 def show(experiment: ExperimentDir, select_by: str) -> str:
     """The leaderboard as text."""
     selected = _read_selected(experiment)
     table = format_table(read_leaderboard(experiment.leaderboard), select_by, selected.get("cell"))
-    if selected.get("comparable", True):
-        return table
-    return f"{table}\nnote: these cells were validated on different images; compare them with care"
+    if not selected.get("comparable", True):
+        table += "\nnote: these cells were validated on different images; compare them with care"
+    if len(selected.get("codes", ())) > 1:
+        versions = ", ".join(code[:8] for code in selected["codes"])
+        table += f"\nnote: these cells come from different code ({versions}); `make retry` trains one anew"
+    return table
 
 
 def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
@@ -121,6 +145,11 @@ def _choose(experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir 
         selected["picked_by"] = "user" if name else "best"
         selected["value"] = float(chosen[selected["select_by"]])
     return selected
+
+
+def _scores_digest(run: RunDir) -> str | None:
+    found = run.read_manifest().get("files", {}).get(run.scores_val.name, {}).get("sha256")
+    return str(found) if found else None
 
 
 def _read_selected(experiment: ExperimentDir) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def expand_grid(loaded: Loaded) -> list[Cell]:
         spec = _resolve(loaded, entries)
         if spec is None:
             continue
-        excluded = {i for i, rule in enumerate(grid.exclude) if _matches(spec, rule)}
+        excluded = {i for i, rule in enumerate(grid.exclude) if matches(spec, rule)}
         unused -= excluded
         if excluded:
             continue
@@ -133,7 +133,8 @@ def _assigned(key: str, settings: Mapping[str, Any]) -> bool:
     return any(key == other or key.startswith(other + ".") for other in settings)
 
 
-def _matches(spec: Spec, rule: Mapping[str, Any]) -> bool:
+def matches(spec: Spec, rule: Mapping[str, Any]) -> bool:
+    """Whether every dotted key of `rule` has its value in `spec`."""
     return all(_holds(_lookup(spec, key), value) for key, value in rule.items())
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import pkgutil
 import platform
 import subprocess
 import sys
@@ -13,23 +16,50 @@ from typing import Any
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "submitit", "tensorboard")
 _DIFF_LIMIT = 1_000_000  # characters
+_ROOT = Path(__file__).resolve().parent.parent
+CODE_FILE = "code.json"  # of a snapshot, inside the package
 
 
 def provenance() -> dict[str, Any]:
-    """Host, interpreter, package versions, and the commit and uncommitted changes of this code."""
-    root = Path(__file__).resolve().parent.parent
-    diff = _git(root, "diff", "HEAD")
+    """Host, interpreter, package versions, and the code: digest, commit, uncommitted changes."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in _PACKAGES},
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "uncommitted": diff[:_DIFF_LIMIT] if diff else None,
+        "code": code(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "command": sys.argv,
     }
+
+
+def code() -> dict[str, Any]:
+    """Digest of the Python files of this project, and git's commit and diff where there is a checkout.
+
+    Code that runs from a snapshot (`jobs/snapshot.py`) carries what was true when that was made.
+    """
+    try:
+        stored = pkgutil.get_data("pipeline", CODE_FILE)
+    except OSError:
+        stored = None
+    if stored is not None:
+        found: dict[str, Any] = json.loads(stored)
+        return found
+    digest = hashlib.sha256()
+    for path in code_files():
+        digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
+    diff = _git(_ROOT, "diff", "HEAD")
+    return {
+        "digest": digest.hexdigest(),
+        "commit": _git(_ROOT, "rev-parse", "HEAD"),
+        "uncommitted": diff[:_DIFF_LIMIT] if diff else None,
+    }
+
+
+def code_files() -> list[Path]:
+    """The files a job needs, of this checkout."""
+    return sorted(path for package in ("pipeline", "jobs") for path in (_ROOT / package).rglob("*.py"))
 
 
 def _version(package: str) -> str | None:

@@ -54,6 +54,16 @@ class ExperimentDir:
         """Logs of the stages that are no cells."""
         return self.path / "logs"
 
+    @property
+    def slurm(self) -> Path:
+        """submitit's own files."""
+        return self.path / "slurm"
+
+    @property
+    def code(self) -> Path:
+        """Snapshots of the code that ran."""
+        return self.path / "code"
+
     def cell(self, slug: str, identity: str) -> RunDir:
         """The folder of the cell with this identity: the one that is there, else a new name."""
         suffix = identity[:HASH_LENGTH]
@@ -179,6 +189,13 @@ class RunDir:
             if path.stat().st_size != expected["bytes"]:
                 return f"artifact damaged: {name}"
         return None
+
+    def code_digest(self) -> str:
+        """Digest of the code this cell was last started with, "" where that is unknown."""
+        try:
+            return str(json.loads(self.provenance.read_text())["code"]["digest"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def verify(self, path: Path) -> Path:
         """`path` itself once its digest matches the manifest; else a CheckpointError that names it."""

@@ -10,7 +10,7 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
 from pipeline.evaluation import baselines, evaluate_cell, views
-from pipeline.experiment import evaluate_experiment, is_evaluated, select_cell, selected_cell, show
+from pipeline.experiment import Evaluation, evaluate_experiment, select_cell, selected_cell, show
 from pipeline.leaderboard import COLUMNS, read_leaderboard
 from pipeline.metrics import METRICS, all_metrics
 from pipeline.rundir import ExperimentDir
@@ -45,16 +45,20 @@ def finished_cell(experiment, drawn, name, identity, noise, seed=0):
     return run, scores_NK, targets_NK
 
 
-def evaluate(experiment, drawn, cells, threshold=0.5, select_by="f1_micro", inputs="a"):
+def evaluation_of(experiment, cells, threshold=0.5, select_by="f1_micro"):
+    return Evaluation(
+        experiment, tuple(cells), EvaluateSpec(threshold=threshold, select_by=select_by), ("data",)
+    )
+
+
+def evaluate(experiment, drawn, cells, reasons=None, **settings):
     _, folder, split_file = drawn
     evaluate_experiment(
-        experiment,
-        cells,
-        EvaluateSpec(threshold=threshold, select_by=select_by),
+        evaluation_of(experiment, cells, **settings),
         best_by="f1_micro",
         packed_dir=folder,
         split_file=split_file,
-        inputs=inputs,
+        reasons=reasons or {},
     )
     return read_leaderboard(experiment.leaderboard)
 
@@ -141,11 +145,12 @@ def test_the_best_is_selected_until_the_user_picks_another(experiment, drawn, tw
     assert selected_cell(experiment).name == "good-aaaaaaaa"
     assert select_cell(experiment, experiment.find("poor")) == "poor-bbbbbbbb"
     assert "\n* poor-bbbbbbbb" in show(experiment, "f1_micro")
-    evaluate(experiment, drawn, two_cells, inputs="b")
+    evaluate(experiment, drawn, two_cells)
     assert selected_cell(experiment).name == "poor-bbbbbbbb"
     assert select_cell(experiment, None) == "good-aaaaaaaa"
-    assert is_evaluated(experiment, "b")
-    assert not is_evaluated(experiment, "c")
+    assert evaluation_of(experiment, two_cells).is_done
+    assert not evaluation_of(experiment, two_cells[:1]).is_done
+    assert not evaluation_of(experiment, two_cells, select_by="f1_macro").is_done
 
 
 def test_a_pick_that_is_gone_gives_way_to_the_best(experiment, drawn, two_cells):

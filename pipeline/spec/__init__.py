@@ -70,6 +70,19 @@ class EvaluateSpec(Section):
     select_by: MetricName = "f1_micro"
 
 
+class ResourceRule(Section):
+    """What the cells that match `when` ask of a cluster instead of its profile's `train`."""
+
+    when: dict[str, Any] = Field(default_factory=dict)  # dotted key -> value; {}: every cell
+    partition: str | None = None
+    time_min: Count | None = None
+    cpus: Count | None = None
+    mem_gb: Positive | None = None
+    gres: str | None = None
+    cells_per_job: Count | None = None
+    side_by_side: Count | None = None
+
+
 class RunSpec(Section):
     """How cells are run here; never changes what they are."""
 
@@ -77,6 +90,8 @@ class RunSpec(Section):
     parallel: Count | None = None  # cells at once; default: as many as there are GPUs, else cores
     threads: Count | None = None  # per cell; default: cores / cells at once
     save_every_min: Positive = 10.0
+    resources: tuple[ResourceRule, ...] = ()  # on a cluster; a later rule wins
+    budget_units: Positive | None = None  # of the cluster's billing: `plan` says, `grid` refuses to go beyond
 
 
 class GridSpec(Section):
@@ -130,6 +145,7 @@ __all__ = [
     "Positive",
     "RandomSplit",
     "RangeSplit",
+    "ResourceRule",
     "RmsProp",
     "RunSpec",
     "ScheduleSpec",

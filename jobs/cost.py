@@ -1,0 +1,86 @@
+"""What cells will take, from those that are finished, and what that costs. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.cluster import Profile, Resources
+from jobs.draft import wanted
+from jobs.graph import Plan, PlannedCell
+from jobs.slurm import gpu_count
+from pipeline.jsonl import read_jsonl
+
+_START_S = 30.0  # imports, staging, the first batch
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Hours of allocation for some cells, and billing units; None where nothing like them has finished."""
+
+    cells: int
+    known: int
+    hours: float
+    units: float | None
+    unit: str
+
+
+def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Estimate:
+    """By the speed of finished cells of the same network and picture size in this experiment."""
+    speeds = _speeds(plan)
+    hours = units = 0.0
+    known = 0
+    for cell in cells:
+        train = cell.cell.spec.train
+        speed = speeds.get((train.model.name, train.model.trainable, train.image_px))
+        images = _training_images(cell)
+        if not speed or not images:
+            continue
+        known += 1
+        want = wanted(cell, profile)
+        cell_hours = (_START_S + train.epochs * images / speed) / 3600 / want.side_by_side
+        hours += cell_hours
+        units += cell_hours * hourly(want.resources, profile)
+    billed = profile.billing is not None and known > 0
+    unit = profile.billing.unit if profile.billing else ""
+    return Estimate(len(cells), known, hours, units * len(cells) / known if billed else None, unit)
+
+
+def hourly(asked: Resources, profile: Profile) -> float:
+    """Billing units for an hour of what a job reserves."""
+    price = profile.billing
+    if price is None:
+        return 0.0
+    nvme = re.search(r"nvme:(\d+)", asked.gres or "")
+    return (
+        price.gpu_hour * gpu_count(asked.gres, asked.gpus_per_node)
+        + price.core_hour * asked.cpus
+        + price.mem_gib_hour * (asked.mem_gb or 0)
+        + price.nvme_gib_hour * (int(nvme[1]) if nvme else 0)
+    )
+
+
+def _speeds(plan: Plan) -> dict[tuple[str, str, int], float]:
+    """Median images/s, validation included, of finished cells by network and picture size."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for cell in plan.cells:
+        if cell.reason is None:
+            rows = read_jsonl(cell.run.metrics)
+            speeds = [row["train/images_per_s"] for row in rows if row.get("train/images_per_s")]
+            if speeds:
+                train = cell.cell.spec.train
+                key = (train.model.name, train.model.trainable, train.image_px)
+                found.setdefault(key, []).append(statistics.median(speeds))
+    return {key: statistics.median(speeds) for key, speeds in found.items()}
+
+
+def _training_images(cell: PlannedCell) -> int:
+    if cell.data.split is None or not cell.data.split.exists():
+        return 0
+    counts = json.loads(cell.data.split.read_text())["counts"]
+    return int(
+        counts["train"]["images"] + counts["validation"]["images"] // 3
+    )  # scoring is the forward third

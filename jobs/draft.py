@@ -1,0 +1,191 @@
+"""From cells to the jobs that will run them: arrays, their resources and what waits for what. Pure; torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.allocation import CellJob, Closing, Steps
+from jobs.cluster import Profile, Resources
+from jobs.graph import Plan, PlannedCell, PlannedData, data_root
+from jobs.stages import Evaluate, Submit, Train, Wrangle
+from pipeline.errors import SpecError
+from pipeline.grid import matches
+
+_OVERRIDES = ("partition", "time_min", "cpus", "mem_gb", "gres")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One sbatch: an array, or a single job where it holds one task."""
+
+    key: str
+    tasks: tuple[Any, ...]
+    resources: Resources
+    cells: tuple[tuple[PlannedCell, ...], ...] = ()  # of each task
+    packs: tuple[str, ...] = ()  # the packed sets it makes
+    after: tuple[str, ...] = ()  # keys of batches, or ids of jobs that are queued already
+    condition: str = "afterok"
+    throttle: int = 1
+    requeue: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How one cell wants to be run."""
+
+    resources: Resources
+    cells_per_job: int
+    side_by_side: int
+
+
+def wanted(cell: PlannedCell, profile: Profile) -> Wanted:
+    """The profile's `train`, changed by the spec's `run.resources` that match the cell."""
+    changes: dict[str, Any] = {}
+    packing = {"cells_per_job": profile.cells_per_job, "side_by_side": profile.side_by_side}
+    for rule in cell.cell.spec.run.resources:
+        if matches(cell.cell.spec, rule.when):
+            changes |= {name: value for name in _OVERRIDES if (value := getattr(rule, name)) is not None}
+            packing |= {name: value for name in packing if (value := getattr(rule, name)) is not None}
+    return Wanted(profile.train.model_copy(update=changes), **packing)
+
+
+def draft(
+    plan: Plan,
+    profile: Profile,
+    cells: Sequence[PlannedCell],
+    *,
+    flying: Sequence[str],
+    wrangling: dict[str, str],
+    max_array: int,
+    submission: bool,
+) -> list[Batch]:
+    """The batches that complete a plan: wrangle, train arrays, and the closing that evaluates.
+
+    `cells` are to be trained; `flying` are jobs in flight whose cells belong to the leaderboard too.
+    """
+    batches = []
+    needed = {str(c.data.split): c.data for c in cells if c.data.reason is not None}
+    if submission and plan.test is not None and plan.test.reason is not None:
+        needed[str(plan.test.split or plan.test.packed)] = plan.test
+    new = [data for data in needed.values() if str(data.packed) not in wrangling]
+    waits = tuple(sorted({wrangling[str(d.packed)] for d in needed.values() if str(d.packed) in wrangling}))
+    if new:
+        steps = Steps(tuple(_wrangle(plan, data) for data in new))
+        packs = tuple(str(data.packed) for data in new)
+        batches.append(Batch("wrangle", (steps,), profile.cpu, packs=packs, requeue=profile.requeue))
+        waits = (*waits, "wrangle")
+    arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + len(flying) + 1))
+    last = []
+    for number, array in enumerate(arrays, 1):
+        key, after, condition = f"train-{number}", waits, "afterok"
+        runs = 1 if profile.requeue else 1 + profile.continuations
+        for run in range(runs):
+            name = key if run == 0 else f"{key}-more-{run}"
+            tasks, groups, resources = array
+            batch = Batch(
+                name,
+                tasks,
+                resources,
+                cells=groups,
+                after=after,
+                condition=condition,
+                throttle=profile.max_parallel,
+                requeue=profile.requeue,
+            )
+            batches.append(batch)
+            after, condition = (name,), "afterany"
+        last.append(name)
+    batches.append(_closing(plan, profile, (*last, *sorted(flying)), batches, submission=submission))
+    return batches
+
+
+def _arrays(
+    plan: Plan, profile: Profile, cells: Sequence[PlannedCell], max_array: int, other_jobs: int
+) -> Any:
+    """(tasks, cells of each task, resources) of every array."""
+    groups: dict[str, list[tuple[PlannedCell, Wanted]]] = {}
+    for cell in cells:
+        want = wanted(cell, profile)
+        groups.setdefault(repr(want), []).append((cell, want))
+    room = (profile.max_submit or math.inf) - other_jobs
+    per_job = 1
+    while sum(math.ceil(len(g) / max(per_job, g[0][1].cells_per_job)) for g in groups.values()) > room:
+        per_job += 1  # more cells a job, one after another, so that all fit
+        if per_job > len(cells):
+            raise SpecError(
+                f"{len(cells)} cells do not fit: {other_jobs} jobs are queued and the cluster allows "
+                f"{profile.max_submit} (cluster.max_submit); wait for some to end"
+            )
+    for group in groups.values():
+        want = group[0][1]
+        size = max(per_job, want.cells_per_job)
+        members = [tuple(cell for cell, _ in group[i : i + size]) for i in range(0, len(group), size)]
+        for start in range(0, len(members), max_array):
+            part = tuple(members[start : start + max_array])
+            yield tuple(_cell_job(plan, profile, want, some) for some in part), part, want.resources
+
+
+def _cell_job(plan: Plan, profile: Profile, want: Wanted, cells: Sequence[PlannedCell]) -> CellJob:
+    return CellJob(
+        tasks=tuple(train_task(plan, cell) for cell in cells),
+        side_by_side=min(want.side_by_side, len(cells)),
+        cores=want.resources.cpus,
+        device=plan.loaded.spec.run.device,
+        scratch=profile.scratch,
+        requeue=profile.requeue,
+        grace_s=max(profile.signal_s - 30.0, profile.signal_s / 2),
+    )
+
+
+def train_task(plan: Plan, cell: PlannedCell) -> Train:
+    """The task that trains a cell."""
+    return Train(
+        run=str(cell.run.path),
+        identity=cell.identity,
+        packed=str(cell.data.packed),
+        split=str(cell.data.split),
+        weights_folder=str(data_root(plan.root) / "weights"),
+    )
+
+
+def evaluate_task(plan: Plan) -> Evaluate:
+    """The task that makes the leaderboard."""
+    data, evaluation = plan.datasets[0], plan.evaluation
+    return Evaluate(
+        experiment=str(plan.experiment.path),
+        cells=evaluation.cells,
+        evaluate=evaluation.evaluate.model_dump_json(),
+        best_by=plan.loaded.spec.train.best_by,
+        packed=str(data.packed),
+        split=str(data.split),
+        data_digests=evaluation.data_digests,
+    )
+
+
+def submit_task(plan: Plan, test: PlannedData, cell: str | None) -> Submit:
+    """The task that predicts and writes the submission of `cell`, or of the one selected by then."""
+    spec = plan.loaded.spec
+    split = str(test.split) if test.split else None
+    folder = str(plan.experiment.path)
+    return Submit(folder, cell, str(test.packed), split, spec.run.device, spec.evaluate.threshold)
+
+
+def _wrangle(plan: Plan, data: PlannedData) -> Wrangle:
+    root = str(data_root(plan.root))
+    return Wrangle(data=data.data.model_dump_json(), data_root=root, test=data.split is None)
+
+
+def _closing(
+    plan: Plan, profile: Profile, after: tuple[str, ...], batches: Sequence[Batch], *, submission: bool
+) -> Batch:
+    submit = submit_task(plan, plan.test, None) if submission and plan.test is not None else None
+    task = Closing(evaluate_task(plan), (), submit)
+    # a submission scores the test images, which wants what training wants
+    resources = profile.train if submit else profile.cpu
+    if not after:  # no cell to wait for: only the data, if that
+        after = tuple(batch.key for batch in batches)
+        return Batch("closing", (task,), resources, after=after, requeue=profile.requeue)
+    return Batch("closing", (task,), resources, after=after, condition="afterany", requeue=profile.requeue)

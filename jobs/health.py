@@ -1,0 +1,152 @@
+"""What `make doctor` tries, one check after another. Torch is asked in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jobs import remote
+from jobs.graph import Plan, data_root, make_plan
+from jobs.request import Request
+from jobs.slurm import refuse_early
+from pipeline.data.packed import PackedSet
+from pipeline.errors import PipelineError
+from pipeline.files import sha256_file, shown, write_json
+
+_TORCH = """
+import torch, torchvision
+cuda = torch.cuda
+gpu = f"{cuda.device_count()} x {cuda.get_device_name(0)}" if cuda.is_available() else "no GPU seen here"
+print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {gpu}")
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing tried, and what was found."""
+
+    what: str
+    ok: bool
+    found: str
+
+
+def checks(request: Request) -> Iterator[Check]:
+    """Every check, each whatever the others find."""
+    yield Check("spec", True, shown(request.loaded.path))
+    try:
+        plan = make_plan(request.loaded)
+    except PipelineError as error:
+        yield Check("data and weights", False, str(error))
+        return
+    yield Check("grid", True, f"{len(plan.cells)} cells, {len(plan.missing)} missing")
+    yield _torch()
+    yield _writable(plan)
+    yield from _data(plan)
+    yield from _weights(plan)
+    yield from _artifacts(plan)
+    if request.profile.scheduler == "slurm":
+        yield from _slurm(request, plan)
+
+
+def _torch() -> Check:
+    done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True)
+    said = done.stdout.strip() or (done.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
+    return Check("python", done.returncode == 0, f"{sys.executable}: {said}")
+
+
+def _writable(plan: Plan) -> Check:
+    place = plan.experiment.path
+    try:
+        probe = place / ".doctor.json"
+        write_json(probe, {})
+        probe.unlink()
+    except PipelineError as error:
+        return Check("results", False, str(error))
+    stats = os.statvfs(place)
+    free, inodes = stats.f_bavail * stats.f_frsize / 1e9, stats.f_favail
+    enough = free > 2 and (inodes == 0 or inodes > 20 * len(plan.cells) + 100)
+    return Check("results", enough, f"{shown(place)} can be written, {free:.1f} GB and {inodes:,} files free")
+
+
+def _data(plan: Plan) -> Iterator[Check]:
+    for data in [*plan.datasets, *([plan.test] if plan.test else [])]:
+        if data.reason is not None:
+            yield Check("data", True, f"{shown(data.packed)}: {data.reason}, will be packed")
+            continue
+        try:
+            packed = PackedSet.open(data.packed)
+            yield Check("data", True, f"{shown(data.packed)}: {len(packed)} images, every byte verified")
+        except PipelineError as error:
+            yield Check("data", False, str(error))
+
+
+def _weights(plan: Plan) -> Iterator[Check]:
+    folder = data_root(plan.root) / "weights"
+    for model in plan.named_weights():
+        there = folder.exists() and any(folder.glob(f"{model.name}-*"))
+        found = "fetched" if there else "not there yet; `make grid` fetches them where there is internet"
+        yield Check("weights", True, f"{model.name} {model.weights}: {found}")
+
+
+def _artifacts(plan: Plan) -> Iterator[Check]:
+    """Every artifact of every finished cell, by its digest."""
+    damaged = [
+        f"{cell.run.name}/{name}"
+        for cell in plan.cells
+        if cell.reason is None
+        for name, expected in cell.run.read_manifest()["files"].items()
+        if sha256_file(cell.run.path / name) != expected["sha256"]
+    ]
+    finished = len(plan.cells) - len(plan.missing)
+    found = (
+        f"{', '.join(damaged[:5])} differ from their digests"
+        if damaged
+        else f"{finished} finished cells are whole"
+    )
+    yield Check("artifacts", not damaged, found)
+
+
+def _slurm(request: Request, plan: Plan) -> Iterator[Check]:
+    profile = request.profile
+    if profile.retired:
+        yield Check("cluster", False, profile.retired)
+    for command in ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol"):
+        if shutil.which(command) is None:
+            yield Check("slurm", False, f"{command} is not on PATH: is this a login node?")
+            return
+    try:
+        standing = remote.look(request, plan)
+        yield Check("slurm", True, f"answers; {len(standing.of('flight'))} cells in flight")
+        refuse_early(profile, request.cluster, remote.batches_of(request, plan, standing, submission=False))
+        yield Check("profile", True, f"{request.cluster} allows what is asked")
+    except PipelineError as error:
+        yield Check("slurm", False, str(error))
+        return
+    for name, asked in (("train", profile.train), ("cpu", profile.cpu)):
+        test = [
+            "sbatch",
+            "--test-only",
+            "--wrap=true",
+            f"--time={asked.time_min}",
+            f"--cpus-per-task={asked.cpus}",
+        ]
+        options = {
+            "account": profile.account,
+            "partition": asked.partition,
+            "gres": asked.gres,
+            "qos": asked.qos,
+        }
+        test += [f"--{option}={value}" for option, value in options.items() if value]
+        test += [f"--mem={asked.mem_gb:g}G"] if asked.mem_gb else []
+        done = subprocess.run(test, capture_output=True, text=True)
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        yield Check(f"a {name} job", done.returncode == 0, said[-1].strip() if said else "accepted")
+    for line in profile.setup:
+        done = subprocess.run(["bash", "-lc", line], capture_output=True, text=True)
+        yield Check(
+            "setup", done.returncode == 0, line if done.returncode == 0 else f"{line}: {done.stderr.strip()}"
+        )

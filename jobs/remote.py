@@ -1,0 +1,174 @@
+"""`make grid` and `make submission` on a Slurm cluster: submit what is missing, leave nothing running here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs import here
+from jobs.cost import estimate
+from jobs.draft import Batch, draft, submit_task, wanted
+from jobs.graph import Plan, make_plan
+from jobs.request import Request
+from jobs.scheduler import cancel, max_array_size
+from jobs.slurm import Submitter, refuse_early, submitting
+from jobs.snapshot import snapshot
+from jobs.standing import Overview, overview
+from pipeline.errors import SpecError, SubmissionError
+from pipeline.files import shown
+from pipeline.provenance import code
+from pipeline.rundir import ExperimentDir, RunDir
+
+
+def grid(request: Request) -> int:
+    """Queue everything that is neither whole nor in flight, up to the leaderboard."""
+    return _submit(request, submission=False)
+
+
+def submission(request: Request) -> int:
+    """Queue everything up to the checked submission.csv."""
+    return _submit(request, submission=True)
+
+
+def _submit(request: Request, *, submission: bool) -> int:
+    plan = make_plan(request.loaded)
+    if submission and plan.test is None:
+        raise SubmissionError(
+            f"{shown(plan.loaded.path)}: there are no images to predict; add data.test or a test share to data.split"
+        )
+    place_runs(plan.experiment, request)
+    with submitting(plan.experiment):
+        plan = make_plan(request.loaded)  # once more: another submission may just have ended
+        standing = look(request, plan)
+        _say(request, plan, standing)
+        batches = batches_of(request, plan, standing, submission=submission)
+        if not batches:
+            return _finish(request, plan, standing, submission=submission)
+        refuse_early(request.profile, request.cluster, batches)
+        _within_budget(request, plan, standing)
+        status = here.fetch_weights(plan)
+        if status:
+            return status
+        for cell in standing.of("submit"):
+            here.write_spec(cell.planned)
+        ids = submitter(request, plan.experiment).submit(batches)
+        cancel(standing.closing)  # the new closing waits for their cells too
+    for batch in batches:
+        jobs = ids[batch.key]
+        cells = sum(len(group) for group in batch.cells)
+        what = f" ({here.count(cells, 'cell')} in {here.count(len(jobs), 'job')})" if cells else ""
+        print(f"queued {batch.key}: {jobs[0].split('_')[0]}{what}")
+    print(
+        f"nothing runs here; `make status SPEC={shown(plan.loaded.path)} CLUSTER={request.cluster}` looks",
+        flush=True,
+    )
+    return 0
+
+
+def look(request: Request, plan: Plan) -> Overview:
+    """How every cell stands, asking Slurm where files do not prove it."""
+    mem_gb = {cell.run.name: wanted(cell, request.profile).resources.mem_gb for cell in plan.missing}
+    return overview(plan, mem_gb=mem_gb, code=code()["digest"])
+
+
+def batches_of(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> list[Batch]:
+    """The jobs to submit; [] when nothing is missing that is not in flight."""
+    flight = standing.of("flight")
+    cells = [cell.planned for cell in standing.of("submit")]
+    if not cells and (standing.closing or not flight):
+        return []
+    return draft(
+        plan,
+        request.profile,
+        cells,
+        flying=sorted({str(cell.job).split("_")[0] for cell in flight}),
+        wrangling=standing.wrangling,
+        max_array=request.profile.max_array or max_array_size(),
+        submission=submission,
+    )
+
+
+def submitter(request: Request, experiment: ExperimentDir) -> Submitter:
+    """What turns batches into jobs, with the code as it is now."""
+    frozen = snapshot(experiment.code)
+    experiment.slurm.mkdir(parents=True, exist_ok=True)
+    return Submitter(request.profile, request.cluster, experiment, frozen, code()["digest"])
+
+
+def place_runs(experiment: ExperimentDir, request: Request) -> None:
+    """Where the profile keeps runs elsewhere, make `experiments/<name>` a link to that place."""
+    root = request.profile.runs_root
+    if root is None or experiment.path.is_symlink():
+        return
+    if experiment.path.exists():
+        raise SpecError(
+            f"{experiment.path}: exists already; move it to {root} and link it, or unset runs_root"
+        )
+    target = Path(root).expanduser() / experiment.path.name
+    target.mkdir(parents=True, exist_ok=True)
+    experiment.path.symlink_to(target)
+
+
+def _say(request: Request, plan: Plan, standing: Overview) -> None:
+    if request.profile.retired:
+        print(f"note: {request.profile.retired}")
+    counts = {kind: len(standing.of(kind)) for kind in ("submit", "flight", "held")}
+    print(
+        f"{shown(plan.loaded.path)}: {here.count(len(plan.cells), 'cell')}, {counts['submit']} to submit, "
+        f"{counts['flight']} in flight, {counts['held']} held back",
+        flush=True,
+    )
+    shown_cells = [cell for cell in standing.cells if cell.kind != "done"]
+    for cell in shown_cells[:50]:
+        job = f" (job {cell.job})" if cell.job and cell.kind != "submit" else ""
+        print(f"  {cell.planned.run.name}: {cell.why}{job}")
+    if len(shown_cells) > 50:
+        print(f"  ... and {len(shown_cells) - 50} more")
+
+
+def _within_budget(request: Request, plan: Plan, standing: Overview) -> None:
+    budget = request.loaded.spec.run.budget_units
+    if budget is None:
+        return
+    cost = estimate(plan, request.profile, [cell.planned for cell in standing.of("submit")])
+    if cost.units is not None and cost.units > budget:
+        raise SpecError(
+            f"{shown(plan.loaded.path)}: the cells to submit would cost about {cost.units:.1f} {cost.unit}, "
+            f"run.budget_units allows {budget:g}; raise it, or submit fewer cells"
+        )
+
+
+def _finish(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> int:
+    if standing.of("flight"):
+        print(f"all is queued already; evaluate waits as job {standing.closing[0]}")
+        return 0
+    reasons = {cell.planned.run.name: cell.why for cell in standing.of("held")}
+    status = here.evaluate(request, reasons)  # light: no torch
+    if status or not submission:
+        return status or (here.FAILED if reasons else 0)
+    from pipeline.experiment import selected_cell
+
+    chosen: RunDir = plan.experiment.find(request.run) if request.run else selected_cell(plan.experiment)
+    assert plan.test is not None
+    tasks = draft(
+        plan,
+        request.profile,
+        [],
+        flying=(),
+        wrangling=standing.wrangling,
+        max_array=1,
+        submission=True,
+    )
+    from pipeline.submission import is_predicted
+
+    test = plan.test
+    if test.reason is None and is_predicted(chosen, test.packed, test.split):
+        return here.submission_file(request, plan, chosen)
+    from dataclasses import replace
+
+    closing = replace(
+        tasks[-1], tasks=(replace(tasks[-1].tasks[0], submit=submit_task(plan, test, chosen.name)),)
+    )
+    with submitting(plan.experiment):
+        ids = submitter(request, plan.experiment).submit([*tasks[:-1], closing])
+    print("\n".join(f"queued {key}: {jobs[0]}" for key, jobs in ids.items()), flush=True)
+    return 0

@@ -1,0 +1,31 @@
+"""Frozen code: one zip of `pipeline/` and `jobs/` per state of the code, which processes import from.
+
+What runs is what was submitted: later edits, and edits while a job waits or is requeued, do not reach it.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from pipeline.files import atomic_write
+from pipeline.provenance import CODE_FILE, code, code_files
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def snapshot(folder: Path) -> Path:
+    """The zip of the code as it is now, in `folder`; an equal one that is there is used again."""
+    here = Path(__file__).resolve().parent.parent
+    if here.suffix == ".zip":
+        return here  # a job that starts others hands its own code on
+    facts = code()
+    path = folder / f"code-{facts['digest'][:12]}.zip"
+    if not path.exists():
+        with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for source in code_files():
+                # a fixed date, so that equal code is equal bytes
+                archive.writestr(zipfile.ZipInfo(str(source.relative_to(here)), _EPOCH), source.read_bytes())
+            archive.writestr(zipfile.ZipInfo(f"pipeline/{CODE_FILE}", _EPOCH), json.dumps(facts))
+    return path
