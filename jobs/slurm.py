@@ -45,7 +45,10 @@ _REFUSALS = (
         'name one that exists: SET="cluster.train.partition=... cluster.cpu.partition=..."',
     ),
     (r"[Nn]ode count", "this partition gives one node a job; ask for no more"),
-    (r"[Uu]nable to contact|Connection refused|timed out|configuration source", "Slurm does not answer; try again later"),
+    (
+        r"[Uu]nable to contact|Connection refused|timed out|configuration source",
+        "Slurm does not answer; try again later",
+    ),
 )
 
 

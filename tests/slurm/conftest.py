@@ -1,0 +1,155 @@
+"""A real Slurm cluster for the tests in this folder, and a lab to run verbs on it."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.jsonl import read_jsonl
+from pipeline.rundir import ExperimentDir
+from tests.cells import clean_environment, project
+from tests.conftest import ROOT
+
+SCRIPT = Path(__file__).parent / "cluster.sh"
+SETTINGS = (
+    *("cluster.account=project_2000000", "cluster.train.partition=gpu", "cluster.train.gres=gpu:v100:1"),
+    *("cluster.train.cpus=1", "cluster.train.mem_gb=4", "cluster.cpu.partition=small", "cluster.cpu.cpus=1"),
+)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """The environment of a running cluster; skips where none can be brought up, fails where one must be."""
+    folder = Path(os.environ.get("SLURM_TEST_DIR") or tmp_path_factory.mktemp("slurm"))
+    required = bool(os.environ.get("LABELGRID_REQUIRE_SLURM"))
+    installed = all(
+        shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") for name in ("slurmctld", "slurmdbd")
+    )
+    if not (installed or required or os.geteuid() == 0):
+        pytest.skip("Slurm is not installed, and only root can install it")
+    up = subprocess.run([str(SCRIPT), "up", str(folder)], capture_output=True, text=True, timeout=600)
+    if up.returncode:
+        text = f"no Slurm cluster here: {up.stderr.strip()[-500:]}"
+        pytest.fail(text) if required else pytest.skip(text)
+    exports = subprocess.run(
+        [str(SCRIPT), "env", str(folder)], capture_output=True, text=True, check=True
+    ).stdout
+    words = [word for line in exports.splitlines() for word in shlex.split(line.removeprefix("export "))]
+    yield dict(word.split("=", 1) for word in words) | {"CLUSTER_FOLDER": str(folder)}
+    subprocess.run([str(SCRIPT), "down", str(folder)], capture_output=True, timeout=120)
+
+
+class Lab:
+    """One project on the cluster."""
+
+    def __init__(self, root, environment):
+        self.root = root
+        self.experiment = ExperimentDir(root / "experiments" / "x")
+        # python finds what it needs beside Slurm's commands; no real GPU is to be found
+        self.environment = (
+            clean_environment() | environment | {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
+        )
+        self.environment.pop("CUDA_VISIBLE_DEVICES")
+        self.code = ROOT
+
+    def start(self, verb, *settings, run=None, base=SETTINGS):
+        arguments = [verb, "experiments/x.yaml", "--cluster", "slurm", "--set", *base, *settings]
+        arguments += ["--run", run] if run else []
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.root,
+            env=self.environment | {"PYTHONPATH": str(self.code)},
+        )
+
+    def run(self, verb, *settings, **options):
+        """(exit status, what was printed)"""
+        process = self.start(verb, *settings, **options)
+        printed, _ = process.communicate(timeout=120)
+        return process.returncode, printed
+
+    def ok(self, verb, *settings, **options):
+        status, printed = self.run(verb, *settings, **options)
+        assert status == 0, printed
+        return printed
+
+    def slurm(self, *command):
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def queue(self):
+        return self.slurm("squeue", "-h", "-r", "-o", "%i|%j|%T|%N").splitlines()
+
+    def mine(self):
+        listed = self.slurm("squeue", "-h", "-r", "-o", "%i|%Z").splitlines()
+        return [line.split("|")[0] for line in listed if str(self.root) in line]
+
+    def settle(self, seconds=240):
+        """Wait until no job of this project is queued or running."""
+        deadline = time.monotonic() + seconds
+        while self.mine():
+            assert time.monotonic() < deadline, "\n".join(self.queue()) + self.tails()
+            time.sleep(0.3)
+
+    def until(self, condition, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, "\n".join(self.queue()) + self.tails()
+            time.sleep(0.05)
+        return found
+
+    def tails(self):
+        logs = [*self.experiment.slurm.glob("*log.out"), *self.experiment.path.glob("*/log.txt")]
+        return "".join(f"\n== {log.name}\n{log.read_text()[-1500:]}" for log in sorted(logs))
+
+    def leaderboard(self):
+        import csv
+
+        with self.experiment.leaderboard.open(newline="") as file:
+            return {row["cell"]: row for row in csv.DictReader(file)}
+
+    def cells(self):
+        return sorted(
+            path.parent for path in self.experiment.path.glob("*/spec.yaml") if path.parent.parent.name == "x"
+        )
+
+    def epochs(self, cell):
+        return sum("validation/loss" in row for row in read_jsonl(cell / "metrics.jsonl"))
+
+    def job_of(self, cell):
+        events = read_jsonl(self.experiment.ledger)
+        return next(e["jobs"][-1] for e in reversed(events) if e.get("cell") == cell.name)
+
+    def weights(self, cell):
+        return load_checkpoint(cell / "checkpoint_last.pt")["model"]
+
+    def state(self, cell):
+        return json.loads((cell / "manifest.json").read_text())["state"]
+
+
+@pytest.fixture
+def lab(cluster, tmp_path, drawn_zip):
+    """A maker of labs: lab(text of the spec's grid, train settings)."""
+    made = []
+
+    def make(text="", **train):
+        root = tmp_path / f"p{len(made)}"
+        project(root, drawn_zip, text, **train)
+        made.append(Lab(root, cluster))
+        return made[-1]
+
+    yield make
+    for each in made:
+        jobs = each.mine()
+        if jobs:
+            subprocess.run(["scancel", *jobs], env=each.environment, capture_output=True)

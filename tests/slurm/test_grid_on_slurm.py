@@ -1,0 +1,423 @@
+"""`make grid CLUSTER=slurm` on a real cluster: submit once, log out, lose nothing."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.jsonl import read_jsonl
+from tests.conftest import ROOT
+from tests.slurm.conftest import SCRIPT, SETTINGS
+
+SEVEN = (
+    "grid: {cells: [{train.optimizer: {name: adam, lr: 1e-4}}, {train.optimizer: {name: adam, lr: 1e-3}},"
+    " {train.optimizer: {name: rmsprop, lr: 1e-3}}, {train.optimizer: {name: adadelta}},"
+    " {train.optimizer: {name: adamw}}, {train.optimizer: {name: sgd, lr: 0.01}},"
+    " {train.optimizer: {name: sgd, lr: 0.01}, train.schedule: {name: cosine}}]}"
+)
+TWO = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}]}}"
+LONG = {
+    "epochs": 80,
+    "optimizer": {"name": "sgd", "lr": 0.01},
+    "augment": {"crop": [0.5, 1], "rotate_deg": 10},
+}
+
+
+def same(lab, cell, other_lab, other):
+    mine, theirs = lab.weights(cell), other_lab.weights(other)
+    return all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory, drawn_zip):
+    """The LONG cell trained without any disturbance."""
+    from tests.cells import project
+    from tests.slurm.conftest import Lab
+
+    root = tmp_path_factory.mktemp("undisturbed")
+    project(root, drawn_zip, **LONG)
+    lab = Lab(root, cluster)
+    lab.ok("grid")
+    lab.settle()
+    (cell,) = lab.cells()
+    assert lab.state(cell) == "done", lab.tails()
+    return lab, cell
+
+
+def test_one_command_queues_everything_and_the_submission_appears_by_itself(lab):
+    seven = lab(SEVEN)
+    printed = seven.ok("submission")
+    assert re.search(
+        r"queued wrangle: \d+\nqueued train-1: \d+ \(7 cells in 7 jobs\)\nqueued closing: \d+", printed
+    )
+    left = subprocess.run(["pgrep", "-f", f"jobs submission.*{seven.root}"], capture_output=True, text=True)
+    assert left.stdout == ""
+    seven.settle()
+    rows = seven.leaderboard()
+    assert [row["state"] for row in rows.values()].count("done") == 7, seven.tails()
+    assert len(seven.experiment.submission.read_text().splitlines()) == 41
+    assert all((cell / "log.txt").exists() for cell in seven.cells())
+    files = [path.name for path in seven.experiment.slurm.iterdir()]
+    assert len(files) == 3 * 9 + 2 * 3  # three a job, and a script with its link each submission
+    # and again: nothing is submitted, the leaderboard is shown
+    printed = seven.ok("grid")
+    assert "7 cells, 0 to submit, 0 in flight" in printed
+    assert seven.mine() == []
+    assert "7 done; leaderboard up to date" in seven.ok("status")
+
+
+def test_one_of_twelve_fails_is_named_and_only_it_runs_again(lab, tmp_path):
+    broken = tmp_path / "w.pth"
+    broken.write_text("no weights")
+    eleven = ", ".join(f"{{train.seed: {seed}}}" for seed in range(11))
+    twelve = lab(f"grid: {{cells: [{eleven}, {{train.model: {{name: cnn3, weights: {broken}}}}}]}}", epochs=1)
+    twelve.ok("grid")
+    twelve.settle()
+    rows = twelve.leaderboard()
+    assert [row["state"] for row in rows.values()].count("done") == 11, twelve.tails()
+    (failed,) = (row for row in rows.values() if row["state"] == "failed")
+    assert "w.pth: cannot be read as weights" in failed["error"]
+    done = next(cell for cell in twelve.cells() if twelve.state(cell) == "done")
+    shutil.copy(done / "checkpoint_best.pt", broken)  # mended: weights that fit
+    assert "12 cells, 1 to submit" in twelve.ok("plan") or "12 cells" in twelve.ok("plan")
+    printed = twelve.ok("grid")
+    assert "12 cells, 1 to submit, 0 in flight" in printed
+    assert "(1 cell in 1 job)" in printed
+    twelve.settle()
+    rows = twelve.leaderboard()
+    assert [row["state"] for row in rows.values()].count("done") == 12
+    assert "12 cells, 0 to submit" in twelve.ok("grid")
+
+
+# ---------------------------------------------------------------- disturbances
+
+
+def test_at_the_warning_a_cell_saves_is_requeued_and_ends_with_the_same_bits(lab, undisturbed):
+    two = lab(**LONG)
+    two.ok("grid")
+    (cell,) = two.until(two.cells)
+    two.until(lambda: two.epochs(cell) >= 3)
+    job = two.job_of(cell)
+    two.slurm("scancel", "--signal=USR2", job)
+    two.until(lambda: "saved" in (cell / "log.txt").read_text())
+    two.until(lambda: re.search(rf"{job}\|.*(PENDING|RUNNING)", "\n".join(two.queue())))
+    assert "1 in flight" in two.ok("grid")
+    two.settle()
+    restarts = two.slurm("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").split()
+    assert restarts[-2:] == ["REQUEUED", "COMPLETED"]
+    assert same(two, cell, *undisturbed)
+    assert two.leaderboard()[cell.name]["state"] == "done"
+
+
+def test_a_preempted_cell_ends_with_the_same_bits(lab, undisturbed):
+    low = lab(**LONG)
+    low.ok("grid", "cluster.train.qos=preemptible", "cluster.train.gres=gpu:v100:4")
+    (cell,) = low.until(low.cells)
+    low.until(lambda: low.epochs(cell) >= 3)
+    urgent = [
+        "sbatch",
+        "-A",
+        "project_2000000",
+        "--qos=urgent",
+        "-p",
+        "gpu",
+        "--gres=gpu:v100:4",
+        "-N2",
+        "-t",
+        "5",
+    ]
+    low.slurm(*urgent, "--chdir=/tmp", "--output=/dev/null", "--wrap", "sleep 2")
+    low.settle()
+    states = low.slurm("sacct", "-X", "-D", "-n", "-P", "-j", low.job_of(cell), "-o", "State").split()
+    assert len(states) > 1, "it was never preempted: this shows nothing"
+    assert same(low, cell, *undisturbed)
+
+
+def test_after_a_node_failure_the_cell_goes_on_elsewhere_with_the_same_bits(lab, undisturbed, cluster):
+    fails = lab(**LONG)
+    fails.ok("grid")
+    (cell,) = fails.until(fails.cells)
+    fails.until(lambda: fails.epochs(cell) >= 3)
+    job = fails.job_of(cell)
+    node = next(line.split("|")[3] for line in fails.queue() if line.startswith(f"{job}|"))
+    subprocess.run(
+        [str(SCRIPT), "node-fail", node, cluster["CLUSTER_FOLDER"]], check=True, capture_output=True
+    )
+    try:
+        fails.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        fails.settle()
+    finally:
+        subprocess.run(
+            [str(SCRIPT), "node-start", node, cluster["CLUSTER_FOLDER"]], check=True, capture_output=True
+        )
+    assert same(fails, cell, *undisturbed)
+    assert fails.leaderboard()[cell.name]["state"] == "done"
+
+
+@pytest.mark.parametrize("how", ["scancel", "kill"])
+def test_a_cell_that_is_cancelled_or_killed_is_named_and_completed_by_the_next_grid(lab, undisturbed, how):
+    hurt = lab(f"{TWO}", **{**LONG, "epochs": 60})
+    hurt.ok("grid")
+    sgd = hurt.until(
+        lambda: [cell for cell in hurt.cells() if cell.name.startswith("sgd") and hurt.epochs(cell) >= 2]
+    )
+    (cell,) = sgd
+    if how == "scancel":
+        hurt.slurm("scancel", hurt.job_of(cell))
+    else:
+        os.kill(submitit_process(hurt.job_of(cell)), signal.SIGKILL)
+    hurt.settle()
+    row = hurt.leaderboard()[cell.name]
+    assert row["state"] == "failed"
+    assert row["error"] == ("cancelled" if how == "scancel" else "killed by SIGKILL (out of memory?)")
+    epochs = hurt.epochs(cell)
+    assert 0 < epochs < 60
+    assert "2 cells, 1 to submit" in hurt.ok("grid")
+    hurt.settle()
+    assert hurt.leaderboard()[cell.name]["state"] == "done", hurt.tails()
+    rows = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
+    assert rows == list(range(1, 61)), "it went on from where it was"
+
+
+def submitit_process(job):
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            base, _, task = job.partition("_")
+            ours = f"SLURM_ARRAY_JOB_ID={base}\0".encode() in environment
+            ours = ours and f"SLURM_ARRAY_TASK_ID={task}\0".encode() in environment
+            if b"submitit.core._submit" in command and b"srun" not in command and ours:
+                return int(entry.name)
+    raise AssertionError(f"no process of job {job}")
+
+
+def test_out_of_memory_is_named_held_back_and_completed_with_more(lab):
+    small = lab(TWO, epochs=3)
+    little = "run.resources=[{when: {train.optimizer.name: sgd}, mem_gb: 0.15}]"
+    small.ok("grid", little)
+    small.settle()
+    rows = small.leaderboard()
+    (failed,) = (row for row in rows.values() if row["state"] == "failed")
+    assert failed["cell"].startswith("sgd")
+    assert failed["error"] == "out of memory", small.tails()
+    status, printed = small.run("grid", little)
+    assert "0 to submit, 0 in flight, 1 held back" in printed
+    assert "out of memory with 0.15 GB; ask for more" in printed
+    assert status == 1
+    assert small.mine() == []
+    assert "1 to submit" in small.ok("grid")
+    small.settle()
+    assert {row["state"] for row in small.leaderboard().values()} == {"done", "baseline"}
+
+
+# ---------------------------------------------------------------- submitting
+
+
+def test_two_grids_at_the_same_moment_train_no_cell_twice(lab):
+    two = lab(TWO, epochs=2)
+    first, second = two.start("grid"), two.start("grid")
+    printed = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert sorted(re.search(r"(\d) to submit, (\d) in flight", text).groups() for text in printed) == [
+        ("0", "2"),
+        ("2", "0"),
+    ], printed
+    two.settle()
+    trained = [e for e in read_jsonl(two.experiment.ledger) if e["event"] == "submitted" and "cell" in e]
+    assert len(trained) == 2
+    assert {row["state"] for row in two.leaderboard().values()} == {"done", "baseline"}
+
+
+def test_code_broken_after_the_submit_does_not_reach_queued_cells(lab, tmp_path):
+    for package in ("pipeline", "jobs"):
+        shutil.copytree(
+            ROOT / package, tmp_path / "code" / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    edited = lab(TWO, epochs=1)
+    edited.code = tmp_path / "code"
+    edited.ok("grid")
+    for path in (tmp_path / "code").rglob("*.py"):
+        path.write_text("raise RuntimeError('edited after the submit')\n")
+    edited.settle()
+    rows = edited.leaderboard()
+    assert {row["state"] for row in rows.values()} == {"done", "baseline"}, edited.tails()
+
+
+def test_cells_of_different_code_on_one_leaderboard_are_said_to_be(lab, tmp_path):
+    for package in ("pipeline", "jobs"):
+        shutil.copytree(
+            ROOT / package, tmp_path / "code" / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    two = lab("grid: {seeds: [0]}", epochs=1)
+    two.ok("grid")
+    two.settle()
+    two.code = tmp_path / "code"
+    with (tmp_path / "code" / "pipeline" / "metrics.py").open("a") as file:
+        file.write("# an edit\n")
+    spec = two.root / "experiments" / "x.yaml"
+    spec.write_text(spec.read_text().replace("seeds: [0]", "seeds: [0, 1]"))
+    assert "2 cells, 1 to submit" in two.ok("grid")
+    two.settle()
+    assert "these cells come from different code" in two.ok("grid")
+
+
+@pytest.mark.parametrize(
+    ("settings", "drop", "error"),
+    [
+        ((), "cluster.account", "no account given"),
+        (("cluster.train.time_min=9999",), None, "time limit"),
+        (("cluster.train.gres=gpu:a100:1",), None, "node configuration is not available"),
+        (("cluster.train.mem_gb=900",), None, "(?i)memory specification"),
+        (("cluster.train.partition=gpuu",), None, "(?i)invalid partition"),
+        (("cluster.train.qos=nothing",), None, "(?i)invalid qos"),
+    ],
+    ids=["account", "time", "gres", "memory", "partition", "qos"],
+)
+def test_a_refused_request_is_explained_and_leaves_nothing(lab, settings, drop, error):
+    refused = lab(TWO)
+    base = tuple(text for text in SETTINGS if not (drop and text.startswith(drop)))
+    status, printed = refused.run("grid", *settings, base=base)
+    assert status == 2
+    assert re.search(f"error: cluster slurm refuses .*{error}", printed), printed
+    assert "SET=" in printed
+    assert "Traceback" not in printed
+    assert list(refused.experiment.slurm.iterdir()) == []
+    assert not refused.experiment.ledger.exists()
+    refused.until(lambda: not refused.mine(), 15)  # what was queued before the refusal is cancelled
+
+
+def test_an_array_over_the_limit_is_split_and_a_wrong_limit_is_explained(lab):
+    five = lab("grid: {seeds: [0, 1, 2, 3, 4]}", epochs=1)
+    printed = five.ok("plan", "cluster.max_array=2")
+    assert [int(n) for n in re.findall(r"# ---- train-\d: (\d) job", printed)] == [2, 2, 1]
+    printed = five.ok("plan", "cluster.max_submit=4")
+    assert re.findall(r"# ---- train-\d: (\d) job", printed) == ["2"]
+
+
+def test_cells_share_a_job_side_by_side_and_one_dying_leaves_the_others(lab, tmp_path):
+    (tmp_path / "w.pth").write_text("no weights")
+    cells = (
+        f"{{train.seed: 1}}, {{train.model: {{name: cnn2, weights: {tmp_path}/w.pth}}}}, {{train.seed: 2}}"
+    )
+    packed = lab(f"grid: {{cells: [{cells}]}}", epochs=2)
+    printed = packed.ok("grid", "cluster.cells_per_job=3", "cluster.side_by_side=2", "cluster.train.cpus=2")
+    assert "(3 cells in 1 job)" in printed
+    packed.settle()
+    states = sorted(row["state"] for row in packed.leaderboard().values())
+    assert states == ["baseline", "baseline", "done", "done", "failed"], packed.tails()
+
+
+def test_where_requeue_is_forbidden_a_continuation_goes_on(lab, undisturbed):
+    chain = lab(**LONG)
+    chain.ok("grid", "cluster.requeue=false", "cluster.continuations=1")
+    (cell,) = chain.until(chain.cells)
+    chain.until(lambda: chain.epochs(cell) >= 3)
+    first = min((job for job in chain.mine() if job != chain.job_of(cell)), key=int)
+    chain.slurm("scancel", "--signal=USR2", first)
+    chain.settle()
+    assert same(chain, cell, *undisturbed), chain.tails()
+    assert chain.leaderboard()[cell.name]["state"] == "done"
+
+
+def test_data_is_staged_to_the_node_s_own_disk_once(lab, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    two = lab(TWO, epochs=1)
+    two.environment["MY_SCRATCH"] = str(scratch)
+    two.ok("grid", "cluster.scratch=[$MY_SCRATCH]")
+    two.settle()
+    assert {row["state"] for row in two.leaderboard().values()} == {"done", "baseline"}, two.tails()
+    (staged,) = (scratch / "labelgrid").glob("drawn-*")
+    assert (staged / "dataset.json").exists()
+    logs = "".join(path.read_text() for path in two.experiment.slurm.glob("*_log.out"))
+    assert logs.count("staged ") == 1
+
+
+# ---------------------------------------------------------------- looking and steering
+
+
+def test_status_logs_cancel_retry_and_prune(lab):
+    two = lab(TWO, **{**LONG, "epochs": 300})
+    two.ok("grid")
+    cell = two.until(lambda: [c for c in two.cells() if c.name.startswith("sgd") and two.epochs(c) >= 2])[0]
+    printed = two.ok("status")
+    line = next(line for line in printed.splitlines() if line.startswith(cell.name))
+    assert re.search(rf"running +\d+/300 +0\.\d+ +0:00:\d\d +~\d:\d\d:\d\d +{two.job_of(cell)}", line), (
+        printed
+    )
+    assert re.search(r"evaluate: job \d+ pending", printed)
+    assert "epoch 1/300" in two.ok("logs", run="sgd")
+    assert "cancelled 1 job (1 cell)" in two.ok("cancel", run="sgd")
+    two.until(lambda: two.job_of(cell) not in two.mine())
+    assert "in flight as job" in two.run("retry", run="adam")[1]
+    assert "(1 cell)" in two.ok("cancel")
+    two.until(lambda: not two.mine())
+    assert "moved to experiments/x/replaced/sgd" in two.ok("retry", run="sgd")
+    assert not cell.exists()
+    spec = two.root / "experiments" / "x.yaml"
+    spec.write_text(spec.read_text().replace('"epochs": 300', '"epochs": 1'))
+    two.ok("grid")
+    two.settle()
+    assert re.search(r"freed [1-9][\d.]* MB", two.ok("prune"))
+    assert "2 cells, 0 to submit" in two.ok("grid")
+    left = [
+        path.name
+        for cell in two.cells()
+        for path in cell.glob("checkpoint_*")
+        if (cell / "report.json").exists()
+    ]
+    assert set(left) == {"checkpoint_best.pt"}
+    assert not (two.experiment.path / "replaced").exists()
+
+
+def test_doctor_says_what_is_wrong(lab):
+    healthy = lab(TWO)
+    printed = healthy.ok("doctor")
+    assert "ok   slurm: answers" in printed
+    assert re.search(r"ok +a train job: ", printed)
+    status, printed = healthy.run("doctor", "cluster.train.gres=gpu:a100:1")
+    assert status == 1
+    assert re.search(r"FAIL a train job: .*not available", printed)
+
+
+def test_a_forgotten_job_is_not_trusted(lab):
+    old = lab(TWO, epochs=1)
+    old.ok("grid")
+    old.until(lambda: old.mine() or True)
+    text = old.experiment.ledger.read_text()
+    old.settle()
+    for cell in old.cells():
+        shutil.rmtree(cell)
+    old.experiment.ledger.write_text(re.sub(r'"jobs": \["(\d+)', r'"jobs": ["99\g<1>', text))
+    printed = old.ok("grid")
+    assert "is unknown to Slurm" in printed
+    assert "2 to submit" in printed
+    old.settle()
+    assert {row["state"] for row in old.leaderboard().values()} == {"done", "baseline"}
+
+
+def test_the_time_limit_itself_leads_to_a_requeue(lab, undisturbed):
+    """Slurm's own warning before a real limit, not a signal of ours."""
+    timed = lab(**{**LONG, "epochs": 80})
+    timed.ok("grid", "cluster.train.time_min=30", "cluster.signal_s=20")
+    (cell,) = timed.until(timed.cells)
+    timed.until(lambda: timed.epochs(cell) >= 1)
+    started = time.monotonic()
+    job = timed.job_of(cell)
+    timed.slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    timed.settle()
+    states = timed.slurm("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").split()
+    if states == ["COMPLETED"]:
+        pytest.fail(
+            f"the cell ended in {time.monotonic() - started:.0f} s, before its limit: this shows nothing"
+        )
+    assert same(timed, cell, *undisturbed)
