@@ -54,4 +54,4 @@ prune: ## delete what neither a selection nor a resume needs
 
 $(SPEC_VERBS): $(READY)
 	@test -n "$(SPEC)" || { echo "error: name a spec: make $@ SPEC=experiments/demo.yaml"; exit 2; }
-	@$(RUN_PYTHON) -m jobs $@ $(SPEC) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(SET),--set $(SET)) $(if $(RUN),--run $(RUN))
+	@$(RUN_PYTHON) -m jobs $@ '$(SPEC)' $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(SET),--set $(SET)) $(if $(RUN),--run $(RUN))

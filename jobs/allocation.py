@@ -130,5 +130,8 @@ class Closing:
 
     def __call__(self) -> None:
         """Raises CellsFailedError when a stage failed."""
-        evaluate = replace(self.evaluate, reasons=reasons(dict(self.jobs_of), wait_s=20))
+        evaluate = replace(
+            self.evaluate,
+            reasons=reasons(dict(self.jobs_of), Path(self.evaluate.experiment) / "slurm", wait_s=20),
+        )
         Steps((evaluate, self.submit) if self.submit else (evaluate,))()

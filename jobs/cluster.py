@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError
 from pipeline.errors import SpecError
 from pipeline.files import shown
 from pipeline.spec import Count, Positive, Section
-from pipeline.specfile import assign, raise_mistakes
-from pipeline.yamlfile import Document, Mistake, Place, read, scalar
+from pipeline.specfile import assign, raise_mistakes, split_override
+from pipeline.yamlfile import Document, Mistake, Place, read
 
 SHIPPED = Path(__file__).resolve().parent / "clusters"
 
@@ -135,10 +135,10 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
             document.value["account"] = os.environ[variable]
             break
     for text in overrides:
-        key_text, _, value = text.partition("=")
-        key = tuple(key_text.strip().split("."))[1:]
-        assign(document.value, key, scalar(value))
-        document.places[key] = Place(f"--set {text}")
+        key, value = split_override(text, document)
+        if key[1:]:
+            assign(document.value, key[1:], value)
+            document.places[key[1:]] = Place(f"--set {text}")
     try:
         profile = Profile.model_validate(document.value)
     except ValidationError as error:

@@ -68,8 +68,8 @@ def draft(
     """
     batches = []
     needed = {str(c.data.split): c.data for c in cells if c.data.reason is not None}
-    if submission and plan.test is not None and plan.test.reason is not None:
-        needed[str(plan.test.split or plan.test.packed)] = plan.test
+    if submission:
+        needed |= {str(t.split or t.packed): t for t in plan.tests.values() if t.reason is not None}
     new = [data for data in needed.values() if str(data.packed) not in wrangling]
     waits = tuple(sorted({wrangling[str(d.packed)] for d in needed.values() if str(d.packed) in wrangling}))
     if new:
@@ -165,12 +165,12 @@ def evaluate_task(plan: Plan) -> Evaluate:
     )
 
 
-def submit_task(plan: Plan, test: PlannedData, cell: str | None) -> Submit:
+def submit_task(plan: Plan, cell: str | None) -> Submit:
     """The task that predicts and writes the submission of `cell`, or of the one selected by then."""
     spec = plan.loaded.spec
-    split = str(test.split) if test.split else None
-    folder = str(plan.experiment.path)
-    return Submit(folder, cell, str(test.packed), split, spec.run.device, spec.evaluate.threshold)
+    tests = {name: (str(t.packed), str(t.split) if t.split else None) for name, t in plan.tests.items()}
+    tests = tests if cell is None else {cell: tests[cell]}
+    return Submit(str(plan.experiment.path), cell, tests, spec.run.device, spec.evaluate.threshold)
 
 
 def _wrangle(plan: Plan, data: PlannedData) -> Wrangle:
@@ -181,7 +181,7 @@ def _wrangle(plan: Plan, data: PlannedData) -> Wrangle:
 def _closing(
     plan: Plan, profile: Profile, after: tuple[str, ...], batches: Sequence[Batch], *, submission: bool
 ) -> Batch:
-    submit = submit_task(plan, plan.test, None) if submission and plan.test is not None else None
+    submit = submit_task(plan, None) if submission else None
     task = Closing(evaluate_task(plan), (), submit)
     # a submission scores the test images, which wants what training wants
     resources = profile.train if submit else profile.cpu

@@ -84,13 +84,28 @@ class Plan:
         return list({cell.data.split: cell.data for cell in self.cells}.values())
 
     @cached_property
-    def test(self) -> PlannedData | None:
-        """The set to predict: a source of its own, or the split's test rows; None without either."""
-        data = self.loaded.spec.data
-        if data.test is not None:
-            return _planned_data(data, self.root, test=True)
-        has_test = getattr(data.split, "test", None)
-        return _planned_data(data, self.root) if has_test else None
+    def _tests(self) -> dict[str, PlannedData | None]:
+        return {}
+
+    def test_of(self, data: DataSpec) -> PlannedData | None:
+        """The images to predict under a cell of this data: packed as its own, or its split's test rows.
+
+        None where there are neither. Never those of another cell: with a grid over splits, one cell's
+        test images are another's training images.
+        """
+        key = digest(data.model_dump(mode="json"))
+        if key not in self._tests:
+            has_test = data.test is not None or getattr(data.split, "test", None)
+            self._tests[key] = (
+                _planned_data(data, self.root, test=data.test is not None) if has_test else None
+            )
+        return self._tests[key]
+
+    @property
+    def tests(self) -> dict[str, PlannedData]:
+        """The test images of each cell, by folder name."""
+        found = {cell.run.name: self.test_of(cell.cell.spec.data) for cell in self.cells}
+        return {name: data for name, data in found.items() if data is not None}
 
     def named_weights(self) -> Iterator[ModelSpec]:
         """The networks whose weights are fetched by name, each once."""

@@ -73,7 +73,7 @@ def _writable(plan: Plan) -> Check:
 
 
 def _data(plan: Plan) -> Iterator[Check]:
-    for data in [*plan.datasets, *([plan.test] if plan.test else [])]:
+    for data in [*plan.datasets, *{str(t.packed): t for t in plan.tests.values()}.values()]:
         if data.reason is not None:
             yield Check("data", True, f"{shown(data.packed)}: {data.reason}, will be packed")
             continue

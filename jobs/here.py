@@ -17,7 +17,7 @@ from jobs.stages import EXIT_STOPPED, FetchWeights, Predict, Task, Wrangle
 from pipeline.errors import SubmissionError
 from pipeline.files import atomic_write, shown
 from pipeline.rundir import RunDir
-from pipeline.specfile import dump
+from pipeline.specfile import dump, read_spec
 
 FAILED = 1
 
@@ -25,30 +25,36 @@ FAILED = 1
 def wrangle(request: Request) -> int:
     """Pack the images and labels this spec needs."""
     plan = make_plan(request.loaded)
-    return _wrangle(plan, [*plan.datasets, *([plan.test] if plan.test else [])])
+    tests = {str(test.split or test.packed): test for test in plan.tests.values()}
+    return _wrangle(plan, [*plan.datasets, *tests.values()])
 
 
 def grid(request: Request) -> int:
     """Run every missing cell, then rank all of them."""
+    return _grid(request)[0]
+
+
+def _grid(request: Request) -> tuple[int, bool]:
+    """(exit status, whether it came to the leaderboard)"""
     plan = make_plan(request.loaded)
     missing = plan.missing
-    print(
-        f"{shown(request.loaded.path)}: {count(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True
-    )
+    spec = shown(request.loaded.path)
+    print(f"{spec}: {count(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
     for cell in missing:
         print(f"  {cell.run.name}: {cell.reason}", flush=True)
-    status = 0
+    failed = 0
     if missing:
         status = _wrangle(plan, list({c.data.split: c.data for c in missing}.values()), quiet=True)
         status = status or fetch_weights(plan)
         if status:
-            return status
+            return status, False
         outcome = _train(plan, missing)
         if outcome.stopped:
-            print(f"stopped; `make grid SPEC={shown(request.loaded.path)}` goes on from here", flush=True)
-            return FAILED
-        status = FAILED if outcome.failed else 0
-    return evaluate(request) or status
+            print(f"stopped; `make grid SPEC={spec}` goes on from here", flush=True)
+            return FAILED, False
+        failed = FAILED if outcome.failed else 0
+    status = evaluate(request)
+    return status or failed, status == 0
 
 
 def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
@@ -91,21 +97,22 @@ def predict(request: Request) -> int:
 
 def submission(request: Request) -> int:
     """Run what is missing and write the checked submission of the selected cell."""
-    _test_data(make_plan(request.loaded))  # better now than after the training
-    status = grid(request)
+    plan = make_plan(request.loaded)
+    for cell in plan.cells:
+        _test_data(plan, cell.run)  # better now than after the training
+    status, ranked = _grid(request)
+    if not ranked:
+        return status
     plan = make_plan(request.loaded)
     chosen = _selected(plan, request.run)
-    failed = _predict(plan, chosen)
-    if failed:
-        return failed
-    return submission_file(request, plan, chosen) or status
+    return _predict(plan, chosen) or submission_file(request, plan, chosen) or status
 
 
 def submission_file(request: Request, plan: Plan, chosen: RunDir) -> int:
     """Write and check submission.csv from scores that are there."""
     from pipeline.submission import make_submission
 
-    test, threshold = _test_data(plan), request.loaded.spec.evaluate.threshold
+    test, threshold = _test_data(plan, chosen), request.loaded.spec.evaluate.threshold
     result = make_submission(plan.experiment, chosen, test.packed, test.split, threshold=threshold)
     ledger.append(plan.experiment.ledger, "submission", cell=chosen.name, test=result.test_metrics)
     print(f"submission: {shown(plan.experiment.submission)}\n{result.text}", flush=True)
@@ -196,7 +203,7 @@ def _selected(plan: Plan, run: str | None) -> RunDir:
 def _predict(plan: Plan, run: RunDir) -> int:
     from pipeline.submission import is_predicted
 
-    test = _test_data(plan)
+    test = _test_data(plan, run)
     status = _wrangle(plan, [test], quiet=True)
     if status or is_predicted(run, test.packed, test.split):
         return status
@@ -209,13 +216,16 @@ def _predict(plan: Plan, run: RunDir) -> int:
     return _run_one(plan, f"predict {run.name}", task)
 
 
-def _test_data(plan: Plan) -> PlannedData:
-    if plan.test is None:
+def _test_data(plan: Plan, run: RunDir) -> PlannedData:
+    """The images a cell predicts; a cell that is not of this grid says itself, in its spec."""
+    cells = [cell.cell.spec for cell in plan.cells if cell.run == run]
+    test = plan.test_of((cells[0] if cells else read_spec(run.spec, root=plan.root).spec).data)
+    if test is None:
         spec = shown(plan.loaded.path)
         raise SubmissionError(
             f"{spec}: there are no images to predict; add data.test or a test share to data.split"
         )
-    return plan.test
+    return test
 
 
 def _run_one(plan: Plan, name: str, task: Task) -> int:

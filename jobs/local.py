@@ -119,7 +119,7 @@ def run_jobs(
                     free.append(child.gpu)
                     del running[name]
                     outcome.status[name] = status
-                    progress.ended(name, _ending(status, child.job.log), ok=status == 0)
+                    progress.ended(name, _ending(status, child.job.log, child.log_start), ok=status == 0)
             if stop.count:
                 waiting.clear()
                 outcome.stopped = True
@@ -140,6 +140,7 @@ class _Running:
         try:
             job.log.parent.mkdir(parents=True, exist_ok=True)
             self.log: IO[bytes] = job.log.open("ab")
+            self.log_start = self.log.tell()  # what earlier attempts said is no reason of this one
             # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-P", "-m", "jobs.stages"],  # -P: not from the current folder
@@ -214,7 +215,7 @@ def mark_killed(task: Train, status: int | None) -> None:
         run.write_manifest(task.identity, "failed", error=f"killed by {signal.Signals(-status).name}")
 
 
-def _ending(status: int, log: Path) -> str:
+def _ending(status: int, log: Path, start: int) -> str:
     if status == 0:
         return "done"
     if status == EXIT_STOPPED:
@@ -222,13 +223,13 @@ def _ending(status: int, log: Path) -> str:
     if status < 0:
         name = signal.Signals(-status).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    return last_error(log) or f"exit status {status}"
+    return last_error(log, start) or f"exit status {status}"
 
 
-def last_error(log: Path) -> str | None:
-    """The last line of a log that says something, for a one-line reason."""
+def last_error(log: Path, start: int = 0) -> str | None:
+    """The last line of a log (from byte `start` on) that says something, for a one-line reason."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
     except OSError:
         return None
     errors = [line for line in lines if line.startswith("error: ")]

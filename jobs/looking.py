@@ -8,7 +8,6 @@ import time
 from jobs import here, remote
 from jobs.cost import estimate
 from jobs.graph import Plan, PlannedCell, make_plan
-from jobs.health import checks
 from jobs.progress import last_epoch
 from jobs.request import Request
 from jobs.scheduler import JobState
@@ -80,10 +79,12 @@ def _row(cell: Standing, by: str) -> list[str]:
         _clock(elapsed) if elapsed else "",
         left,
         cell.job or "",
-        (cell.state.reason if cell.state and cell.kind == "flight" else cell.why).splitlines()[0]
-        if (cell.why or cell.state)
-        else "",
+        _first_line(cell.state.reason if cell.state and cell.kind == "flight" else cell.why),
     ]
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
 
 
 def _epoch_seconds(state: JobState | None, epoch: int) -> float:
@@ -151,6 +152,8 @@ def logs(request: Request) -> int:
 
 def doctor(request: Request) -> int:
     """Try what a grid will need: packages, data, weights, disk, and on a cluster what Slurm says; 1 if any fails."""
+    from jobs.health import checks  # which looks into the data
+
     results = list(checks(request))
     for check in results:
         print(f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.found}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from jobs import here
 from jobs.cost import estimate
 from jobs.draft import Batch, draft, submit_task, wanted
-from jobs.graph import Plan, make_plan
+from jobs.graph import Plan, PlannedCell, make_plan
 from jobs.request import Request
 from jobs.scheduler import cancel, max_array_size
 from jobs.slurm import Submitter, refuse_early, submitting
@@ -16,7 +17,7 @@ from jobs.standing import Overview, overview
 from pipeline.errors import SpecError, SubmissionError
 from pipeline.files import shown
 from pipeline.provenance import code
-from pipeline.rundir import ExperimentDir, RunDir
+from pipeline.rundir import ExperimentDir
 
 
 def grid(request: Request) -> int:
@@ -31,7 +32,7 @@ def submission(request: Request) -> int:
 
 def _submit(request: Request, *, submission: bool) -> int:
     plan = make_plan(request.loaded)
-    if submission and plan.test is None:
+    if submission and len(plan.tests) < len(plan.cells):
         raise SubmissionError(
             f"{shown(plan.loaded.path)}: there are no images to predict; add data.test or a test share to data.split"
         )
@@ -41,8 +42,13 @@ def _submit(request: Request, *, submission: bool) -> int:
         standing = look(request, plan)
         _say(request, plan, standing)
         batches = batches_of(request, plan, standing, submission=submission)
+        if not batches and standing.of("flight"):
+            print(f"all is queued already; evaluate waits as job {standing.closing[0]}")
+            return 0
         if not batches:
-            return _finish(request, plan, standing, submission=submission)
+            status, batches = _ranked(request, plan, standing, submission=submission)
+            if not batches:
+                return status
         refuse_early(request.profile, request.cluster, batches)
         _within_budget(request, plan, standing)
         status = here.fetch_weights(plan)
@@ -74,13 +80,21 @@ def batches_of(request: Request, plan: Plan, standing: Overview, *, submission: 
     """The jobs to submit; [] when nothing is missing that is not in flight."""
     flight = standing.of("flight")
     cells = [cell.planned for cell in standing.of("submit")]
-    if not cells and (standing.closing or not flight):
+    # a submission asked for while a plain grid is in flight needs a closing that does more
+    closing_is_enough = bool(standing.closing) and not (submission and not standing.submits)
+    if not cells and (not flight or closing_is_enough):
         return []
+    return _draft(request, plan, standing, cells, submission=submission)
+
+
+def _draft(
+    request: Request, plan: Plan, standing: Overview, cells: list[PlannedCell], *, submission: bool
+) -> list[Batch]:
     return draft(
         plan,
         request.profile,
         cells,
-        flying=sorted({str(cell.job).split("_")[0] for cell in flight}),
+        flying=sorted({str(cell.job).split("_")[0] for cell in standing.of("flight")}),
         wrangling=standing.wrangling,
         max_array=request.profile.max_array or max_array_size(),
         submission=submission,
@@ -137,38 +151,22 @@ def _within_budget(request: Request, plan: Plan, standing: Overview) -> None:
         )
 
 
-def _finish(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> int:
-    if standing.of("flight"):
-        print(f"all is queued already; evaluate waits as job {standing.closing[0]}")
-        return 0
+def _ranked(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> tuple[int, list[Batch]]:
+    """With every cell done: the leaderboard, made here (it is light), and the job of a submission if asked."""
     reasons = {cell.planned.run.name: cell.why for cell in standing.of("held")}
-    status = here.evaluate(request, reasons)  # light: no torch
-    if status or not submission:
-        return status or (here.FAILED if reasons else 0)
+    status = here.evaluate(request, reasons) or (here.FAILED if reasons else 0)
+    if not submission:
+        return status, []
     from pipeline.experiment import selected_cell
-
-    chosen: RunDir = plan.experiment.find(request.run) if request.run else selected_cell(plan.experiment)
-    assert plan.test is not None
-    tasks = draft(
-        plan,
-        request.profile,
-        [],
-        flying=(),
-        wrangling=standing.wrangling,
-        max_array=1,
-        submission=True,
-    )
     from pipeline.submission import is_predicted
 
-    test = plan.test
+    chosen = plan.experiment.find(request.run) if request.run else selected_cell(plan.experiment)
+    test = plan.tests.get(chosen.name)
+    if test is None:
+        raise SubmissionError(f"{chosen.name}: is no cell of {shown(plan.loaded.path)}; pick one that is")
     if test.reason is None and is_predicted(chosen, test.packed, test.split):
-        return here.submission_file(request, plan, chosen)
-    from dataclasses import replace
-
-    closing = replace(
-        tasks[-1], tasks=(replace(tasks[-1].tasks[0], submit=submit_task(plan, test, chosen.name)),)
-    )
-    with submitting(plan.experiment):
-        ids = submitter(request, plan.experiment).submit([*tasks[:-1], closing])
-    print("\n".join(f"queued {key}: {jobs[0]}" for key, jobs in ids.items()), flush=True)
-    return 0
+        return here.submission_file(request, plan, chosen) or status, []
+    batches = _draft(request, plan, standing, [], submission=True)
+    (closing,) = batches[-1].tasks
+    last = replace(batches[-1], tasks=(replace(closing, submit=submit_task(plan, chosen.name)),))
+    return status, [*batches[:-1], last]

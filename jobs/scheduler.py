@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import SubmitError
 
@@ -45,7 +46,8 @@ class JobState:
     def explanation(self) -> str:
         """How it ended, in words; "" for a success."""
         if self.state.startswith("CANCELLED"):
-            return "cancelled" + (" (its data never came)" if "Dependency" in self.reason else "")
+            waited_in_vain = "Dependency" in self.reason and not self.elapsed_s
+            return "cancelled" + (" (its data never came)" if waited_in_vain else "")
         words = {
             "COMPLETED": "",
             "OUT_OF_MEMORY": "out of memory",
@@ -111,7 +113,18 @@ def seconds(text: str) -> int:
     return total + 86400 * int(days or 0)
 
 
-def reasons(jobs_of: Mapping[str, str], *, wait_s: float = 0.0) -> dict[str, str]:
+def ending(job: str, state: JobState, folder: Path) -> str:
+    """Why a job ended, "" for a success; its log in `folder` knows where Slurm only says that it was killed."""
+    why = state.explanation
+    log = folder / f"{job}_0_log.out"
+    if ("SIGKILL" in why or "status" in why) and log.exists():
+        tail = log.read_bytes()[-4000:].decode(errors="replace").lower()
+        if any(words in tail for words in ("exceeded memory limit", "oom-kill", "oom_kill")):
+            return "out of memory"
+    return why
+
+
+def reasons(jobs_of: Mapping[str, str], folder: Path, *, wait_s: float = 0.0) -> dict[str, str]:
     """Why cells (name -> job) ended that could not say so themselves; sacct may lag `wait_s` behind."""
     deadline = time.monotonic() + wait_s
     while True:
@@ -121,11 +134,8 @@ def reasons(jobs_of: Mapping[str, str], *, wait_s: float = 0.0) -> dict[str, str
         if time.monotonic() >= deadline:
             break
         time.sleep(1)
-    return {
-        cell: known[job].explanation
-        for cell, job in jobs_of.items()
-        if job in known and known[job].explanation
-    }
+    whys = {cell: ending(job, known[job], folder) for cell, job in jobs_of.items() if job in known}
+    return {cell: why for cell, why in whys.items() if why}
 
 
 def cancel(jobs: Iterable[str]) -> None:

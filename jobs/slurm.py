@@ -198,7 +198,9 @@ class Submitter:
     def _events(self, batch: Batch, jobs: Sequence[str]) -> list[dict[str, Any]]:
         common = {"event": "submitted", "cluster": self.cluster, "code": self.code_digest}
         if not batch.cells:
-            return [common | {"stage": batch.key, "jobs": list(jobs), "packed": list(batch.packs)}]
+            submits = any(getattr(task, "submit", None) for task in batch.tasks)
+            stage = {"stage": batch.key, "packed": list(batch.packs), "submission": submits}
+            return [common | stage | {"jobs": list(jobs)}]
         return [
             common
             | {"cell": c.run.name, "identity": c.identity, "jobs": [job], "mem_gb": batch.resources.mem_gb}

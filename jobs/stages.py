@@ -76,7 +76,7 @@ class Train:
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.errors import PipelineError
+        from pipeline.errors import PipelineError, TrainingError
         from pipeline.rundir import RunDir
 
         run = RunDir(Path(self.run))
@@ -90,8 +90,11 @@ class Train:
                 run.write_manifest(self.identity, "failed", error=str(error).splitlines()[0])
                 raise
             except Exception as error:  # recorded, then raised again
-                run.write_manifest(self.identity, "failed", error=f"{type(error).__name__}: {error}"[:300])
-                raise
+                text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+                if type(error).__name__ == "OutOfMemoryError":  # torch's, of the GPU
+                    text = "out of GPU memory; try a smaller train.batch_size or train.image_px"
+                run.write_manifest(self.identity, "failed", error=text)
+                raise TrainingError(text) if "GPU memory" in text else error from error
             if done:
                 run.write_manifest(self.identity, "done")
             return 0 if done else EXIT_STOPPED
@@ -179,8 +182,9 @@ class Submit:
 
     experiment: str
     cell: str | None  # None: the selected one, known only when this runs
-    packed: str
-    split: str | None
+    tests: dict[
+        str, tuple[str, str | None]
+    ]  # cell -> packed test images and, where it has the rows, the split
     device: str
     threshold: float | str
 
@@ -193,7 +197,8 @@ class Submit:
 
         experiment = ExperimentDir(Path(self.experiment))
         run = RunDir(experiment.path / self.cell) if self.cell else selected_cell(experiment)
-        packed, split = Path(self.packed), Path(self.split) if self.split else None
+        packed, split = (Path(part) if part else None for part in self.tests[run.name])
+        assert packed is not None
         if not is_predicted(run, packed, split):
             predict(run, packed, split, device=self.device)
         result = make_submission(experiment, run, packed, split, threshold=self.threshold)
@@ -224,6 +229,8 @@ def run_task(task: Task) -> int:
 
 def main() -> int:
     """Read a task from standard input and run it."""
+    # a stage that is stopped still tidies up after itself; a training cell saves instead
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
     message = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_with_writer, daemon=True).start()
     return run_task(_TASKS[message["task"]](**message["arguments"]))

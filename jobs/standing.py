@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jobs.graph import Plan, PlannedCell
-from jobs.scheduler import JobState, states
+from jobs.scheduler import JobState, ending, states
 from pipeline.jsonl import read_jsonl
 from pipeline.rundir import ExperimentDir
 
@@ -35,6 +35,7 @@ class Overview:
     cells: list[Standing]
     wrangling: dict[str, str]  # packed folder -> job
     closing: list[str]
+    submits: bool  # whether one of them writes the submission too
     states: dict[str, JobState]
 
     def of(self, kind: str) -> list[Standing]:
@@ -65,7 +66,9 @@ def overview(plan: Plan, *, mem_gb: dict[str, float | None], code: str) -> Overv
         cells.append(_standing(plan.experiment, cell, history, known, mem_gb.get(cell.run.name), code))
     active = [(event, job) for event in stages for job in event["jobs"] if job in known and known[job].active]
     wrangling = {packed: job for e, job in active if e["stage"] == "wrangle" for packed in e["packed"]}
-    return Overview(cells, wrangling, [job for e, job in active if e["stage"] == "closing"], known)
+    closing = [(event, job) for event, job in active if event["stage"] == "closing"]
+    submits = any(event.get("submission") for event, _ in closing)
+    return Overview(cells, wrangling, [job for _, job in closing], submits, known)
 
 
 def _standing(
@@ -88,7 +91,7 @@ def _standing(
     if job not in known:
         return Standing(cell, "submit", f"{cell.reason}; its job {job} is unknown to Slurm", job)
     ended = known[job]
-    why = ending(experiment, job, ended) or cell.reason
+    why = ending(job, ended, experiment.slurm) or cell.reason
     if why == "out of memory" and (mem_gb or 0) <= (last.get("mem_gb") or 0):
         asked = f"{last['mem_gb']:g} GB" if last.get("mem_gb") else "the site's own share"
         return Standing(
@@ -110,17 +113,6 @@ def _standing(
     if cell.reason.startswith("failed: ") and not why.startswith(("cancelled", "out of memory")):
         why = cell.reason
     return Standing(cell, "submit", why, job, ended)
-
-
-def ending(experiment: ExperimentDir, job: str, state: JobState) -> str:
-    """Why a job ended, also where Slurm's accounting only says that it was killed."""
-    why = state.explanation
-    if "SIGKILL" in why or "status" in why:
-        log = experiment.slurm / f"{job}_0_log.out"
-        tail = log.read_bytes()[-4000:].decode(errors="replace") if log.exists() else ""
-        if "exceeded memory limit" in tail or "oom-kill" in tail.lower() or "oom_kill" in tail.lower():
-            return "out of memory"
-    return why
 
 
 def _crashed(state: JobState | None) -> bool:

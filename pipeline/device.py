@@ -43,6 +43,8 @@ class Settled:
             raise TrainingError("train.precision fp16 needs a GPU; use auto, bf16 or fp32 on a CPU")
         torch.set_num_threads(self.threads)
         torch.backends.cudnn.benchmark = False  # the fastest algorithm may differ from start to start
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision, or nothing for fp32."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ class Evaluation:
     def is_done(self) -> bool:
         """True when leaderboard, selection and report are there and made of just these inputs."""
         made = (self.experiment.leaderboard, self.experiment.report)
-        return _read_selected(self.experiment).get("inputs") == self.inputs and all(p.exists() for p in made)
+        return self.experiment.read_selected().get("inputs") == self.inputs and all(p.exists() for p in made)
 
 
 def evaluate_experiment(
@@ -65,11 +64,11 @@ def evaluate_experiment(
         reason = run.why_not_done(identity)
         try:
             if reason is not None:
-                raise CheckpointError(reasons.get(name, reason))
+                raise CheckpointError(_why(reason, reasons.get(name)))
             row, validation = evaluate_cell(run, evaluate)
         except CheckpointError as error:
             text = str(error)
-            failed = text.startswith("failed: ") or name in reasons
+            failed = text != reason or text.startswith("failed: ") or name in reasons
             rows.append(Row(name, "failed" if failed else "missing", error=text.removeprefix("failed: ")))
             continue
         rows.append(row)
@@ -78,7 +77,7 @@ def evaluate_experiment(
     # every byte of the pixels was verified where they were read; here only labels are used
     rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
-    selected = _read_selected(experiment) | {
+    selected = experiment.read_selected() | {
         "inputs": evaluation.inputs,
         "select_by": evaluate.select_by,
         "best_by": best_by,
@@ -93,7 +92,7 @@ def evaluate_experiment(
 
 def show(experiment: ExperimentDir, select_by: str) -> str:
     """The leaderboard as text."""
-    selected = _read_selected(experiment)
+    selected = experiment.read_selected()
     table = format_table(read_leaderboard(experiment.leaderboard), select_by, selected.get("cell"))
     if not selected.get("comparable", True):
         table += "\nnote: these cells were validated on different images; compare them with care"
@@ -108,7 +107,10 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
 
     Raises SubmissionError where that cell has no row with metrics in the leaderboard.
     """
-    chosen = _choose(experiment, _read_selected(experiment) | {"picked_by": "best"}, picked)
+    selected = experiment.read_selected()
+    if "select_by" not in selected:
+        raise SubmissionError(f"{experiment.path}: nothing is ranked yet; run `make grid` first")
+    chosen = _choose(experiment, selected | {"picked_by": "best"}, picked)
     if "cell" not in chosen:
         raise SubmissionError(f"{experiment.leaderboard}: no cell has finished; see their logs")
     write_json(experiment.selected, chosen)
@@ -118,7 +120,7 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
 
 def selected_cell(experiment: ExperimentDir) -> RunDir:
     """The cell the submission is made of; a SubmissionError where there is none yet."""
-    cell = _read_selected(experiment).get("cell")
+    cell = experiment.read_selected().get("cell")
     if not cell:
         raise SubmissionError(
             f"{experiment.path}: no cell is selected; run `make grid`, and see the logs of its cells"
@@ -147,14 +149,12 @@ def _choose(experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir 
     return selected
 
 
+def _why(reason: str, known: str | None) -> str:
+    """What the cell itself said, unless it only says that it was killed and somebody knows more."""
+    said = reason.startswith("failed: ") and not reason.startswith("failed: killed by")
+    return reason if said or not known else known
+
+
 def _scores_digest(run: RunDir) -> str | None:
     found = run.read_manifest().get("files", {}).get(run.scores_val.name, {}).get("sha256")
     return str(found) if found else None
-
-
-def _read_selected(experiment: ExperimentDir) -> dict[str, Any]:
-    try:
-        selected = json.loads(experiment.selected.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return selected if isinstance(selected, dict) else {}

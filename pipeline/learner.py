@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import load_newest, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.data.augment import MEAN, STD
 from pipeline.data.loading import STREAM_VERSION, Rows
 from pipeline.data.packed import PackedSet
@@ -49,6 +49,14 @@ class Learner:
     ) -> None:
         self.spec, self.train, self.identity, self.run, self.data = spec, spec.train, identity, run, data
         state, problems = load_newest(run.checkpoint_last, run.checkpoint_previous, identity)
+        if state and state["best"] is not None:
+            try:
+                load_checkpoint(run.checkpoint_best)
+            except CheckpointError as error:
+                problems.append(
+                    f"{error}; the best weights cannot be had again, so this cell is trained anew"
+                )
+                state = None
         for problem in problems:
             print(f"passed over: {problem}", flush=True)
         settled = Settled.choose(spec.run.device, self.train.precision, spec.run.threads)

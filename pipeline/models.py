@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.model_names import HEAD_OF
 from pipeline.spec import ModelSpec
+
+_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 def build_model(
@@ -96,6 +99,9 @@ def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def _load(net: nn.Module, name: str, image_px: int, path: Path) -> None:
     state = _read_state(path)
+    if name.startswith("densenet"):
+        # published densenet files have dots that no module's name may have (torchvision renames them too)
+        state = {_DENSE_LAYER.sub(r"\1\2", key): value for key, value in state.items()}
     if name.startswith("vit_"):
         state = _resized_positions(net, state, image_px)
     head = head_of(net, name)
@@ -106,8 +112,9 @@ def _load(net: nn.Module, name: str, image_px: int, path: Path) -> None:
         is_head = key.startswith(head_name + ".")
         if key in state and state[key].shape == value.shape:
             continue
-        if is_head:
-            state[key] = value  # of another number of labels: starts anew
+        # a counter that older files lack and no prediction uses
+        if is_head or (key.endswith("num_batches_tracked") and key not in state):
+            state[key] = value  # a head of another number of labels starts anew
         else:
             shape = f"{tuple(state[key].shape)}" if key in state else "missing"
             wrong.append(f"{key} is {shape}, needs {tuple(value.shape)}")

@@ -28,10 +28,11 @@ def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: s
     best = load_checkpoint(run.verify(run.checkpoint_best))
     packed = PackedSet.open(packed_dir)
     wanted = best["preprocessing"]
-    if packed.size_px != wanted["packed_px"]:
+    trained_on, here = (wanted["packed_px"], wanted["resize"]), (packed.size_px, packed.resize)
+    if trained_on != here:
         raise CheckpointError(
-            f"{run.checkpoint_best}: trained on pictures packed at {wanted['packed_px']} px, the test set is "
-            f"packed at {packed.size_px} px; use one data.size_px for both"
+            f"{run.checkpoint_best}: trained on pictures packed at {trained_on[0]} px ({trained_on[1]}), the test "
+            f"set is packed at {here[0]} px ({here[1]}); use one data.size_px and data.resize for both"
         )
     rows = test_rows(packed, split_file)
     settled = Settled.choose(device, best["precision"], None)

@@ -72,7 +72,7 @@ def _version(package: str) -> str | None:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace", timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

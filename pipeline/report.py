@@ -35,7 +35,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 def write_report(experiment: ExperimentDir) -> None:
     """Write the page anew; raises CheckpointError where there is no leaderboard yet."""
     rows = read_leaderboard(experiment.leaderboard)
-    selected = json.loads(experiment.selected.read_text()) if experiment.selected.exists() else {}
+    selected = experiment.read_selected()
     best = selected.get("cell")
     parts = [
         f"<h1>{escape(experiment.path.name)}</h1>",

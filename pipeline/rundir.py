@@ -44,6 +44,14 @@ class ExperimentDir:
         """The cell the submission is made of, and why."""
         return self.path / "selected.json"
 
+    def read_selected(self) -> dict[str, Any]:
+        """selected.json, {} where it is missing or unreadable."""
+        try:
+            selected = json.loads(self.selected.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return selected if isinstance(selected, dict) else {}
+
     @property
     def submission(self) -> Path:
         """The decisions on the test images."""
@@ -214,10 +222,12 @@ class RunDir:
         with (self.path / ".lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise TrainingError(f"{self.path}: {owner} works on this cell already") from error
+            except OSError as error:  # a network file system mounted without locks
+                print(f"{self.path}: cannot be locked ({error.strerror}); going on without", flush=True)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}")
             file.flush()

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.errors import SpecError
 from pipeline.files import shown
 from pipeline.spec import Spec
-from pipeline.yamlfile import Document, KeyPath, Mistake, Place, parse, read, scalar
+from pipeline.yamlfile import BOOLEAN_TRAPS, Document, KeyPath, Mistake, Place, parse, read, scalar
 
 _TAGS = ("name", "format", "method")  # the keys that choose between the members of a union
 
@@ -48,7 +48,7 @@ def read_spec(path: Path, overrides: Sequence[str] = (), root: Path | None = Non
     if not isinstance(document.value, dict):
         place = Place(shown(path), 1)
         raise_mistakes(path, [Mistake(place, (), "a spec is a mapping of keys, e.g. `data:` and `train:`")])
-    sets = [_split_override(text, document) for text in overrides]
+    sets = [split_override(text, document) for text in overrides]
     _override(document, [(key, value) for key, value in sets if key == ("data",)])
     _include_data(document, root)
     _override(document, [(key, value) for key, value in sets if key and key != ("data",)])
@@ -120,7 +120,8 @@ def json_schema() -> dict[str, Any]:
 # ---------------------------------------------------------------- reading
 
 
-def _split_override(text: str, document: Document) -> tuple[KeyPath, Any]:
+def split_override(text: str, document: Document) -> tuple[KeyPath, Any]:
+    """`a.b=value` as key and value, its place noted in `document`; a mistake there gives the key ()."""
     key_text, equals, value_text = text.partition("=")
     place = Place(f"--set {text}")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key_text.strip()):
@@ -272,7 +273,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = None if scalar(text) is text else '"'
+    plain = scalar(text) is text and text.lower() not in BOOLEAN_TRAPS
+    style = None if plain else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool
     try:
         with np.load(run.scores_test) as file:
             return str(file["made_of"]) == made_of(run, packed_dir, split_file)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return False
 
 

@@ -23,10 +23,11 @@ class Tracker:
         with atomic_write(run.metrics, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = run.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run.path), purge_step=resumed_at + 1 if resumed_at else None)
+        begun_before = any(run.path.glob("events.out.tfevents.*"))
+        self._events = SummaryWriter(str(run.path), purge_step=resumed_at + 1 if begun_before else None)
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """One row of `tag -> value` after `step` steps and in the 0-based `epoch`."""
+        """One row of `tag -> value` after `step` steps and in `epoch`, counted from 1."""
         self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
         self._file.flush()
         for tag, value in values.items():

@@ -59,7 +59,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> bool:
                 if learner.step % _LOG_EVERY == 0:
                     learner.mean_loss()  # raises once it is not finite
                     values = {"train/loss_step": float(loss.detach()), "train/lr_step": rate}
-                    learner.tracker.log(learner.step, epoch, values)
+                    learner.tracker.log(learner.step, epoch + 1, values)
             images_seen += len(targets_BK)
 
             at_epoch_end = first.step == (epoch + 1) * steps_per_epoch

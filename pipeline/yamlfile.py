@@ -19,7 +19,7 @@ _NODE_LIMIT = 200_000  # aliases are expanded, so a "YAML bomb" is stopped by co
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = {".inf": float("inf"), "-.inf": float("-inf"), "+.inf": float("inf"), ".nan": float("nan")}
-_BOOLEAN_TRAPS = frozenset({"on", "off", "yes", "no", "y", "n"})
+BOOLEAN_TRAPS = frozenset({"on", "off", "yes", "no", "y", "n"})
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it
 
 
@@ -150,7 +150,7 @@ class _Builder:
             return None
         if node.style:
             return node.value
-        if node.value.lower() in _BOOLEAN_TRAPS:
+        if node.value.lower() in BOOLEAN_TRAPS:
             fix = f"write true or false, or '{node.value}' in quotes for the word"
             self._mistake(place, key, f"`{node.value}` is a boolean to some YAML readers; {fix}")
             return None
@@ -170,7 +170,7 @@ class _Builder:
                 text = f"the key is written twice (first on line {lines[name]}); remove one"
                 self._mistake(Place(self.file, line), here, text)
                 continue
-            if not key_node.style and name.lower() in _BOOLEAN_TRAPS:
+            if not key_node.style and name.lower() in BOOLEAN_TRAPS:
                 text = f"the key `{name}` is a boolean to some YAML readers; put it in quotes"
                 self._mistake(Place(self.file, line), here, text)
             lines[name] = line

@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.local import last_error
 from jobs.verbs import VERBS
 from pipeline.checkpoint import load_checkpoint
 from pipeline.data.augment import to_input
 from pipeline.data.drawn import LABELS
+from pipeline.data.layout import split_identity
 from pipeline.data.packed import PackedSet
 from pipeline.jsonl import read_jsonl
 from pipeline.models import build_model
 from pipeline.spec import ModelSpec
+from pipeline.specfile import read_spec
 from tests.cells import clean_environment, jobs, project
 from tests.conftest import ROOT
 
@@ -188,6 +191,80 @@ def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
     assert epochs == list(range(1, 61))
 
 
+def test_ctrl_c_in_a_submission_ends_it_without_a_file(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, epochs=1)
+    assert jobs("grid", spec, cwd=tmp_path)[0] == 0
+    process = background("submission", spec, "--set", "train.epochs=200", cwd=tmp_path)
+    (old,) = (tmp_path / "experiments" / "x").glob("*/metrics.jsonl")
+    deadline = time.monotonic() + 60
+    while (
+        len(list((tmp_path / "experiments" / "x").glob("*/metrics.jsonl"))) < 2
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    assert old.exists()
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "goes on from here" in printed
+    assert "predict" not in printed
+    assert not (tmp_path / "experiments" / "x" / "submission.csv").exists()
+
+
+def test_a_stopped_wrangle_leaves_nothing_behind(tmp_path, photos):
+    with zipfile.ZipFile(photos, "a") as archive:
+        body = archive.read("images/im1.jpg")
+        for i in range(20, 6000):
+            archive.writestr(f"images/im{i}.jpg", body)
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "x.yaml").write_text(
+        f"data: {{source: {photos}, images: 'images/im{{id}}.jpg', size_px: 128}}\n"
+    )
+    process = background("wrangle", folder / "x.yaml", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("data/packed/.*/images-000.npy")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, printed
+    assert list((tmp_path / "data" / "packed").iterdir()) == []
+    assert "error:" not in printed
+
+
+def test_an_old_error_in_the_log_is_no_reason_of_a_new_end(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("error: the loss became nan\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("RuntimeError: something else\n")
+    assert last_error(log, start) == "RuntimeError: something else"
+
+
+@pytest.mark.parametrize("axis", ["data.split", "data.resize"])
+def test_each_cell_predicts_the_test_images_of_its_own_data(tmp_path, drawn_zip, axis):
+    spec = project(tmp_path, drawn_zip, epochs=1)
+    text = spec.read_text()
+    if axis == "data.split":
+        text = "\n".join(line for line in text.splitlines() if "  test:" not in line)
+        splits = ", ".join(f"{{method: random, validation: 0.2, test: 0.3, seed: {seed}}}" for seed in (1, 2))
+        text += f"\ngrid: {{axes: {{data.split: [{splits}]}}}}\n"
+    else:
+        text += "\ngrid: {axes: {data.resize: [squash, crop]}}\n"
+    spec.write_text(text)
+    status, printed = jobs("submission", spec, cwd=tmp_path)
+    assert status == 0, printed
+    results = tmp_path / "experiments" / "x"
+    for name in [path.parent.name for path in results.glob("*/manifest.json")]:
+        assert jobs("submission", spec, "--run", name, cwd=tmp_path)[0] == 0
+        if axis == "data.split":
+            cell = read_spec(results / name / "spec.yaml", root=tmp_path).spec
+            (split,) = tmp_path.glob(f"data/packed/*/split-random-{split_identity(cell.data)[:8]}.json")
+            rows = json.loads(split.read_text())["rows"]
+            expected = [f"im{row + 1}.jpg" for row in rows["test"]]
+            assert [row[0] for row in rows_of(results / "submission.csv")[1:]] == expected
+
+
 def test_when_the_starter_is_killed_its_cells_save_and_stop(tmp_path, drawn_zip):
     spec = project(tmp_path, drawn_zip, epochs=500)
     process = background("grid", spec, cwd=tmp_path)
@@ -324,4 +401,4 @@ def test_a_verb_without_a_spec_says_how_to_name_one():
 
 def test_make_passes_everything_on():
     done = make("-n", "grid", "SPEC=a.yaml", "CLUSTER=local", "SET=train.epochs=3 train.seed=1", "RUN=adam")
-    assert "-m jobs grid a.yaml --cluster local --set train.epochs=3 train.seed=1 --run adam" in done.stdout
+    assert "-m jobs grid 'a.yaml' --cluster local --set train.epochs=3 train.seed=1 --run adam" in done.stdout

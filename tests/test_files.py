@@ -166,6 +166,16 @@ def test_a_cell_is_found_by_its_identity_under_another_slug_and_by_a_prefix(run)
         experiment.find("nothing")
 
 
+def test_a_disk_without_locks_is_no_other_process(run, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("pipeline.rundir.fcntl.flock", no_locks)
+    with run.owned():
+        pass
+    assert "cannot be locked (No locks available); going on without" in capsys.readouterr().out
+
+
 def test_two_processes_cannot_own_one_cell(run):
     owner = rf"process {os.getpid()} on .* works on this cell already"
     # a second open file of this process is locked out just like another process is

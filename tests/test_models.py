@@ -1,5 +1,6 @@
 """Networks by name: shapes, heads, weights of the right and of the wrong kind."""
 
+import re
 import subprocess
 import sys
 
@@ -99,6 +100,20 @@ def test_weights_of_the_same_labels_keep_the_head_too(tmp_path):
     donor = build_model(ModelSpec(name="cnn3"), 3, 32)
     net = build_model(ModelSpec(name="cnn3"), 3, 32, saved(tmp_path / "w.pth", donor))
     torch.testing.assert_close(net.state_dict(), donor.state_dict())
+
+
+def test_files_without_batch_counters_and_old_densenet_names_are_taken(tmp_path):
+    donor = build_model(ModelSpec(name="densenet121"), 1000, 64).state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", key): value
+        for key, value in donor.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "w.pth")
+    net = build_model(ModelSpec(name="densenet121"), 3, 64, tmp_path / "w.pth").state_dict()
+    key = "features.denseblock1.denselayer1.norm1.weight"
+    torch.testing.assert_close(net[key], donor[key])
 
 
 def test_weights_of_another_network_are_refused_by_name_and_shape(tmp_path):

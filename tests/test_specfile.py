@@ -58,6 +58,16 @@ def test_five_mistakes_are_reported_at_once_with_their_lines(write):
 
 # (what stands in the file, what the error must say): also the documentation of the errors
 BAD = [
+    ("data: {source: ~nosuchuser/a.zip}", "write the path without ~user"),
+    (
+        "data: {source: a.zip, test: {source: b.zip, labels: {format: id_lists, files: x.txt}}}",
+        "labels.files 'x.txt' must hold {label} once",
+    ),
+    ("data: {source: a.zip}\ntrain: {optimizer: {name: adam, betas: [0.9, 1.0]}}", "less than 1"),
+    (
+        "data: {source: a.zip}\ntrain: {model: {name: resnet34, weights: DEFAULT}}",
+        "name the weights, e.g. IMAGENET1K_V1",
+    ),
     ("data: {source: a.zip}\ntrain: {epochs: 3.5}", "train.epochs: expected a whole number, got 3.5"),
     ("data: {source: a.zip}\ntrain: {epochs: true}", "train.epochs: expected a whole number, got True"),
     ("data: {source: a.zip}\ntrain: {epochs: '3'}", "train.epochs: expected a whole number, got '3'"),

@@ -131,6 +131,16 @@ def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):
     assert [row for row in read_jsonl(run.metrics) if "validation/loss" in row] == rows
 
 
+def test_a_cell_whose_best_weights_are_gone_is_trained_anew(tmp_path, drawn_zip):
+    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=1))
+    assert finish(start(cell)) == 0
+    before = cell.run.scores_val.read_bytes()
+    cell.run.checkpoint_best.unlink()
+    assert finish(start(cell)) == 0, cell.run.log.read_text()
+    assert "the best weights cannot be had again, so this cell is trained anew" in cell.run.log.read_text()
+    assert cell.run.scores_val.read_bytes() == before
+
+
 def test_a_run_that_diverges_fails_in_words_and_keeps_its_last_good_state(tmp_path, drawn_zip):
     optimizer = {"name": "sgd", "lr": 1e30}
     cell = one_cell(wrangled(tmp_path, drawn_zip, optimizer=optimizer, epochs=6), "train.precision=fp32")

@@ -28,7 +28,6 @@ _DECODE_ERRORS = (
         struct.error,
         zlib.error,
         Image.DecompressionBombError,
-        MemoryError,
     ),
 )
 

@@ -32,18 +32,19 @@ class LabelTable:
     read_from: dict[str, str] = field(default_factory=dict)  # label -> the place to look at
 
 
-def label_members(source: Source, labels: LabelsSpec) -> list[str]:
-    """The members of `source` that hold the labels; a DataError where there are none."""
+def label_members(source: Source, labels: LabelsSpec) -> list[tuple[str, str]]:
+    """(label, member) of the files that hold the labels; ("", member) where one file holds all.
+
+    Raises DataError where there are none.
+    """
     if isinstance(labels, IdListLabels):
-        found = [member for _, member in sorted(match_members(source.members, labels.files, "label"))]
-        wanted = labels.files
+        wanted, found = labels.files, sorted(match_members(source.members, labels.files, "label"))
     else:
-        found = [m for m in source.members if m == labels.file or m.endswith("/" + labels.file)]
         wanted = labels.file
+        found = [("", m) for m in source.members if m == wanted or m.endswith("/" + wanted)]
         if len(found) > 1:
-            raise DataError(
-                f"{source.path}: {' and '.join(found[:2])} are both {wanted!r}; name its folder too"
-            )
+            both = " and ".join(member for _, member in found[:2])
+            raise DataError(f"{source.path}: {both} are both {wanted!r}; name its folder too")
     if not found:
         raise DataError(
             f"{source.path}: no label file is named {wanted!r}; correct data.labels, "
@@ -56,9 +57,9 @@ def read_labels(source: Source, labels: LabelsSpec) -> LabelTable:
     """The labels of `source` in the spec's format; a DataError names the file, line and value at fault."""
     members = label_members(source, labels)
     if isinstance(labels, IdListLabels):
-        return _read_id_lists(source, labels)
-    place = f"{source.path}/{members[0]}"
-    text = _text(source, members[0])
+        return _read_id_lists(source, members)
+    place = f"{source.path}/{members[0][1]}"
+    text = _text(source, members[0][1])
     if isinstance(labels, OneHotLabels):
         return _read_onehot(text, place, labels)
     if isinstance(labels, ListColumnLabels):
@@ -84,9 +85,9 @@ def to_multi_hot(
     return labels_NK, unknown
 
 
-def _read_id_lists(source: Source, labels: IdListLabels) -> LabelTable:
+def _read_id_lists(source: Source, members: Sequence[tuple[str, str]]) -> LabelTable:
     table = LabelTable([], {})
-    for label, member in sorted(match_members(source.members, labels.files, "label")):
+    for label, member in members:
         place = f"{source.path}/{member}"
         if label in table.bearers:
             raise DataError(f"{place}: the label {label!r} is also in {table.read_from[label]}; keep one")
@@ -169,7 +170,10 @@ def _text(source: Source, member: str) -> str:
 
 def _csv(text: str, place: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     reader = csv.reader(io.StringIO(text, newline=""))
-    rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise DataError(f"{place}:{reader.line_num}: {error}; is a quote left open above?") from error
     if len(rows) < 2:
         raise DataError(f"{place}: holds no rows below its header; it needs a header and a row per image")
     header = [name.strip() for name in rows[0][1]]

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.labels import label_members
-from pipeline.data.sources import Source, list_images, open_source
-from pipeline.errors import DataError, PipelineError
-from pipeline.files import sha256_file, write_json
+from pipeline.data.sources import Source, list_images, open_source, read_list
+from pipeline.errors import PipelineError
+from pipeline.files import write_json
 from pipeline.identity import canonical, digest
 from pipeline.spec import DataSpec, LabelsSpec, ListSplit
 
 PACK_VERSION = 1  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1
+_UNREADABLE = -1
 DATASET, LABELS, INDEX, REPORT = (
     "dataset.json",
     "labels.npy",
@@ -73,26 +74,31 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
         settings = {
             "version": PACK_VERSION,
             "images": origin.images,
-            "image_list": sha256_list(origin.image_list),
+            "image_list": list_digest(origin.image_list),
             "labels": _settings(origin.labels),
             "size_px": data.size_px,
             "resize": data.resize,
         }
         seen = [[str(path.resolve()), source.fingerprint()] for path, source in sources.items()]
 
-        def compute() -> str:
+        def compute() -> tuple[str, bool]:
             source = sources[origin.source]
             images, _ = list_images(source, origin.images, origin.image_list)
             content = [[image.id, image.name, *_checksum(source, image.member)] for image in images]
             labels: list[Any] = []
             if origin.labels is not None and origin.labels_source is not None:
                 source = sources[origin.labels_source]
-                members = label_members(source, origin.labels)
-                labels = [[member.rsplit("/", 1)[-1], *_checksum(source, member)] for member in members]
-            # the name pattern decides which files are images; which they are is in the content
-            return digest([{**settings, "images": None}, content, labels])
+                labels = [
+                    [label, *_checksum(source, member)]
+                    for label, member in label_members(source, origin.labels)
+                ]
+            # name pattern and list decide which files are images; which they are is in the content
+            chosen = {**settings, "images": None, "image_list": None}
+            trusted = all(entry[-1] != _UNREADABLE for entry in [*content, *labels])
+            return digest([chosen, content, labels]), trusted
 
-        value = _remembered(cache, digest([settings, seen]), compute)
+        asked = origin.labels.model_dump(mode="json") if origin.labels else None
+        value = _remembered(cache, digest([settings, asked, seen]), compute)
     return PackedIdentity(f"{_slug(origin.source)}-{data.size_px}px", value)
 
 
@@ -131,7 +137,7 @@ def split_identity(data: DataSpec) -> str:
     split: dict[str, Any] = canonical(data.split)
     if isinstance(data.split, ListSplit):
         for name in ("train", "validation", "test"):
-            split[name] = sha256_list(getattr(data.split, name))
+            split[name] = list_digest(getattr(data.split, name))
     return digest([SPLIT_VERSION, split, canonical(data.unlabelled)])
 
 
@@ -140,12 +146,9 @@ def split_path(packed_dir: Path, data: DataSpec) -> Path:
     return packed_dir / f"split-{data.split.method}-{split_identity(data)[:8]}.json"
 
 
-def sha256_list(path: str | None) -> str | None:
-    """Digest of a list file; a DataError where it cannot be read."""
-    try:
-        return None if path is None else sha256_file(Path(path))
-    except OSError as error:
-        raise DataError(f"{path}: the list cannot be read: {error.strerror}; correct its path") from error
+def list_digest(path: str | None) -> str | None:
+    """Digest of a list file's entries; a DataError where it cannot be read."""
+    return None if path is None else digest(read_list(Path(path)))
 
 
 def _settings(labels: LabelsSpec | None) -> dict[str, Any] | None:
@@ -160,10 +163,10 @@ def _checksum(source: Source, member: str) -> tuple[int, int]:
     try:
         return source.checksum(member)
     except (OSError, EOFError):
-        return -1, -1  # unreadable: wrangle will say so and set it aside
+        return _UNREADABLE, _UNREADABLE  # wrangle will say so and set it aside
 
 
-def _remembered(cache: Path, key: str, compute: Callable[[], str]) -> str:
+def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> str:
     path = cache / f"{key[:32]}.json"
     try:
         known = json.loads(path.read_text())
@@ -171,7 +174,9 @@ def _remembered(cache: Path, key: str, compute: Callable[[], str]) -> str:
         known = None
     if isinstance(known, dict) and known.get("key") == key:
         return str(known["digest"])
-    value = compute()
+    value, trusted = compute()
+    if not trusted:
+        return value  # a disk that could not be read may be well again next time
     with contextlib.suppress(PipelineError):  # a cache one may not write to only costs time
         write_json(path, {"key": key, "digest": value})
     return value

@@ -72,10 +72,11 @@ def _read_ahead(packed: PackedSet, plan: list[tuple[Any, Rows]]) -> Iterator[Bat
     def read(positions: Rows, rows: Rows) -> Batch:
         return Batch(positions, rows, packed.gather(rows), packed.labels_NK[rows])
 
+    if not plan:
+        return
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(read, *plan[0]) if plan else None
+        pending = pool.submit(read, *plan[0])
         for following in [*plan[1:], None]:
-            assert pending is not None
             batch = pending.result()
             if following is not None:
                 pending = pool.submit(read, *following)

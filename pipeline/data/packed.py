@@ -26,6 +26,7 @@ class PackedSet:
     path: Path
     digest: str
     size_px: int
+    resize: str
     ids: tuple[str, ...]
     names: tuple[str, ...]
     pixel_digests: tuple[str, ...]
@@ -57,6 +58,7 @@ class PackedSet:
             path=path,
             digest=dataset["digest"],
             size_px=dataset["size_px"],
+            resize=dataset["resize"],
             ids=tuple(row["id"] for row in rows),
             names=tuple(row["name"] for row in rows),
             pixel_digests=tuple(row["pixels"] for row in rows),

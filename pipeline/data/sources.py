@@ -57,7 +57,8 @@ class _Folder(Source):
         return (self.path / member).read_bytes()
 
     def fingerprint(self) -> list[object]:
-        states = ((name, (self.path / name).stat()) for name in sorted(self.members))
+        # a link that leads nowhere is an image that cannot be read, not the end of the listing
+        states = ((name, _stat(self.path / name)) for name in sorted(self.members))
         return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
@@ -167,6 +168,10 @@ def list_images(
     for found, member in match_members(source.members, pattern, "id"):
         if found in by_id:
             raise DataError(f"{source.path}: {by_id[found].member} and {member} are both image {found}")
+        try:
+            member.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{source.path}: the file name {member!r} is no UTF-8; rename it") from error
         by_id[found] = ImageRef(found, member.rsplit("/", 1)[-1] if id_in_name else found, member)
     if not by_id:
         some = ", ".join(sorted(source.members)[:3]) or "nothing"
@@ -184,14 +189,14 @@ def list_images(
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
     """Sorts digits as numbers: 2 before 10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def finder(images: Sequence[ImageRef]) -> Callable[[str], int | None]:
     """What finds an image's row by its id, its name, its path, or its id as a number (7 for 0007)."""
     rows: dict[str, int] = {}
     for row, image in enumerate(images):
-        if image.id.isdigit():
+        if image.id.isdecimal():
             rows.setdefault(str(int(image.id)), row)
     for row, image in enumerate(images):
         rows.update({image.id: row, image.name: row, image.member: row})
@@ -200,7 +205,7 @@ def finder(images: Sequence[ImageRef]) -> Callable[[str], int | None]:
         row = rows.get(reference)
         if row is None and "/" in reference:
             row = rows.get(reference.rsplit("/", 1)[-1])
-        if row is None and reference.isdigit():
+        if row is None and reference.isdecimal():
             row = rows.get(str(int(reference)))
         return row
 
@@ -218,6 +223,13 @@ def read_list(path: Path) -> list[str]:
 def parse_list(body: bytes) -> list[str]:
     """Like `read_list`, of bytes; ValueError where they are no text."""
     return [line.strip() for line in body.decode("utf-8-sig").splitlines() if line.strip()]
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return path.lstat()
 
 
 def _walk(path: Path) -> Iterable[tuple[Path, list[str], list[str]]]:

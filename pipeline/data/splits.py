@@ -75,7 +75,8 @@ def make_split(data: DataSpec, packed: PackedSet) -> Split:
     if policy.validation == "drop":
         out_N = blank_N[rows["validation"]]
         leave_out("validation", out_N, "validation images without a label (data.unlabelled.validation)")
-    for name in _NAMES[:2]:
+    asked = _NAMES if getattr(data.split, "test", None) else _NAMES[:2]
+    for name in asked:
         if len(rows[name]) == 0:
             remedy = "correct data.split" + (" or data.unlabelled" if blank_N.any() else "")
             raise DataError(f"{packed.path}: no image is left for {name} of {len(packed)}; {remedy}")
@@ -189,19 +190,19 @@ def _by_lists(split: ListSplit, packed: PackedSet, max_bad_share: float) -> dict
 
 
 def _by_ranges(split: RangeSplit, packed: PackedSet) -> dict[str, Rows]:
-    words = [i for i in packed.ids if not i.isdigit()]
+    words = [i for i in packed.ids if not i.isdecimal()]
     if words:
         raise DataError(
             f"{packed.path}: the id {words[0]!r} is no number; data.split ranges need numeric ids"
         )
-    id_N = np.array([int(i) for i in packed.ids], np.int64)
+    id_N = np.array([int(i) for i in packed.ids], object)  # ids may be longer than 64 bits
     member_of: dict[str, npt.NDArray[np.bool_]] = {}
     for name in _NAMES:
         member_N = np.zeros(len(id_N), bool)
         text = getattr(split, name)
         for part in text.split(",") if text else ():
             first, last = (int(end) for end in part.split("-"))
-            member_N |= (id_N >= first) & (id_N <= last)
+            member_N |= ((id_N >= first) & (id_N <= last)).astype(bool)
         for other, others_N in member_of.items():
             both = id_N[member_N & others_N]
             if len(both):

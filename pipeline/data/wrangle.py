@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 import shutil
 import tempfile
 import time
@@ -59,6 +61,7 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     table = _labels(origin)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(target)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise PipelineError(write_failed(target, error)) from error
@@ -117,6 +120,12 @@ def _mentioned(images: list[ImageRef], table: LabelTable) -> tuple[list[ImageRef
     find = finder(images)
     rows = {find(reference) for reference in table.mentioned}
     inside = [image for row, image in enumerate(images) if row in rows]
+    if not inside:
+        place = next(iter(table.read_from.values()), "the label file")
+        raise DataError(
+            f"{place}: names no image that is there: it says {table.mentioned[0]!r}, images are called "
+            f"{images[0].id!r} ({images[0].name}); correct data.images or the ids"
+        )
     return inside, [image.name for row, image in enumerate(images) if row not in rows]
 
 
@@ -182,13 +191,22 @@ def _write_index(folder: Path, images: Sequence[ImageRef], pixel_digests: Sequen
 
 
 def _put_in_place(folder: Path, target: Path, digest: str) -> None:
-    for _ in range(2):
-        try:
-            folder.rename(target)
-            return
-        except OSError:
-            if not target.exists() or is_whole(target, digest):
-                break  # another process was first, or the disk refuses
-            shutil.rmtree(target)  # left damaged by something else than us
-    if not is_whole(target, digest):
+    try:
         folder.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        if not is_whole(target, digest):  # else another process was first
+            damaged = target.with_name(f".{target.name}.damaged-{os.getpid()}")
+            target.rename(damaged)
+            folder.rename(target)
+            shutil.rmtree(damaged)
+
+
+def _remove_left_behind(target: Path) -> None:
+    """Folders of wrangles that were killed: nobody has written to them for an hour."""
+    for folder in target.parent.glob(f".{target.name}.*"):
+        with contextlib.suppress(OSError):
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - newest > 3600:
+                shutil.rmtree(folder)

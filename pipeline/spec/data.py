@@ -153,6 +153,7 @@ class DataSpec(Section):
         for pattern in (self.images, self.test.images if self.test else "{id}"):
             if pattern.count("{id}") != 1:
                 raise ValueError(f"the name pattern {pattern!r} must hold {{id}} once, e.g. im{{id}}.jpg")
-        if isinstance(self.labels, IdListLabels) and self.labels.files.count("{label}") != 1:
-            raise ValueError(f"labels.files {self.labels.files!r} must hold {{label}} once")
+        for labels in (self.labels, self.test.labels if self.test else None):
+            if isinstance(labels, IdListLabels) and labels.files.count("{label}") != 1:
+                raise ValueError(f"labels.files {labels.files!r} must hold {{label}} once")
         return self

@@ -36,7 +36,10 @@ def expand_path(text: str, root: Path) -> str:
     missing = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
     if missing:
         raise ValueError(f"the variable ${missing[0]} is not set; export it, or write the path")
-    return str(root / Path(os.path.expandvars(text)).expanduser())
+    try:
+        return str(root / Path(os.path.expandvars(text)).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{error}; write the path without ~user") from error
 
 
 def resolve_path(value: Any, info: ValidationInfo) -> Any:
@@ -53,6 +56,7 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=8, le=2048)]
+Decay = Annotated[Number, Field(ge=0, lt=1)]  # of a running average
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 

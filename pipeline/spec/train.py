@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, ValidationInfo, mode
 from pipeline.model_names import CNNS, MODEL_NAMES
 from pipeline.spec.fields import (
     Count,
+    Decay,
     MetricName,
     NonNegative,
     Number,
@@ -31,10 +32,12 @@ def _known_model(name: Any) -> Any:
     return name
 
 
-_NAMED_WEIGHTS = re.compile(r"DEFAULT|[A-Z0-9]+(_[A-Z0-9]+)*_V\d+")
+_NAMED_WEIGHTS = re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)*_V\d+")
 
 
 def _weights(value: Any, info: ValidationInfo) -> Any:
+    if value == "DEFAULT":
+        raise ValueError("name the weights, e.g. IMAGENET1K_V1: DEFAULT means others in another torchvision")
     if value == "none" or (isinstance(value, str) and _NAMED_WEIGHTS.fullmatch(value)):
         return value
     return resolve_path(value, info)
@@ -116,7 +119,7 @@ class Adam(_Optimizer):
 
     name: Literal["adam"] = "adam"
     lr: Positive = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Positive = 1e-8
 
 
@@ -125,7 +128,7 @@ class AdamW(_Optimizer):
 
     name: Literal["adamw"]
     lr: Positive = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.01
 

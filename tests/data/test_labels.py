@@ -103,6 +103,11 @@ LISTED = {"format": "list_csv", "file": "y.csv"}
         (ONEHOT, "ids,dog\n", r"y.csv: holds no rows below its header"),
         (ONEHOT, "", r"y.csv: holds no rows"),
         (
+            ONEHOT,
+            'ids,dog\n1,"' + "x" * 140_000,
+            r"y.csv:2: field larger than field limit .*is a quote left open",
+        ),
+        (
             LISTED | {"labels_column": "tags"},
             "image,labels\n1,dog\n",
             r"y.csv:1: the header has no column 'tags'",

@@ -50,6 +50,10 @@ def test_pixels_and_targets_belong_to_their_rows(packed):
     assert [b.rows_B.tolist() for b in in_order(packed, np.array([5, 3, 9]), 2)] == [[5, 3], [9]]
 
 
+def test_no_rows_are_no_batches(packed):
+    assert list(in_order(packed, np.array([], np.int64), 4)) == []
+
+
 def pictures(count=6, size=32):
     rng = np.random.default_rng(0)
     small = torch.from_numpy(rng.integers(0, 255, (count, 3, 6, 6), np.uint8))

@@ -143,6 +143,17 @@ def test_references_are_found_by_id_name_path_and_number(tmp_path):
     assert find("140") is None
 
 
+def test_digits_that_are_no_numbers_and_names_that_are_no_text(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"im4\u00b2.jpg": b"", "im3.jpg": b""})
+    images, _ = list_images(open_source(path), "im{id}.jpg")
+    assert [image.id for image in images] == ["3", "4\u00b2"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / os.fsdecode(b"im\xff.jpg")).write_bytes(b"")
+    with pytest.raises(DataError, match="is no UTF-8; rename it"):
+        list_images(open_source(folder), "im{id}.jpg")
+
+
 def test_hidden_and_foreign_files_do_not_match():
     members = ["__MACOSX/._im1.jpg", ".trash/im2.jpg", "a/im3.jpg", "a/im4.jpg.bak", "a/xim5.jpg"]
     assert match_members(members, "im{id}.jpg", "id") == [("3", "a/im3.jpg")]

@@ -22,6 +22,7 @@ def packed_of(labels_NK, pixels=None, first_id=1):
         path="data/packed/x",
         digest="d",
         size_px=8,
+        resize="squash",
         ids=ids,
         names=tuple(f"im{i}.jpg" for i in ids),
         pixel_digests=tuple(pixels or ids),
@@ -108,6 +109,21 @@ def test_ranges_and_lists_take_ids(tmp_path):
 def test_bad_ranges(train, validation, error):
     with pytest.raises(DataError, match=error):
         split(packed_of(labels(10)), {"method": "ranges", "train": train, "validation": validation})
+
+
+def test_a_test_share_that_comes_to_nothing_is_refused_before_any_training():
+    with pytest.raises(DataError, match="no image is left for test of 4"):
+        split(packed_of(labels(4)), {"method": "ordered", "validation": 0.25, "test": 0.05})
+
+
+def test_ids_may_be_longer_than_any_machine_number():
+    packed = packed_of(labels(3), first_id=10**20)
+    ranges = {
+        "method": "ranges",
+        "train": f"{10**20}-{10**20 + 1}",
+        "validation": f"{10**20 + 2}-{10**20 + 2}",
+    }
+    assert split(packed, ranges).train.tolist() == [0, 1]
 
 
 def test_ranges_need_numbers():

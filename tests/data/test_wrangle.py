@@ -102,6 +102,77 @@ def test_what_changes_pixels_or_labels_changes_the_identity(photos, tmp_path):
     assert set(same) == {base}
 
 
+def test_the_names_of_labels_are_part_of_the_identity(tmp_path):
+    images = {f"im{i}.jpg": jpeg(i) for i in (1, 2)}
+    source = write_zip(tmp_path / "a.zip", images | {"l/lbl_dog.txt": "1\n", "l/lbl_cat.txt": "2\n"})
+    moved = write_zip(tmp_path / "b.zip", images | {"l/cat/ids.txt": "1\n"})
+    again = write_zip(tmp_path / "c.zip", images | {"l/bat/ids.txt": "1\n"})
+
+    def identity(path, files):
+        data = data_spec(path, labels={"format": "id_lists", "files": files})
+        return packed_identity(data, tmp_path / "cache").digest
+
+    assert identity(source, "{label}.txt") != identity(source, "lbl_{label}.txt")
+    assert identity(moved, "l/{label}/ids.txt") != identity(again, "l/{label}/ids.txt")
+
+
+def test_a_blank_line_in_an_image_list_changes_nothing(photos, tmp_path):
+    digests = set()
+    for text in ("1\n2\n", "1\n\n2\n\n"):
+        (tmp_path / "list.txt").write_text(text)
+        data = data_spec(photos, images="images/im{id}.jpg", image_list=str(tmp_path / "list.txt"))
+        digests.add(packed_identity(data, tmp_path / "cache").digest)
+    assert len(digests) == 1
+
+
+def test_a_disk_that_could_not_be_read_once_is_asked_again(tmp_path, monkeypatch):
+    source = tmp_path / "photos"
+    (source / "annotations").mkdir(parents=True)
+    (source / "annotations" / "dog.txt").write_text("1\n")
+    for i in (1, 2):
+        (source / f"im{i}.jpg").write_bytes(jpeg(i))
+
+    def unreadable(self, member):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.data.sources.Source.checksum", unreadable)
+        ill = packed_identity(data_spec(source), tmp_path / "cache")
+    well = packed_identity(data_spec(source), tmp_path / "cache")
+    assert ill != well
+    assert packed_identity(data_spec(source), tmp_path / "cache") == well
+
+
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
+    source = tmp_path / "photos"
+    (source / "annotations").mkdir(parents=True)
+    (source / "annotations" / "dog.txt").write_text("1\n2\n")
+    for i in (1, 2):
+        (source / f"im{i}.jpg").write_bytes(jpeg(i))
+    (source / "im3.jpg").symlink_to("nowhere.jpg")
+    folder = pack(source, tmp_path, images="im{id}.jpg", max_bad_share=0.5)
+    assert "im3.jpg: [Errno 2]" in report_of(folder)["quarantined"]["examples"][0]
+
+
+def test_labels_that_name_no_image_at_all_say_what_images_are_called(photos, tmp_path):
+    source = photos_with(photos, tmp_path, **{"y.csv": "ids,dog\nphoto_1,1\nphoto_2,0\n"})
+    error = r"y.csv: names no image that is there: it says 'photo_1', images are called '1' \(im1.jpg\)"
+    with pytest.raises(DataError, match=error):
+        pack(source, tmp_path, labels={"format": "onehot_csv", "file": "y.csv"})
+
+
+def test_what_a_killed_wrangle_left_goes_and_what_another_writes_stays(photos, tmp_path):
+    data = data_spec(photos, images="images/im{id}.jpg", size_px=16)
+    identity = packed_identity(data, tmp_path / "cache")
+    target = packed_path(tmp_path / "data", identity)
+    left, fresh = (target.with_name(f".{target.name}.{end}") for end in ("killed", "working"))
+    for path in (left, fresh):
+        path.mkdir(parents=True)
+    os.utime(left, (1, 1))
+    assert pack(photos, tmp_path) == target
+    assert {path.name for path in target.parent.iterdir()} == {target.name, fresh.name}
+
+
 def test_a_second_wrangle_does_nothing_and_a_damaged_set_is_made_anew(photos, tmp_path):
     folder = pack(photos, tmp_path)
     before = (folder / "dataset.json").stat().st_mtime_ns
