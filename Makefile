@@ -13,13 +13,13 @@ SPEC_VERBS := wrangle grid evaluate select predict submission report status plan
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z ]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv with the pinned packages (the other verbs do this by themselves)
+setup: $(READY) ## make .venv with the pinned packages (SITE_TORCH=1: on a site's own torch)
 
 $(READY): setup.cfg pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test]'
+	$(PYTHON) -m venv $(if $(SITE_TORCH),--system-site-packages) $(VENV)
+	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check $(if $(SITE_TORCH),-e .,-c requirements.lock -e '.[test]')
 	@touch $@
 
 demo: $(READY) ## draw a data set and run everything on it: no Slurm, no download, no GPU

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs import here
+from jobs.cluster import Profile
 from jobs.cost import estimate
 from jobs.draft import Batch, draft, submit_task, wanted
-from jobs.graph import Plan, PlannedCell, make_plan
+from jobs.graph import Plan, PlannedCell, data_root, make_plan
 from jobs.request import Request
 from jobs.scheduler import cancel, max_array_size
 from jobs.slurm import Submitter, refuse_early, submitting
@@ -36,7 +37,7 @@ def _submit(request: Request, *, submission: bool) -> int:
         raise SubmissionError(
             f"{shown(plan.loaded.path)}: there are no images to predict; add data.test or a test share to data.split"
         )
-    place_runs(plan.experiment, request)
+    place(plan, request.profile)
     with submitting(plan.experiment):
         plan = make_plan(request.loaded)  # once more: another submission may just have ended
         standing = look(request, plan)
@@ -108,18 +109,22 @@ def submitter(request: Request, experiment: ExperimentDir) -> Submitter:
     return Submitter(request.profile, request.cluster, experiment, frozen, code()["digest"])
 
 
-def place_runs(experiment: ExperimentDir, request: Request) -> None:
-    """Where the profile keeps runs elsewhere, make `experiments/<name>` a link to that place."""
-    root = request.profile.runs_root
-    if root is None or experiment.path.is_symlink():
-        return
-    if experiment.path.exists():
-        raise SpecError(
-            f"{experiment.path}: exists already; move it to {root} and link it, or unset runs_root"
-        )
-    target = Path(root).expanduser() / experiment.path.name
-    target.mkdir(parents=True, exist_ok=True)
-    experiment.path.symlink_to(target)
+def place(plan: Plan, profile: Profile) -> None:
+    """Where the profile keeps runs or packed data elsewhere, make links to those places; code stays where it is."""
+    for path, root in (
+        (plan.experiment.path, profile.runs_root),
+        (data_root(plan.root) / "packed", profile.data_root),
+    ):
+        if root is None or path.is_symlink():
+            continue
+        target = Path(root).expanduser() / path.name
+        if path.exists():
+            raise SpecError(
+                f"{path}: exists already; move it to {target} and link it, or unset it in the profile"
+            )
+        target.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
 
 
 def _say(request: Request, plan: Plan, standing: Overview) -> None:

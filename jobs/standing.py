@@ -55,14 +55,15 @@ def overview(plan: Plan, *, mem_gb: dict[str, float | None], code: str) -> Overv
     asked = {job for e in submitted if e.get("cell") in missing for job in e["jobs"]}
     asked |= {job for event in stages[-50:] for job in event["jobs"]}
     known = states(asked)
+    by_cell: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event["event"] == "retry":
+            by_cell[event["cell"]] = []  # what was before counts no more
+        elif event["event"] == "submitted" and "cell" in event:
+            by_cell.setdefault(event["cell"], []).append(event)
     cells = []
     for cell in plan.cells:
-        since = max(
-            (i for i, e in enumerate(events) if e["event"] == "retry" and e["cell"] == cell.run.name),
-            default=0,
-        )
-        history = [e for e in events[since:] if e["event"] == "submitted" and e.get("cell") == cell.run.name]
-        history = [e for e in history if e["identity"] == cell.identity]
+        history = [e for e in by_cell.get(cell.run.name, ()) if e["identity"] == cell.identity]
         cells.append(_standing(plan.experiment, cell, history, known, mem_gb.get(cell.run.name), code))
     active = [(event, job) for event in stages for job in event["jobs"] if job in known and known[job].active]
     wrangling = {packed: job for e, job in active if e["stage"] == "wrangle" for packed in e["packed"]}

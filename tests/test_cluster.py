@@ -6,6 +6,7 @@ from jobs.cluster import SHIPPED, default_cluster, load_profile
 from jobs.cost import hourly
 from jobs.draft import draft
 from jobs.graph import make_plan
+from jobs.remote import place
 from jobs.scheduler import JobState, expand, seconds
 from jobs.slurm import explained, gpu_count, refuse_early
 from pipeline.errors import SpecError
@@ -229,3 +230,19 @@ def test_the_cluster_s_most_puzzling_refusal_is_explained(plan):
     text = explained(said, batch, "puhti")
     assert "AssocMaxSubmitJobLimit" in text
     assert "the account is missing, used up or not yours here" in text
+
+
+def test_runs_and_packed_data_live_where_the_profile_says_and_links_lead_there(plan, tmp_path):
+    planned = plan("grid: {seeds: [1]}")
+    settings = [f"cluster.runs_root={tmp_path}/scratch/runs", f"cluster.data_root={tmp_path}/scratch/data"]
+    profile = load_profile("slurm", settings)
+    for _ in range(2):
+        place(planned, profile)
+    assert (tmp_path / "experiments" / "x").resolve() == tmp_path / "scratch" / "runs" / "x"
+    assert (tmp_path / "data" / "packed").resolve() == tmp_path / "scratch" / "data" / "packed"
+    (tmp_path / "experiments" / "x").unlink()
+    (tmp_path / "experiments" / "x").mkdir()
+    with pytest.raises(
+        SpecError, match=r"experiments/x: exists already; move it to .*scratch/runs/x and link it"
+    ):
+        place(planned, profile)
