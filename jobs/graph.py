@@ -55,6 +55,13 @@ class PlannedCell:
     data: PlannedData
     reason: str | None
 
+    @property
+    def held(self) -> str | None:
+        """Why it is not to run again by itself though it is not whole: it would diverge again."""
+        if self.reason is None or not self.reason.startswith("diverged: "):
+            return None
+        return f"{self.reason}; `make retry RUN={self.run.name}` trains it anew"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -76,7 +83,7 @@ class Plan:
     @property
     def missing(self) -> list[PlannedCell]:
         """Cells that must run."""
-        return [cell for cell in self.cells if cell.reason is not None]
+        return [cell for cell in self.cells if cell.reason is not None and cell.held is None]
 
     @cached_property
     def datasets(self) -> list[PlannedData]:

@@ -42,7 +42,10 @@ def _grid(request: Request) -> tuple[int, bool]:
     print(f"{spec}: {count(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
     for cell in missing:
         print(f"  {cell.run.name}: {cell.reason}", flush=True)
-    failed = 0
+    held = [cell for cell in plan.cells if cell.held is not None]
+    for cell in held:
+        print(f"  {cell.run.name}: held back: {cell.held}", flush=True)
+    failed = FAILED if held else 0
     if missing:
         status = _wrangle(plan, list({c.data.split: c.data for c in missing}.values()), quiet=True)
         status = status or fetch_weights(plan)
@@ -52,7 +55,7 @@ def _grid(request: Request) -> tuple[int, bool]:
         if outcome.stopped:
             print(f"stopped; `make grid SPEC={spec}` goes on from here", flush=True)
             return FAILED, False
-        failed = FAILED if outcome.failed else 0
+        failed = FAILED if outcome.failed or held else 0
     status = evaluate(request)
     return status or failed, status == 0
 

@@ -26,7 +26,7 @@ def status(request: Request) -> int:
     while True:
         plan = make_plan(request.loaded)
         print(table(request, plan), flush=True)
-        if not os.environ.get("WATCH") or all(cell.reason is None for cell in plan.cells):
+        if not os.environ.get("WATCH") or not plan.missing:
             return 0
         time.sleep(_WATCH_S)
         print()
@@ -57,6 +57,8 @@ def table(request: Request, plan: Plan) -> str:
 
 
 def _local(cell: PlannedCell) -> Standing:
+    if cell.held is not None:
+        return Standing(cell, "held", cell.held)
     return Standing(cell, "done" if cell.reason is None else "submit", cell.reason or "")
 
 

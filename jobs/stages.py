@@ -76,18 +76,22 @@ class Train:
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.errors import PipelineError, TrainingError
+        from pipeline.errors import DivergedError, PipelineError, TrainingError
         from pipeline.rundir import RunDir
 
         run = RunDir(Path(self.run))
         with run.owned():
-            if run.why_not_done(self.identity) is None:
+            reason = run.why_not_done(self.identity)
+            if reason is None:
                 return 0  # another process finished it in the meantime
+            if reason.startswith("diverged: "):  # a requeued job meets it again
+                raise DivergedError(reason)
             run.write_manifest(self.identity, "started")
             try:
                 done = self._train(run)
             except PipelineError as error:
-                run.write_manifest(self.identity, "failed", error=str(error).splitlines()[0])
+                state = "diverged" if isinstance(error, DivergedError) else "failed"
+                run.write_manifest(self.identity, state, error=str(error).splitlines()[0])
                 raise
             except Exception as error:  # recorded, then raised again
                 text = f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -82,6 +82,8 @@ def _standing(
 ) -> Standing:
     if cell.reason is None:
         return Standing(cell, "done", job=history[-1]["jobs"][-1] if history else None)
+    if cell.held is not None:
+        return Standing(cell, "held", cell.held, job=history[-1]["jobs"][-1] if history else None)
     for job in [job for event in history for job in event["jobs"]]:
         if job in known and known[job].active:
             return Standing(cell, "flight", known[job].state.lower(), job, known[job])

@@ -4,7 +4,8 @@ PipelineError            anything below; its text names the place, the value and
 ├── SpecError            the YAML file, an override, or a grid of it
 ├── DataError            images, label files, splits, packed sets, downloads
 ├── CheckpointError      a checkpoint or another artifact that is damaged, foreign or missing
-├── TrainingError        a run that cannot go on (diverged, wrong shapes, no memory)
+├── TrainingError        a run that cannot go on (wrong shapes, no memory)
+│   └── DivergedError    its loss, weights or scores are no longer finite: it would end so again
 ├── SubmissionError      nothing to select from, or a submission file that fails its check
 └── SubmitError          a cell or stage that could not be started
 """
@@ -30,6 +31,10 @@ class CheckpointError(PipelineError):
 
 class TrainingError(PipelineError):
     """Training cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """Loss, weights or scores stopped being finite; the same steps would do so again, so nothing retries it."""
 
 
 class SubmissionError(PipelineError):

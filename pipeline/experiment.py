@@ -67,9 +67,7 @@ def evaluate_experiment(
                 raise CheckpointError(_why(reason, reasons.get(name)))
             row, validation = evaluate_cell(run, evaluate)
         except CheckpointError as error:
-            text = str(error)
-            failed = text != reason or text.startswith("failed: ") or name in reasons
-            rows.append(Row(name, "failed" if failed else "missing", error=text.removeprefix("failed: ")))
+            rows.append(_row_without_metrics(name, str(error), known=str(error) != reason or name in reasons))
             continue
         rows.append(row)
         codes.add(run.code_digest())
@@ -149,9 +147,17 @@ def _choose(experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir 
     return selected
 
 
+def _row_without_metrics(name: str, why: str, *, known: bool) -> Row:
+    """`failed` or `diverged` as `why` begins, `failed` where the reason is known, else `missing`."""
+    state, _, error = why.partition(": ")
+    if state in ("failed", "diverged"):
+        return Row(name, state, error=error)
+    return Row(name, "failed" if known else "missing", error=why)
+
+
 def _why(reason: str, known: str | None) -> str:
     """What the cell itself said, unless it only says that it was killed and somebody knows more."""
-    said = reason.startswith("failed: ") and not reason.startswith("failed: killed by")
+    said = reason.startswith(("failed: ", "diverged: ")) and not reason.startswith("failed: killed by")
     return reason if said or not known else known
 
 

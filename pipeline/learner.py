@@ -17,7 +17,7 @@ from pipeline.data.augment import MEAN, STD
 from pipeline.data.loading import STREAM_VERSION, Rows
 from pipeline.data.packed import PackedSet
 from pipeline.device import Settled
-from pipeline.errors import CheckpointError, TrainingError
+from pipeline.errors import CheckpointError, DivergedError
 from pipeline.losses import balanced_pos_weight, build_loss
 from pipeline.metrics import all_metrics
 from pipeline.models import build_model, set_training_mode
@@ -30,6 +30,7 @@ from pipeline.thresholds import decide, tune_per_label
 from pipeline.tracking import Tracker
 
 CHECKPOINT_VERSION = 1
+_REMEDY = "try a lower train.optimizer.lr or a warm-up. The last good checkpoint is kept"
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,11 @@ class Learner:
         self.step += 1
 
     def mean_loss(self) -> float:
-        """Mean training loss of the epoch so far; a TrainingError once it is not finite."""
+        """Mean training loss of the epoch so far; a DivergedError once it is not finite."""
         mean = float(self.loss_sum) / max(self.images, 1)
         if not math.isfinite(mean):
-            raise TrainingError(
-                f"the training loss became {mean} by step {self.step} (epoch {self.epoch + 1}); "
-                f"try a lower train.optimizer.lr or a warm-up. The last good checkpoint is kept"
+            raise DivergedError(
+                f"the training loss became {mean} by step {self.step} (epoch {self.epoch + 1}); {_REMEDY}"
             )
         return mean
 
@@ -133,7 +133,12 @@ class Learner:
         return values
 
     def save(self) -> None:
-        """Write the whole state of training; the one before is kept."""
+        """Write the whole state of training; the one before is kept.
+
+        Raises DivergedError instead of replacing a good state by one that is not finite.
+        """
+        self.mean_loss()
+        self._refuse_broken_weights()
         state = {
             "version": CHECKPOINT_VERSION,
             "stream_version": STREAM_VERSION,
@@ -196,6 +201,15 @@ class Learner:
         self.loss_sum += state["loss_sum"]
         self.images = state["images"]
         torch.set_rng_state(state["random_state"])
+
+    def _refuse_broken_weights(self) -> None:
+        """A step can leave broken weights behind a finite loss: only the next loss would tell."""
+        values = self.net.state_dict().values()
+        finite = torch.stack([torch.isfinite(value).all() for value in values])
+        if not finite.all():
+            raise DivergedError(
+                f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}); {_REMEDY}"
+            )
 
     def _pos_weight(self) -> Tensor | None:
         if self.train.loss.name != "bce" or self.train.loss.pos_weight == "none":

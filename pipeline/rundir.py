@@ -168,7 +168,7 @@ class RunDir:
         return manifest if isinstance(manifest, dict) and manifest.get("version") == MANIFEST_VERSION else {}
 
     def manifest_state(self, identity: str) -> str:
-        """`done`, `failed`, `started`, or `new` when there is no manifest of this identity."""
+        """`done`, `failed`, `diverged`, `started`, or `new` when there is no manifest of this identity."""
         manifest = self.read_manifest()
         return str(manifest.get("state", "new")) if manifest.get("identity") == identity else "new"
 
@@ -189,7 +189,7 @@ class RunDir:
             return "spec changed" if manifest else "new"
         if manifest["state"] != "done":
             error = manifest.get("error")
-            return f"failed: {error}" if error else "unfinished"
+            return f"{manifest['state']}: {error}" if error else "unfinished"  # failed or diverged
         for name, expected in manifest["files"].items():
             path = self.path / name
             if not path.exists():

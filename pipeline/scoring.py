@@ -13,7 +13,7 @@ from pipeline.data.augment import to_input
 from pipeline.data.loading import Rows, in_order
 from pipeline.data.packed import PackedSet
 from pipeline.device import Settled
-from pipeline.errors import TrainingError
+from pipeline.errors import DivergedError
 
 # N images, K labels
 
@@ -34,7 +34,7 @@ def score_split(
 ) -> Scored:
     """Scores of `rows` under `net`, in evaluation mode (the caller sets training mode again).
 
-    Raises TrainingError when a score is not finite, naming the first image.
+    Raises DivergedError when a score is not finite, naming the first image.
     """
     net.eval()
     parts = []
@@ -47,7 +47,7 @@ def score_split(
     broken = (~torch.isfinite(logits_NK).all(dim=1)).nonzero()
     if len(broken):
         name = packed.names[rows[int(broken[0])]]
-        raise TrainingError(
+        raise DivergedError(
             f"scores of {len(broken)} images are not finite, first {name}; the network diverged"
         )
     return Scored(

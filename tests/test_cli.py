@@ -159,6 +159,27 @@ def test_one_failing_cell_is_reported_and_the_others_finish(tmp_path, drawn_zip)
     assert "3 cells, 1 to run" in printed
 
 
+def test_a_cell_that_diverges_is_ranked_as_such_and_held_back_until_retried(tmp_path, drawn_zip):
+    text = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 1e30}]}}"
+    spec = project(tmp_path, drawn_zip, text, epochs=1)
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 1
+    rows = {row[1]: row for row in rows_of(tmp_path / "experiments" / "x" / "leaderboard.csv")}
+    assert rows.keys() == {"state", "done", "baseline", "diverged"}
+    cell = rows["diverged"][0]
+    assert cell.startswith("sgd")
+    assert "not finite" in rows["diverged"][2] or "loss became" in rows["diverged"][2]
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 1
+    assert "2 cells, 0 to run" in printed
+    assert f"{cell}: held back: diverged: " in printed
+    assert f"`make retry RUN={cell}` trains it anew" in printed
+    assert jobs("retry", spec, "--run", cell, cwd=tmp_path)[0] == 0
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 1
+    assert "2 cells, 1 to run" in printed
+
+
 def test_a_killed_cell_says_so_and_is_gone_on_with(tmp_path, drawn_zip):
     spec = project(tmp_path, drawn_zip, epochs=40)
     process = background("grid", spec, cwd=tmp_path)

@@ -141,14 +141,26 @@ def test_a_cell_whose_best_weights_are_gone_is_trained_anew(tmp_path, drawn_zip)
     assert cell.run.scores_val.read_bytes() == before
 
 
-def test_a_run_that_diverges_fails_in_words_and_keeps_its_last_good_state(tmp_path, drawn_zip):
-    optimizer = {"name": "sgd", "lr": 1e30}
-    cell = one_cell(wrangled(tmp_path, drawn_zip, optimizer=optimizer, epochs=6), "train.precision=fp32")
+def test_a_run_that_diverges_keeps_its_last_good_state_and_is_not_begun_again(tmp_path, drawn_zip):
+    """By a rate that grows slowly from 0, so that some epochs are good; saved after every step."""
+    recipe = {
+        "optimizer": {"name": "sgd", "lr": 1e30},
+        "schedule": {"name": "constant", "warmup_epochs": 1e24},
+        "precision": "fp32",
+    }
+    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=60, **recipe), OFTEN)
     assert finish(start(cell)) == EXIT_FAILED
     manifest = cell.run.read_manifest()
-    assert manifest["state"] == "failed"
-    assert "not finite" in manifest["error"] or "loss became" in manifest["error"]
+    assert manifest["state"] == "diverged"
+    assert "finite" in manifest["error"] or "loss became" in manifest["error"]
     assert "Traceback" not in cell.run.log.read_text()
+    good = load_checkpoint(cell.run.checkpoint_last)
+    assert good["step"] > 0
+    assert all(torch.isfinite(value).all() for value in good["model"].values())
+    before = cell.run.checkpoint_last.stat().st_mtime_ns
+    assert finish(start(cell)) == EXIT_FAILED  # a requeued job meets it again
+    assert cell.run.checkpoint_last.stat().st_mtime_ns == before
+    assert cell.run.read_manifest() == manifest
 
 
 def test_a_state_of_another_batch_order_is_refused(tmp_path, drawn_zip):

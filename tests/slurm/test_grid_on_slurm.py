@@ -235,6 +235,21 @@ def test_out_of_memory_is_named_held_back_and_completed_with_more(lab):
     assert {row["state"] for row in small.leaderboard().values()} == {"done", "baseline"}
 
 
+def test_a_cell_that_diverges_is_held_back_until_retried(lab):
+    two = lab(TWO.replace("lr: 0.1", "lr: 1e30"), epochs=1)
+    two.ok("grid")
+    two.settle()
+    (row,) = (row for row in two.leaderboard().values() if row["state"] == "diverged")
+    status, printed = two.run("grid")
+    assert status == 1
+    assert "0 to submit, 0 in flight, 1 held back" in printed
+    assert f"`make retry RUN={row['cell']}` trains it anew" in printed
+    assert two.mine() == []
+    two.ok("retry", run=row["cell"])
+    assert "1 to submit" in two.ok("grid")
+    two.settle()
+
+
 # ---------------------------------------------------------------- submitting
 
 
