@@ -124,7 +124,7 @@ class Plan:
         """What the leaderboard is made of."""
         from pipeline.experiment import Evaluation
 
-        cells = tuple((cell.run.name, cell.identity) for cell in self.cells)
+        cells = tuple((cell.run.name, cell.identity, cell.cell.without_seed) for cell in self.cells)
         digests = tuple(data.digest for data in self.datasets)
         return Evaluation(self.experiment, cells, self.loaded.spec.evaluate, digests)
 

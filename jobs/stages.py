@@ -131,7 +131,7 @@ class Evaluate:
     """Decide, measure and rank every finished cell; write leaderboard, selection and report."""
 
     experiment: str
-    cells: tuple[tuple[str, str], ...]  # folder name, identity
+    cells: tuple[tuple[str, str, str], ...]  # folder name, identity, name without the seed
     evaluate: str  # EvaluateSpec as JSON
     best_by: str
     packed: str
@@ -147,7 +147,7 @@ class Evaluate:
 
         evaluation = Evaluation(
             ExperimentDir(Path(self.experiment)),
-            tuple((name, identity) for name, identity in self.cells),
+            tuple((name, identity, group) for name, identity, group in self.cells),
             EvaluateSpec.model_validate_json(self.evaluate),
             tuple(self.data_digests),
         )

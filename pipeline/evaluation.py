@@ -1,4 +1,4 @@
-"""What a cell's validation scores are worth: decided, measured in three views, beside two baselines. Torch-free."""
+"""What validation scores are worth: decided, measured in three views with intervals, beside baselines. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.calibration import reliability
 from pipeline.data.packed import PackedSet
 from pipeline.data.seeding import seeded
 from pipeline.data.splits import Split
 from pipeline.files import write_json
+from pipeline.identity import digest
 from pipeline.leaderboard import Row
 from pipeline.metrics import absent_labels, all_metrics, per_label
 from pipeline.rundir import RunDir
 from pipeline.spec import EvaluateSpec
+from pipeline.statistics import bootstrap, intervals
 from pipeline.thresholds import cross_fitted_decisions, decide, tune_per_label
 
 # N images, K labels
@@ -31,6 +34,11 @@ class Validation:
     scores_NK: Scores
     targets_NK: Decisions
 
+    @property
+    def digest(self) -> str:
+        """Of the images and their truth: cells with an equal one can be compared."""
+        return digest([self.ids, self.labels, self.targets_NK.tolist()])
+
     @classmethod
     def read(cls, run: RunDir) -> Validation:
         """Verified against the manifest first; raises CheckpointError."""
@@ -38,7 +46,21 @@ class Validation:
             return cls(file["ids"].tolist(), file["labels"].tolist(), file["scores"], file["targets"])
 
 
-def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> tuple[Row, Validation]:
+@dataclass(frozen=True)
+class Evaluated:
+    """A measured cell: its row, what it was validated on, and `select_by` under each bootstrap resample."""
+
+    row: Row
+    validation: Validation
+    resampled_R: npt.NDArray[np.float64]
+
+    @property
+    def absent(self) -> list[str]:
+        """Labels without a validation image."""
+        return absent_labels(self.validation.labels, self.validation.targets_NK)
+
+
+def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> Evaluated:
     """Measure a finished cell and write its report.json; raises CheckpointError where an artifact is damaged."""
     validation = Validation.read(run)
     scores_NK, targets_NK = validation.scores_NK, validation.targets_NK
@@ -52,16 +74,20 @@ def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> tuple[Row, Validation]
         decisions_NK = decide(scores_NK, thresholds_K)
         rule = f"{evaluate.threshold:g} for every label"
     metrics = views(scores_NK, decisions_NK, at50_NK, targets_NK)
+    resampled = bootstrap(scores_NK, decisions_NK, targets_NK)
+    metrics |= intervals(resampled)
     report = {
         "cell": run.name,
         "images": len(validation.ids),
         "threshold": rule,
         "absent_labels": absent_labels(validation.labels, targets_NK),
         "metrics": metrics,
+        "calibration": reliability(scores_NK, targets_NK),
         "per_label": per_label(validation.labels, scores_NK, decisions_NK, targets_NK, thresholds_K),
     }
     write_json(run.report, report)
-    return Row(run.name, "done", metrics=metrics), validation
+    row = Row(run.name, "done", metrics=metrics)
+    return Evaluated(row, validation, resampled[evaluate.select_by])
 
 
 def baselines(packed: PackedSet, split: Split) -> list[Row]:
@@ -71,13 +97,15 @@ def baselines(packed: PackedSet, split: Split) -> list[Row]:
     prevalence_K = packed.labels_NK[split.train].mean(axis=0).astype(np.float32)
     prior_NK = np.broadcast_to(prevalence_K, targets_NK.shape).copy()
     drawn_NK = (seeded(0, "prior baseline").random(targets_NK.shape) < prior_NK).astype(np.uint8)
-    return [
-        Row(name, "baseline", metrics=views(scores_NK, decisions_NK, decisions_NK, targets_NK))
-        for name, scores_NK, decisions_NK in (
-            ("baseline-blank", blank_NK.astype(np.float32), blank_NK),
-            ("baseline-prior", prior_NK, drawn_NK),
-        )
-    ]
+    rows = []
+    for name, scores_NK, decisions_NK in (
+        ("baseline-blank", blank_NK.astype(np.float32), blank_NK),
+        ("baseline-prior", prior_NK, drawn_NK),
+    ):
+        metrics = views(scores_NK, decisions_NK, decisions_NK, targets_NK)
+        metrics |= intervals(bootstrap(scores_NK, decisions_NK, targets_NK))
+        rows.append(Row(name, "baseline", metrics=metrics))
+    return rows
 
 
 def views(

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import CheckpointError, SubmissionError
-from pipeline.evaluation import baselines, evaluate_cell
+from pipeline.evaluation import Evaluated, baselines, evaluate_cell
 from pipeline.files import write_json
 from pipeline.identity import digest
-from pipeline.leaderboard import Row, best_cell, format_table, read_leaderboard, write_leaderboard
+from pipeline.leaderboard import (
+    COMPARISON_COLUMNS,
+    SEED_COLUMNS,
+    Row,
+    best_cell,
+    format_comparisons,
+    format_table,
+    read_leaderboard,
+    read_table,
+    write_leaderboard,
+    write_table,
+)
+from pipeline.metrics import METRICS
 from pipeline.report import write_report
 from pipeline.rundir import ExperimentDir, RunDir
-from pipeline.spec import EvaluateSpec
+from pipeline.spec import LOWER_IS_BETTER, EvaluateSpec
+from pipeline.statistics import Contender, compare, over_seeds
+
+FORMAT = 2  # of the tables: an experiment evaluated by another format is evaluated anew
+_COMPARED = 20  # cells, the best ones
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a leaderboard is made of: cells as (folder name, identity), the rule, the data."""
+    """What a leaderboard is made of: cells as (folder name, identity, name without the seed), the rule, the data."""
 
     experiment: ExperimentDir
-    cells: tuple[tuple[str, str], ...]
+    cells: tuple[tuple[str, str, str], ...]
     evaluate: EvaluateSpec
     data_digests: tuple[str, ...]
 
     @property
     def inputs(self) -> str:
         """Digest of all that the leaderboard depends on: equal inputs need no new evaluation."""
-        runs = [(RunDir(self.experiment.path / name), identity) for name, identity in self.cells]
+        runs = [(RunDir(self.experiment.path / name), identity) for name, identity, _ in self.cells]
         cells = [(run.name, run.why_not_done(identity), _scores_digest(run)) for run, identity in runs]
-        return digest([cells, self.evaluate.model_dump(mode="json"), list(self.data_digests)])
+        return digest([FORMAT, cells, self.evaluate.model_dump(mode="json"), list(self.data_digests)])
 
     @property
     def is_done(self) -> bool:
@@ -50,48 +68,86 @@ def evaluate_experiment(
     split_file: Path,
     reasons: Mapping[str, str],
 ) -> None:
-    """Write report.json of every finished cell, leaderboard.csv, selected.json and report.html.
+    """Write report.json of every finished cell, the tables (`pipeline.leaderboard`), selected.json, report.html.
 
     A cell that is not whole has a row that says why, and stops nobody; `reasons` knows more than its
     manifest, where its process could not say.
     """
     experiment, evaluate = evaluation.experiment, evaluation.evaluate
     rows: list[Row] = []
-    validated_on: set[int] = set()
+    measured: dict[str, list[Evaluated]] = {}  # by name without the seed
     codes: set[str] = set()
-    for name, identity in evaluation.cells:
+    for name, identity, without_seed in evaluation.cells:
         run = RunDir(experiment.path / name)
         reason = run.why_not_done(identity)
         try:
             if reason is not None:
                 raise CheckpointError(_why(reason, reasons.get(name)))
-            row, validation = evaluate_cell(run, evaluate)
+            found = evaluate_cell(run, evaluate)
         except CheckpointError as error:
             rows.append(_row_without_metrics(name, str(error), known=str(error) != reason or name in reasons))
             continue
-        rows.append(row)
+        rows.append(found.row)
         codes.add(run.code_digest())
-        validated_on.add(hash((tuple(validation.ids), validation.targets_NK.tobytes())))
+        measured.setdefault(without_seed, []).append(found)
     # every byte of the pixels was verified where they were read; here only labels are used
     rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
+    _write_seeds(experiment, measured)
+    comparable = len({found.validation.digest for group in measured.values() for found in group}) <= 1
+    _write_comparisons(experiment, measured if comparable else {}, evaluate.select_by)
+    absent = sorted({label for group in measured.values() for found in group for label in found.absent})
     selected = experiment.read_selected() | {
         "inputs": evaluation.inputs,
         "select_by": evaluate.select_by,
         "best_by": best_by,
         "packed": str(packed_dir),
         "split": str(split_file),
-        "comparable": len(validated_on) <= 1,
+        "comparable": comparable,
+        "absent_labels": absent,
         "codes": sorted(codes),
     }
     write_json(experiment.selected, _choose(experiment, selected, None))
     write_report(experiment)
 
 
+def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]]) -> None:
+    """Mean and spread of every cell that was trained with several seeds; no file where none was."""
+    table = [
+        {"cell": name, "seeds": len(group), **over_seeds([found.row.metrics for found in group], METRICS)}
+        for name, group in sorted(measured.items())
+        if len(group) > 1
+    ]
+    if table:
+        write_table(experiment.seeds, SEED_COLUMNS, table)
+    else:
+        experiment.seeds.unlink(missing_ok=True)
+
+
+def _write_comparisons(
+    experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]], metric: str
+) -> None:
+    """The best cells two by two, the seeds of one taken together."""
+    contenders = []
+    for name, group in measured.items():
+        values = tuple(found.row.metrics[metric] for found in group)
+        resampled_R = np.mean([found.resampled_R for found in group], axis=0)
+        contenders.append(Contender(name if len(group) > 1 else group[0].row.cell, values, resampled_R))
+    lower = metric in LOWER_IS_BETTER
+    contenders.sort(key=lambda c: (c.value if lower else -c.value, c.name))
+    table = compare(contenders[:_COMPARED], metric, lower_is_better=lower)
+    write_table(experiment.comparisons, COMPARISON_COLUMNS, table)
+
+
 def show(experiment: ExperimentDir, select_by: str) -> str:
     """The leaderboard as text."""
     selected = experiment.read_selected()
-    table = format_table(read_leaderboard(experiment.leaderboard), select_by, selected.get("cell"))
+    table = format_table(read_leaderboard(experiment.leaderboard), select_by, [selected.get("cell", "")])
+    told = format_comparisons(read_table(experiment.comparisons))
+    table += f"\n{told}" if told else ""
+    if selected.get("absent_labels"):
+        absent = ", ".join(selected["absent_labels"])
+        table += f"\nnote: no validation image bears {absent}: left out of the macro averages"
     if not selected.get("comparable", True):
         table += "\nnote: these cells were validated on different images; compare them with care"
     if len(selected.get("codes", ())) > 1:

@@ -26,6 +26,14 @@ class Cell:
     slug: str
     settings: Mapping[str, Any]  # what the grid assigned: dotted key -> value
 
+    @property
+    def without_seed(self) -> str:
+        """`<slug>-<hash8>` of all but the seed: the same for the seeds of one cell."""
+        settings = {key: value for key, value in self.settings.items() if key != "train.seed"}
+        train = self.spec.train.model_copy(update={"seed": 0})
+        same = digest([canonical(self.spec.data), canonical(train)])
+        return f"{_slug(self.spec, settings)}-{same[:8]}"
+
 
 @dataclass(frozen=True)
 class _Entry:

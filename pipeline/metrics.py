@@ -1,9 +1,10 @@
 """Multi-label metrics as pure functions of scores, decisions and targets. Torch-free.
 
 Conventions where a ratio is 0 / 0:
-- precision, recall and F1 of a label that is neither predicted nor true are 0, as in scikit-learn; a
-  label absent from a split therefore lowers the macro averages (`absent_labels` names them);
-- average precision of an absent label is undefined and left out of `map_macro`;
+- a label without a true image tells nothing about a classifier: it is left out of all macro averages,
+  of F1, precision, recall and average precision alike (`absent_labels` names it); what is wrongly
+  predicted of it counts in the micro averages;
+- precision of a label that is never predicted is 0, as in scikit-learn;
 - the F1 of an image with neither true nor predicted labels is 0 in `f1_samples_empty0` (scikit-learn's
   choice) and 1 in `f1_samples_empty1`: where half of the images are blank, the two differ a lot.
 """
@@ -28,35 +29,48 @@ _EPS = 1e-12  # the original work's
 def all_metrics(scores_NK: Scores, decisions_NK: Decisions, targets_NK: Decisions) -> dict[str, float]:
     """Every metric of `METRICS` by name; scores in [0, 1], decisions and targets 0 or 1, all (N, K)."""
     decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
-    hit = decided & true
-    label = _Counts(hit.sum(0), decided.sum(0), true.sum(0))
-    image = _Counts(hit.sum(1), decided.sum(1), true.sum(1))
-    both = _Counts(hit.sum(), decided.sum(), true.sum())
-    support_K = true.sum(0)
-    empty_N = (image.decided + image.true) == 0
+    counts = WeightedCounts((decided & true).sum(0), decided.sum(0), true.sum(0))
     ap_K = average_precision(scores_NK, targets_NK)
-    present_K = support_K > 0
-    values: dict[str, Any] = {}
-    for name in ("f1", "precision", "recall"):
-        per_label = getattr(label, name)
-        values[f"{name}_micro"] = getattr(both, name)
-        values[f"{name}_macro"] = per_label.mean()
-        values[f"{name}_weighted"] = _ratio((per_label * support_K).sum(), support_K.sum())
-        if name != "f1":
-            values[f"{name}_samples"] = getattr(image, name).mean()
-    agree = decided == true
+    present_K = true.any(axis=0)
+    values: dict[str, Any] = label_metrics(counts)
+    values |= {name: each_N.mean() for name, each_N in image_metrics(scores_NK, decided, true).items()}
     values |= {
-        "f1_samples_empty0": image.f1.mean(),
-        "f1_samples_empty1": np.where(empty_N, 1.0, image.f1).mean(),
         "map_macro": ap_K[present_K].mean() if present_K.any() else 0.0,
         "map_micro": average_precision(scores_NK.reshape(-1, 1), targets_NK.reshape(-1, 1))[0],
-        "label_accuracy": agree.mean(),
-        "exact_match": agree.all(axis=1).mean(),
-        "hamming_loss": 1 - agree.mean(),
-        "f1_soft_samples": f1_soft_samples(scores_NK, targets_NK),
-        "f1_weighted_both_classes": f1_weighted_both_classes(decided, true),
     }
     return {name: float(np.nan_to_num(values[name])) for name in METRICS}
+
+
+def label_metrics(counts: WeightedCounts) -> dict[str, npt.NDArray[np.float64]]:
+    """The metrics that are made of counts per label (..., K), averaged over the last axis: (...)."""
+    present = counts.true > 0
+    both = WeightedCounts(counts.hits.sum(-1), counts.decided.sum(-1), counts.true.sum(-1))
+    values = {}
+    for name in ("f1", "precision", "recall"):
+        per_label = getattr(counts, name)
+        values[f"{name}_micro"] = getattr(both, name)
+        values[f"{name}_macro"] = _ratio((per_label * present).sum(-1), present.sum(-1))
+        values[f"{name}_weighted"] = _ratio((per_label * counts.true).sum(-1), both.true)
+    return values
+
+
+def image_metrics(
+    scores_NK: Scores, decided: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The metrics that are means over images, as (N,) values of each image."""
+    image = WeightedCounts((decided & true).sum(1), decided.sum(1), true.sum(1))
+    agree = decided == true
+    return {
+        "precision_samples": image.precision,
+        "recall_samples": image.recall,
+        "f1_samples_empty0": image.f1,
+        "f1_samples_empty1": np.where(image.decided + image.true == 0, 1.0, image.f1),
+        "label_accuracy": agree.mean(axis=1),
+        "exact_match": agree.all(axis=1).astype(np.float64),
+        "hamming_loss": 1 - agree.mean(axis=1),
+        "f1_soft_samples": f1_soft_samples(scores_NK, true),
+        "f1_weighted_both_classes": f1_weighted_both_classes(decided, true),
+    }
 
 
 def average_precision(scores_NK: Scores, targets_NK: Decisions) -> npt.NDArray[np.float64]:
@@ -74,24 +88,25 @@ def average_precision(scores_NK: Scores, targets_NK: Decisions) -> npt.NDArray[n
     return result_K
 
 
-def f1_soft_samples(scores_NK: Scores, targets_NK: Decisions) -> float:
-    """The original work's "soft F1": F1 of scores instead of decisions, per image, averaged."""
+def f1_soft_samples(scores_NK: Scores, targets_NK: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """The original work's "soft F1": F1 of scores instead of decisions, of each image."""
     scores_NK = scores_NK.astype(np.float64)
     hits_N = (scores_NK * targets_NK).sum(1)
     precision_N = hits_N / (scores_NK.sum(1) + _EPS)
     recall_N = hits_N / (targets_NK.sum(1) + _EPS)
-    return float((2 * precision_N * recall_N / (precision_N + recall_N + _EPS)).mean())
+    return np.asarray(2 * precision_N * recall_N / (precision_N + recall_N + _EPS))
 
 
-def f1_weighted_both_classes(decided_NK: npt.NDArray[np.bool_], true_NK: npt.NDArray[np.bool_]) -> float:
+def f1_weighted_both_classes(
+    decided_NK: npt.NDArray[np.bool_], true_NK: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
     """The original work's "weighted F1": per image, F1 of the ones and of the zeros, weighted by their numbers.
 
     The zeros are most of every image, so guessing nothing at all scores high.
     """
-    ones = _Counts((decided_NK & true_NK).sum(1), decided_NK.sum(1), true_NK.sum(1))
-    zeros = _Counts((~decided_NK & ~true_NK).sum(1), (~decided_NK).sum(1), (~true_NK).sum(1))
-    weighted_N = (ones.f1 * ones.true + zeros.f1 * zeros.true) / true_NK.shape[1]
-    return float(weighted_N.mean())
+    ones = WeightedCounts((decided_NK & true_NK).sum(1), decided_NK.sum(1), true_NK.sum(1))
+    zeros = WeightedCounts((~decided_NK & ~true_NK).sum(1), (~decided_NK).sum(1), (~true_NK).sum(1))
+    return np.asarray((ones.f1 * ones.true + zeros.f1 * zeros.true) / true_NK.shape[1])
 
 
 def per_label(
@@ -103,7 +118,7 @@ def per_label(
 ) -> list[dict[str, Any]]:
     """A row per label: support, predicted, precision, recall, f1, ap (None if absent), threshold."""
     decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
-    counts = _Counts((decided & true).sum(0), decided.sum(0), true.sum(0))
+    counts = WeightedCounts((decided & true).sum(0), decided.sum(0), true.sum(0))
     ap_K = average_precision(scores_NK, targets_NK)
     return [
         {
@@ -125,22 +140,25 @@ def absent_labels(labels: Sequence[str], targets_NK: Decisions) -> list[str]:
     return [label for label, count in zip(labels, targets_NK.sum(axis=0), strict=True) if count == 0]
 
 
-class _Counts:
-    """Hits, decided and true positives, of any shape, and their ratios (0 / 0 = 0)."""
+class WeightedCounts:
+    """Hits, decided and true positives, of any shape and weight, and their ratios (0 / 0 = 0)."""
 
     def __init__(self, hits: Any, decided: Any, true: Any) -> None:
         self.hits, self.decided, self.true = (np.asarray(a, np.float64) for a in (hits, decided, true))
 
     @property
     def precision(self) -> npt.NDArray[np.float64]:
+        """Hits of decided."""
         return _ratio(self.hits, self.decided)
 
     @property
     def recall(self) -> npt.NDArray[np.float64]:
+        """Hits of true."""
         return _ratio(self.hits, self.true)
 
     @property
     def f1(self) -> npt.NDArray[np.float64]:
+        """Their harmonic mean."""
         return _ratio(2 * self.hits, self.decided + self.true)
 
 

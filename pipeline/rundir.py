@@ -35,6 +35,16 @@ class ExperimentDir:
         return self.path / "leaderboard.csv"
 
     @property
+    def seeds(self) -> Path:
+        """Cells that were trained with several seeds: mean and spread."""
+        return self.path / "leaderboard_seeds.csv"
+
+    @property
+    def comparisons(self) -> Path:
+        """The best cells, two by two: which is really better."""
+        return self.path / "comparisons.csv"
+
+    @property
     def report(self) -> Path:
         """The page to look at."""
         return self.path / "report.html"

@@ -11,7 +11,7 @@ from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
 from pipeline.evaluation import baselines, evaluate_cell, views
 from pipeline.experiment import Evaluation, evaluate_experiment, select_cell, selected_cell, show
-from pipeline.leaderboard import COLUMNS, read_leaderboard
+from pipeline.leaderboard import COLUMNS, read_leaderboard, read_table
 from pipeline.metrics import METRICS, all_metrics
 from pipeline.rundir import ExperimentDir
 from pipeline.spec import EvaluateSpec
@@ -46,9 +46,8 @@ def finished_cell(experiment, drawn, name, identity, noise, seed=0):
 
 
 def evaluation_of(experiment, cells, threshold=0.5, select_by="f1_micro"):
-    return Evaluation(
-        experiment, tuple(cells), EvaluateSpec(threshold=threshold, select_by=select_by), ("data",)
-    )
+    named = tuple((*cell, cell[0])[:3] for cell in cells)  # a cell is its own group unless it says another
+    return Evaluation(experiment, named, EvaluateSpec(threshold=threshold, select_by=select_by), ("data",))
 
 
 def evaluate(experiment, drawn, cells, reasons=None, **settings):
@@ -72,7 +71,7 @@ def two_cells(experiment, drawn):
 
 def test_the_three_views_are_what_their_names_say(experiment, drawn):
     run, scores_NK, targets_NK = finished_cell(experiment, drawn, "c", "a" * 12, 0.7)
-    row, _ = evaluate_cell(run, EvaluateSpec(threshold="per_label"))
+    row = evaluate_cell(run, EvaluateSpec(threshold="per_label")).row
     at50 = decide(scores_NK, np.full(14, 0.5, np.float32))
     fitted = cross_fitted_decisions(scores_NK, targets_NK)
     labelled = targets_NK.any(axis=1)
@@ -113,6 +112,49 @@ def test_the_leaderboard_ranks_cells_beside_baselines_and_equal_results_are_equa
     assert experiment.leaderboard.read_bytes() == before
 
 
+def test_metrics_have_intervals_and_the_pairs_a_verdict(experiment, drawn, two_cells):
+    finished_cell(experiment, drawn, "twin", "e" * 12, 0.45)
+    good, *_ = evaluate(experiment, drawn, [*two_cells, ("twin-eeeeeeee", "e" * 12)])
+    for name in METRICS:
+        assert float(good[f"{name}_lo"]) <= float(good[name]) <= float(good[f"{name}_hi"])
+    pairs = {(row["a"], row["b"]): row for row in read_table(experiment.comparisons)}
+    assert len(pairs) == 3
+    against_twin = pairs["good-aaaaaaaa", "twin-eeeeeeee"]
+    assert (against_twin["verdict"], float(against_twin["difference"])) == ("not told apart", 0)
+    against_poor = pairs["good-aaaaaaaa", "poor-bbbbbbbb"]
+    assert against_poor["verdict"] == "a is better"
+    assert 0 < float(against_poor["lo"]) < float(against_poor["difference"]) < float(against_poor["hi"])
+    text = show(experiment, "f1_micro")
+    assert "good-aaaaaaaa: than poor-bbbbbbbb" in text
+    assert f"{float(good['f1_micro_lo']):.4f}-{float(good['f1_micro_hi']):.4f}" in text
+    assert not experiment.seeds.exists()
+
+
+def test_the_seeds_of_a_cell_are_one_row_and_one_contender(experiment, drawn, two_cells):
+    finished_cell(experiment, drawn, "good-again", "e" * 12, 0.45, seed=1)
+    cells = [(*two_cells[0], "good-11111111"), (*two_cells[1], "poor-22222222")]
+    cells.append(("good-again-eeeeeeee", "e" * 12, "good-11111111"))
+    rows = {row["cell"]: float(row["f1_micro"]) for row in evaluate(experiment, drawn, cells)}
+    (row,) = read_table(experiment.seeds)
+    values = [rows["good-aaaaaaaa"], rows["good-again-eeeeeeee"]]
+    assert (row["cell"], row["seeds"]) == ("good-11111111", "2")
+    assert float(row["f1_micro_mean"]) == pytest.approx(np.mean(values), abs=1e-5)
+    assert float(row["f1_micro_sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+    (pair,) = read_table(experiment.comparisons)
+    assert (pair["a"], pair["b"], pair["verdict"]) == ("good-11111111", "poor-bbbbbbbb", "a is better")
+
+
+def test_calibration_is_reported_with_each_cell(experiment, drawn):
+    run, scores_NK, _ = finished_cell(experiment, drawn, "c", "a" * 12, 0.7)
+    evaluate_cell(run, EvaluateSpec())
+    calibration = json.loads(run.report.read_text())["calibration"]
+    assert sum(row["count"] for row in calibration["reliability"]) == scores_NK.size
+    by_hand = sum(
+        row["count"] * abs(row["mean_score"] - row["share_true"]) for row in calibration["reliability"]
+    )
+    assert calibration["ece"] == pytest.approx(by_hand / scores_NK.size)
+
+
 def test_lower_is_better_where_it_is(experiment, drawn, two_cells):
     rows = evaluate(experiment, drawn, two_cells, select_by="hamming_loss")
     values = [float(row["hamming_loss"]) for row in rows]
@@ -144,7 +186,7 @@ def test_the_best_is_selected_until_the_user_picks_another(experiment, drawn, tw
     evaluate(experiment, drawn, two_cells)
     assert selected_cell(experiment).name == "good-aaaaaaaa"
     assert select_cell(experiment, experiment.find("poor")) == "poor-bbbbbbbb"
-    assert "\n* poor-bbbbbbbb" in show(experiment, "f1_micro")
+    assert "\n*  2 poor-bbbbbbbb" in show(experiment, "f1_micro")
     evaluate(experiment, drawn, two_cells)
     assert selected_cell(experiment).name == "poor-bbbbbbbb"
     assert select_cell(experiment, None) == "good-aaaaaaaa"
