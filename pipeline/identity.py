@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -29,6 +30,17 @@ def canonical(section: BaseModel) -> dict[str, Any]:
         if is_tag or introduced is PydanticUndefined or value != introduced:
             result[name] = canonical(value) if isinstance(value, BaseModel) else _plain(value)
     return result
+
+
+def flattened(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `dotted.key -> value`; a list is one value."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def digest(value: Any) -> str:

@@ -18,6 +18,7 @@ from pipeline.data.loading import STREAM_VERSION, Rows
 from pipeline.data.packed import PackedSet
 from pipeline.device import Settled
 from pipeline.errors import CheckpointError, DivergedError
+from pipeline.identity import flattened
 from pipeline.losses import balanced_pos_weight, build_loss
 from pipeline.metrics import all_metrics
 from pipeline.models import build_model, set_training_mode
@@ -78,7 +79,8 @@ class Learner:
         if state:
             self._restore(state)
         self.saved_at = time.monotonic()
-        self.tracker = Tracker(run, resumed_at=self.step)
+        settings = flattened(spec.model_dump(include={"data", "train"}))
+        self.tracker = Tracker(run, resumed_at=self.step, settings=settings)
 
     def set_learning_rate(self, steps_per_epoch: int) -> float:
         """Set the rate of the coming step on every group, and return the first group's."""
@@ -106,7 +108,7 @@ class Learner:
             )
         return mean
 
-    def end_epoch(self, scored: Scored, images_per_s: float) -> dict[str, float]:
+    def end_epoch(self, scored: Scored, images_per_s: float, seconds_per_step: float) -> dict[str, float]:
         """Take the epoch's validation in: log it, keep the best, save. Returns what was logged."""
         decisions_NK = decide(scored.scores_NK, np.full(scored.scores_NK.shape[1], 0.5, np.float32))
         metrics = all_metrics(scored.scores_NK, decisions_NK, scored.targets_NK)
@@ -116,6 +118,7 @@ class Learner:
             "train/loss": self.mean_loss(),
             "train/lr": float(self.optimizer.param_groups[0]["lr"]),
             "train/images_per_s": round(images_per_s, 1),
+            "train/seconds_per_step": round(seconds_per_step, 6),
             "validation/loss": loss,
             **{f"validation/{name}": value for name, value in metrics.items()},
         }
@@ -128,6 +131,7 @@ class Learner:
         if self.best is None or (value > self.best["value"] if higher else value < self.best["value"]):
             self.best = {"value": value, "epoch": self.epoch}
             self.save_best(thresholds_K=None)
+        self.tracker.score_histograms(self.step, scored.scores_NK, scored.targets_NK)
         self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
         self.save()
         return values
@@ -186,6 +190,14 @@ class Learner:
         self.net.load_state_dict(best_model)
         tuned = tune_per_label(scored.scores_NK, scored.targets_NK)
         self.save_best({"per_label": [float(value) for value in tuned]})
+        packed, rows = self.data.packed, self.data.validation
+        self.tracker.result(
+            self.step,
+            packed.labels,
+            scored.scores_NK,
+            scored.targets_NK,
+            lambda positions: packed.gather(rows[positions]),
+        )
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["stream_version"] != STREAM_VERSION or state["version"] != CHECKPOINT_VERSION:

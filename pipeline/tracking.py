@@ -1,39 +1,100 @@
 """Curves of a cell: TensorBoard events and `metrics.jsonl`, the same tags in both.
 
 After a resume both go on from the checkpoint's step: what was logged beyond it is dropped, since it
-will be logged again.
+will be logged again. Settings, pictures, score histograms and PR curves are TensorBoard's alone.
 """
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+import numpy as np
+import numpy.typing as npt
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from pipeline import events
 from pipeline.files import atomic_write
 from pipeline.jsonl import read_jsonl
+from pipeline.pictures import Mistakes, Pixels, jpeg, sheet
 from pipeline.rundir import RunDir
+
+# N images, K labels
+Scores = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.uint8]
+SHOWN_IMAGES = 16  # of the first training batch
+_SHOWN_LABELS = 24  # with PR curve and mistakes, the most frequent ones
+_SHOWN_MISTAKES = 4  # of each kind
+_PX = 80  # a small picture's side
 
 
 class Tracker:
     """Appends rows of scalars to both files; one per cell."""
 
-    def __init__(self, run: RunDir, resumed_at: int) -> None:
+    def __init__(self, run: RunDir, resumed_at: int, settings: Mapping[str, Any]) -> None:
         kept = [row for row in read_jsonl(run.metrics) if row["step"] <= resumed_at]
         with atomic_write(run.metrics, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = run.metrics.open("a", encoding="utf-8")
         begun_before = any(run.path.glob("events.out.tfevents.*"))
-        self._events = SummaryWriter(str(run.path), purge_step=resumed_at + 1 if begun_before else None)
+        self._events = EventFileWriter(str(run.path))
+        if begun_before:
+            restart = SessionLog(status=SessionLog.START)  # drops later steps of the files before this one
+            self._events.add_event(Event(wall_time=time.time(), step=resumed_at + 1, session_log=restart))
+        if resumed_at == 0:
+            self._add(0, events.session_start(run.name, settings))
 
-    def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
+    def log(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """One row of `tag -> value` after `step` steps and in `epoch`, counted from 1."""
         self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
         self._file.flush()
-        for tag, value in values.items():
-            self._events.add_scalar(tag, value, step)
+        self._add(step, *(events.scalar(tag, value) for tag, value in values.items()))
+
+    def training_images(self, images_BHWC: Pixels) -> None:
+        """The first training images as the network sees them."""
+        px = min(_PX, images_BHWC.shape[1])
+        self._picture(0, "train/images", list(images_BHWC), columns=8, px=px)
+
+    def score_histograms(self, step: int, scores_NK: Scores, targets_NK: Targets) -> None:
+        """How far apart the scores of true and of absent labels lie."""
+        for name, wanted in (("true", 1), ("absent", 0)):
+            tag = f"validation/scores_of_{name}_labels"
+            self._add(step, events.score_histogram(tag, scores_NK[targets_NK == wanted]))
+
+    def result(
+        self,
+        step: int,
+        labels: Sequence[str],
+        scores_NK: Scores,
+        targets_NK: Targets,
+        images: Callable[[list[int]], Pixels],
+    ) -> None:
+        """The finished cell on validation: PR curves and worst mistakes; `images` gives pixels by position."""
+        frequent = np.argsort(-targets_NK.sum(axis=0), kind="stable")[:_SHOWN_LABELS]
+        for k in sorted(frequent):
+            scores_N, targets_N = scores_NK[:, k], targets_NK[:, k]
+            self._add(step, events.pr_curve(f"validation/{labels[k]}", scores_N, targets_N))
+            mistakes = Mistakes.of(scores_N, targets_N, _SHOWN_MISTAKES)
+            for kind, chosen in (("invented", mistakes.invented), ("missed", mistakes.missed)):
+                if chosen:
+                    captions = [f"{scores_N[i]:.3f}" for i in chosen]
+                    tag = f"mistakes_{kind}/{labels[k]}"
+                    pictures = list(images(chosen))
+                    self._picture(step, tag, pictures, columns=_SHOWN_MISTAKES, px=_PX, captions=captions)
+        self._add(step, events.session_end())
 
     def close(self) -> None:
         """Flush and close both."""
         self._file.close()
         self._events.close()
+
+    def _picture(self, step: int, tag: str, images: Sequence[Pixels], **layout: Any) -> None:
+        whole = sheet(images, **layout)
+        self._add(step, events.picture(tag, jpeg(whole), whole.size))
+
+    def _add(self, step: int, *values: events.Value) -> None:
+        self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from pipeline.checkpoint import load_checkpoint
-from pipeline.data.augment import Augmentation
+from pipeline.data.augment import Augmentation, as_pictures
 from pipeline.data.loading import Stream
 from pipeline.files import atomic_write
 from pipeline.learner import Learner
 from pipeline.scoring import Scored, score_split
 from pipeline.stopping import StopFlag
+from pipeline.tracking import SHOWN_IMAGES
 
 _LOG_EVERY = 25  # steps
 
@@ -36,7 +37,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> bool:
         augmentation = Augmentation(recipe.augment, recipe.seed, epoch, len(data.train))
         for learner in learners:
             learner.training_mode()
-        started, images_seen = time.monotonic(), 0
+        started, images_seen, steps = time.monotonic(), 0, 0
 
         for batch in stream.batches(epoch, first.step - epoch * steps_per_epoch):
             images_BHWC = torch.from_numpy(batch.images_BHWC).to(settled.device, non_blocking=True)
@@ -44,6 +45,8 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> bool:
             targets_BK = torch.from_numpy(batch.targets_BK).to(settled.device).float()
 
             for learner in learners:
+                if learner.step == 0:
+                    learner.tracker.training_images(as_pictures(inputs_BCHW[:SHOWN_IMAGES]))
                 # what a network draws itself (dropout) is a function of seed and step, like the batch
                 torch.manual_seed((recipe.seed << 32) + learner.step)
                 rate = learner.set_learning_rate(steps_per_epoch)
@@ -61,6 +64,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> bool:
                     values = {"train/loss_step": float(loss.detach()), "train/lr_step": rate}
                     learner.tracker.log(learner.step, epoch + 1, values)
             images_seen += len(targets_BK)
+            steps += 1
 
             at_epoch_end = first.step == (epoch + 1) * steps_per_epoch
             due = time.monotonic() - first.saved_at > 60 * first.spec.run.save_every_min
@@ -74,9 +78,10 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> bool:
                 )
                 return False
 
-        images_per_s = images_seen / (time.monotonic() - started) if images_seen else 0.0
+        seconds = max(time.monotonic() - started, 1e-9)
+        images_per_s, seconds_per_step = images_seen / seconds, seconds / max(steps, 1)
         for learner in learners:
-            values = learner.end_epoch(_validate(learner), images_per_s)
+            values = learner.end_epoch(_validate(learner), images_per_s, seconds_per_step)
             print(_epoch_line(learner, values), flush=True)
         if stop and first.epoch < recipe.epochs:
             print(f"stopped by {stop.reason} after epoch {first.epoch}; saved", flush=True)

@@ -31,6 +31,12 @@ def to_input(images_BHWC: Tensor, image_px: int) -> Tensor:
     return _normalised(images_BCHW.to(torch.float32, memory_format=torch.channels_last))
 
 
+def as_pictures(inputs_BCHW: Tensor) -> npt.NDArray[np.uint8]:
+    """A network's input back to pixels: (B, S, S, 3) uint8."""
+    images_BHWC = inputs_BCHW.float().cpu().permute(0, 2, 3, 1) * torch.tensor(STD) + torch.tensor(MEAN)
+    return (images_BHWC * 255).round().clamp(0, 255).byte().numpy()
+
+
 class Augmentation:
     """The random changes of one epoch of one stream."""
 

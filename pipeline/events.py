@@ -1,0 +1,98 @@
+"""TensorBoard's summaries as protocol buffers, each as small as it can be. Torch-free.
+
+Written by hand instead of by torch's SummaryWriter, whose `add_hparams` opens a run of its own beside
+the cell's, and whose pictures and curves are several times the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf import struct_pb2
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams
+from tensorboard.plugins.pr_curve import metadata as pr_curves
+
+# N images
+_THRESHOLDS = 51  # of a PR curve: every 2 %, 1.3 kB a label
+_BINS = 20
+
+Value = Any  # a Summary.Value; protocol buffers carry no types
+
+
+def scalar(tag: str, value: float) -> Value:
+    """One point of a curve."""
+    return Summary.Value(tag=tag, simple_value=value)
+
+
+def picture(tag: str, jpeg: bytes, size: tuple[int, int]) -> Value:
+    """A picture as it is, `size` being (width, height)."""
+    image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=jpeg)
+    return Summary.Value(tag=tag, image=image)
+
+
+def score_histogram(tag: str, scores: npt.NDArray[np.float32]) -> Value:
+    """How often which score in [0, 1] was given."""
+    counts, edges = np.histogram(scores, bins=_BINS, range=(0, 1))
+    exact = scores.astype(np.float64)
+    low, high = (exact.min(), exact.max()) if exact.size else (0.0, 0.0)
+    histogram = HistogramProto(
+        min=low,
+        max=high,
+        num=exact.size,
+        sum=exact.sum(),
+        sum_squares=(exact**2).sum(),
+        bucket_limit=edges[1:].tolist(),
+        bucket=counts.tolist(),
+    )
+    return Summary.Value(tag=tag, histo=histogram)
+
+
+def pr_curve(tag: str, scores_N: npt.NDArray[np.float32], targets_N: npt.NDArray[np.uint8]) -> Value:
+    """Precision and recall of one label at evenly spaced thresholds, as the PR curves tab reads them."""
+    bucket_N = np.floor(scores_N * (_THRESHOLDS - 1)).astype(np.int64)
+    true_T, false_T = (
+        np.bincount(bucket_N[targets_N == wanted], minlength=_THRESHOLDS)[::-1].cumsum()[::-1]
+        for wanted in (1, 0)
+    )
+    positives, negatives = int(targets_N.sum()), int((targets_N == 0).sum())
+    precision_T = true_T / np.maximum(true_T + false_T, 1)
+    recall_T = true_T / max(positives, 1)
+    rows = [true_T, false_T, negatives - false_T, positives - true_T, precision_T, recall_T]
+    curve = np.stack(rows).astype(np.float32)
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in curve.shape])
+    tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=shape, tensor_content=curve.tobytes())
+    return Summary.Value(
+        tag=tag, tensor=tensor, metadata=pr_curves.create_summary_metadata(tag, "", _THRESHOLDS)
+    )
+
+
+def session_start(name: str, settings: Mapping[str, Any]) -> Value:
+    """The settings of a cell, for the HParams tab; numbers, booleans and texts."""
+    start = plugin_data_pb2.SessionStartInfo(group_name=name)
+    for key, value in settings.items():
+        kind = "bool_value" if isinstance(value, bool) else "number_value"
+        if not isinstance(value, bool | int | float):
+            kind, value = "string_value", "none" if value is None else str(value)
+        start.hparams[key].CopyFrom(struct_pb2.Value(**{kind: value}))
+    return _session(
+        hparams.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start)
+    )
+
+
+def session_end() -> Value:
+    """The cell is finished."""
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+    return _session(hparams.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end))
+
+
+def _session(tag: str, content: Any) -> Value:
+    metadata = hparams.create_summary_metadata(content)
+    return Summary.Value(tag=tag, tensor=hparams.NULL_TENSOR, metadata=metadata)
