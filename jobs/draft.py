@@ -144,6 +144,7 @@ def train_task(plan: Plan, cell: PlannedCell) -> Train:
     """The task that trains a cell."""
     return Train(
         run=str(cell.run.path),
+        spec=cell.cell.spec.model_dump_json(),
         identity=cell.identity,
         packed=str(cell.data.packed),
         split=str(cell.data.split),

@@ -142,6 +142,7 @@ def experiment_dir(loaded: Loaded) -> ExperimentDir:
 def make_plan(loaded: Loaded) -> Plan:
     """Expand the grid and find out what is there; raises SpecError or DataError."""
     experiment = experiment_dir(loaded)
+    folders = experiment.folders()
     datasets: dict[str, PlannedData] = {}
     weights: dict[str, str] = {}
     planned = []
@@ -154,7 +155,7 @@ def make_plan(loaded: Loaded) -> Plan:
         if path is not None and path not in weights:
             weights[path] = _weights_digest(Path(path))
         identity = cell_identity(cell.spec.train, data.digest, weights.get(path or ""))
-        run = experiment.cell(cell.slug, identity)
+        run = experiment.cell(cell.slug, identity, folders)
         planned.append(PlannedCell(cell, run, identity, data, run.why_not_done(identity)))
     return Plan(loaded, planned)
 

@@ -15,9 +15,9 @@ from jobs.request import Request
 from jobs.snapshot import snapshot
 from jobs.stages import EXIT_STOPPED, FetchWeights, Predict, Task, Wrangle
 from pipeline.errors import SubmissionError
-from pipeline.files import atomic_write, shown
+from pipeline.files import shown
 from pipeline.rundir import RunDir
-from pipeline.specfile import dump, read_spec
+from pipeline.specfile import read_spec
 
 FAILED = 1
 
@@ -166,7 +166,6 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome:
     slots = Slots.for_cells(len(plan.cells), settings.parallel, settings.threads, settings.device)
     jobs = []
     for planned in missing:
-        write_spec(planned)
         epochs = planned.cell.spec.train.epochs
         jobs.append(
             Job(planned.run.name, train_task(plan, planned), planned.run.log, planned.run.metrics, epochs)
@@ -181,12 +180,6 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome:
     for planned in missing:
         _record(plan, planned, outcome.status.get(planned.run.name))
     return outcome
-
-
-def write_spec(planned: PlannedCell) -> None:
-    """The resolved spec of a cell, in its folder."""
-    with atomic_write(planned.run.spec, "w") as file:
-        file.write(dump(planned.cell.spec))
 
 
 def _record(plan: Plan, planned: PlannedCell, status: int | None) -> None:

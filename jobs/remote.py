@@ -55,8 +55,6 @@ def _submit(request: Request, *, submission: bool) -> int:
         status = here.fetch_weights(plan)
         if status:
             return status
-        for cell in standing.of("submit"):
-            here.write_spec(cell.planned)
         ids = submitter(request, plan.experiment).submit(batches)
         cancel(standing.closing)  # the new closing waits for their cells too
     for batch in batches:

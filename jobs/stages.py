@@ -69,6 +69,7 @@ class Train:
     """Train one cell from wherever it stands to its whole artifacts."""
 
     run: str
+    spec: str  # the resolved Spec as JSON: what is queued is what was planned, whatever happens to files
     identity: str
     packed: str
     split: str
@@ -106,16 +107,19 @@ class Train:
     def _train(self, run: Any) -> bool:
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import read_split
-        from pipeline.files import write_json
+        from pipeline.files import atomic_write, write_json
         from pipeline.learner import CellData, Learner
         from pipeline.provenance import provenance
-        from pipeline.specfile import read_spec
+        from pipeline.spec import Spec
+        from pipeline.specfile import dump
         from pipeline.stopping import StopFlag
         from pipeline.training import train
         from pipeline.weights import fetch_weights
 
         stop = StopFlag().install()
-        spec = read_spec(run.spec).spec
+        spec = Spec.model_validate_json(self.spec)
+        with atomic_write(run.spec, "w") as file:
+            file.write(dump(spec))
         packed = PackedSet.open(Path(self.packed))
         split = read_split(Path(self.split))
         data = CellData(packed=packed, train=split.train, validation=split.validation)

@@ -53,12 +53,14 @@ def expand_grid(loaded: Loaded) -> list[Cell]:
     _check_keys(loaded)
     if document.mistakes:
         raise_mistakes(loaded.path, document.mistakes)
+    # a cell has no grid; copying it for each of a thousand would cost a million values
+    base = {key: value for key, value in document.value.items() if key != "grid"}
     cells: list[Cell] = []
     seen: dict[str, str] = {}
     unused = set(range(len(grid.exclude)))
     for entries in itertools.product(*_columns(grid)):
         settings = {key: value for entry in entries for key, value in entry.assignments}
-        spec = _resolve(loaded, entries)
+        spec = _resolve(loaded, base, entries)
         if spec is None:
             continue
         excluded = {i for i, rule in enumerate(grid.exclude) if matches(spec, rule)}
@@ -94,9 +96,8 @@ def _columns(grid: GridSpec) -> Iterator[list[_Entry]]:
         yield [_Entry((), ("train",))]
 
 
-def _resolve(loaded: Loaded, entries: tuple[_Entry, ...]) -> Spec | None:
-    tree = copy.deepcopy(loaded.document.value)
-    tree.pop("grid", None)
+def _resolve(loaded: Loaded, base: dict[str, Any], entries: tuple[_Entry, ...]) -> Spec | None:
+    tree = copy.deepcopy(base)
     assigned_at: dict[KeyPath, Place] = {}  # a mistake in what the grid assigned points at the grid's line
     for entry in entries:
         for key, value in entry.assignments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,12 +21,8 @@ def canonical(section: BaseModel) -> dict[str, Any]:
     json_schema_extra={"introduced": old})`. A tag (`name: adam`) always stays in.
     """
     result: dict[str, Any] = {}
-    for name, field in type(section).model_fields.items():
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        if extra.get("identity") is False:
-            continue
+    for name, introduced in _introduced(type(section)):
         value = getattr(section, name)
-        introduced = extra.get("introduced", field.get_default(call_default_factory=True))
         is_tag = name in ("name", "format", "method")
         if is_tag or introduced is PydanticUndefined or value != introduced:
             result[name] = canonical(value) if isinstance(value, BaseModel) else _plain(value)
@@ -41,6 +38,18 @@ def flattened(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+@functools.cache
+def _introduced(section: type[BaseModel]) -> list[tuple[str, Any]]:
+    """Each field of the identity and its first default."""
+    found = []
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if extra.get("identity") is not False:
+            default = field.get_default(call_default_factory=True)
+            found.append((name, extra.get("introduced", default)))
+    return found
 
 
 def digest(value: Any) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,22 @@ class ExperimentDir:
         """Snapshots of the code that ran."""
         return self.path / "code"
 
-    def cell(self, slug: str, identity: str) -> RunDir:
-        """The folder of the cell with this identity: the one that is there, else a new name."""
+    def folders(self) -> dict[str, list[str]]:
+        """The names of what is there by the hash they end in: one listing for a whole plan."""
+        found: dict[str, list[str]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for name in sorted(os.listdir(self.path)):
+                found.setdefault(name.rpartition("-")[2], []).append(name)
+        return found
+
+    def cell(self, slug: str, identity: str, folders: Mapping[str, Sequence[str]]) -> RunDir:
+        """The folder of the cell with this identity: one of `folders` that is there, else a new name."""
         suffix = identity[:HASH_LENGTH]
         name = f"{slug}-{suffix}"
-        if not (self.path / name).exists():
-            for other in sorted(self.path.glob(f"*-{suffix}")):
-                if RunDir(other).manifest_state(identity) != "new":
-                    return RunDir(other)
+        others = folders.get(suffix, ())
+        for other in others if name not in others else ():
+            if RunDir(self.path / other).manifest_state(identity) != "new":
+                return RunDir(self.path / other)
         return RunDir(self.path / name)
 
     def find(self, prefix: str) -> RunDir:

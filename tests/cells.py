@@ -7,7 +7,7 @@ import sys
 
 from jobs.graph import make_plan
 from jobs.stages import Train, encode
-from pipeline.specfile import Loaded, dump, read_spec
+from pipeline.specfile import Loaded, read_spec
 from tests.conftest import ROOT
 
 
@@ -48,16 +48,14 @@ def one_cell(spec_path, *overrides):
     loaded: Loaded = read_spec(spec_path, overrides)
     (cell,) = make_plan(loaded).cells
     cell.run.path.mkdir(parents=True, exist_ok=True)
-    cell.run.spec.write_text(dump(cell.cell.spec))
     return cell
 
 
 def start(cell):
     """Its training process; its output goes to the cell's log."""
-    weights_folder = str(cell.run.path / "weights")
-    task = Train(
-        str(cell.run.path), cell.identity, str(cell.data.packed), str(cell.data.split), weights_folder
-    )
+    spec = cell.cell.spec.model_dump_json()
+    data = (str(cell.data.packed), str(cell.data.split))
+    task = Train(str(cell.run.path), spec, cell.identity, *data, str(cell.run.path / "weights"))
     with cell.run.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.stages"],

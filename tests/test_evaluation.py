@@ -32,7 +32,7 @@ def finished_cell(experiment, drawn, name, identity, noise, seed=0):
     targets_NK = packed.labels_NK[rows]
     rng = np.random.default_rng(seed)
     scores_NK = np.clip(targets_NK * 0.6 + noise * rng.random(targets_NK.shape), 0, 1).astype(np.float32)
-    run = experiment.cell(name, identity)
+    run = experiment.cell(name, identity, {})
     run.path.mkdir(parents=True)
     np.savez(
         run.scores_val,
@@ -163,7 +163,7 @@ def test_lower_is_better_where_it_is(experiment, drawn, two_cells):
 
 
 def test_a_failed_cell_has_a_row_with_its_reason(experiment, drawn, two_cells):
-    failed = experiment.cell("bad", "d" * 12)
+    failed = experiment.cell("bad", "d" * 12, {})
     failed.path.mkdir()
     failed.write_manifest("d" * 12, "failed", error="no memory")
     rows = evaluate(experiment, drawn, [*two_cells, (failed.name, "d" * 12)])

@@ -109,7 +109,7 @@ def test_a_state_of_another_cell_is_refused(tmp_path):
 
 @pytest.fixture
 def run(tmp_path):
-    run = ExperimentDir(tmp_path / "x").cell("slug", "1234567890")
+    run = ExperimentDir(tmp_path / "x").cell("slug", "1234567890", {})
     run.path.mkdir(parents=True)
     for path in (run.spec, run.checkpoint_best, run.scores_val, run.metrics):
         path.write_bytes(b"content of " + path.name.encode())
@@ -156,7 +156,7 @@ def test_states_are_told_in_words(run):
 
 def test_a_cell_is_found_by_its_identity_under_another_slug_and_by_a_prefix(run):
     experiment = ExperimentDir(run.path.parent)
-    assert experiment.cell("renamed", "1234567890") == run
+    assert experiment.cell("renamed", "1234567890", experiment.folders()) == run
     assert experiment.find("slug") == run
     (run.path.parent / "slug-2").mkdir()
     (run.path.parent / "slug-2" / "manifest.json").write_text("{}")
