@@ -86,8 +86,8 @@ class ExperimentDir:
         """The names of what is there by the hash they end in: one listing for a whole plan."""
         found: dict[str, list[str]] = {}
         with contextlib.suppress(FileNotFoundError):
-            for name in sorted(os.listdir(self.path)):
-                found.setdefault(name.rpartition("-")[2], []).append(name)
+            for path in sorted(self.path.iterdir()):
+                found.setdefault(path.name.rpartition("-")[2], []).append(path.name)
         return found
 
     def cell(self, slug: str, identity: str, folders: Mapping[str, Sequence[str]]) -> RunDir:
