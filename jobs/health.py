@@ -45,6 +45,7 @@ def checks(request: Request) -> Iterator[Check]:
     yield Check("grid", True, f"{len(plan.cells)} cells, {len(plan.missing)} missing")
     yield _torch()
     yield _writable(plan)
+    yield from _quota(plan)
     yield from _data(plan)
     yield from _weights(plan)
     yield from _artifacts(plan)
@@ -70,6 +71,27 @@ def _writable(plan: Plan) -> Check:
     free, inodes = stats.f_bavail * stats.f_frsize / 1e9, stats.f_favail
     enough = free > 2 and (inodes == 0 or inodes > 20 * len(plan.cells) + 100)
     return Check("results", enough, f"{shown(place)} can be written, {free:.1f} GB and {inodes:,} files free")
+
+
+def _quota(plan: Plan) -> Iterator[Check]:
+    """A Lustre project's quota, which the free space of the whole file system does not show."""
+    place = str(plan.experiment.path.resolve())
+    if shutil.which("lfs") is None:
+        return
+    project = subprocess.run(["lfs", "project", "-d", place], capture_output=True, text=True).stdout.split()
+    asked = ["lfs", "quota", "-q", *(["-p", project[0]] if project and project[0] != "0" else []), place]
+    said = subprocess.run(asked, capture_output=True, text=True).stdout
+    # path, KiB used, soft and hard limit, grace, files used, soft and hard limit, grace; limit 0: none; `*`: over it
+    numbers = [int(word.rstrip("*")) for word in said.split()[1:] if word.rstrip("*").isdigit()]
+    if len(numbers) < 6:
+        return
+    kib, files = (
+        (hard or soft) - used if hard or soft else None for used, soft, hard in (numbers[:3], numbers[3:6])
+    )
+    enough = (kib is None or kib > 2e6) and (files is None or files > 20 * len(plan.cells) + 100)
+    space = "space without limit" if kib is None else f"{kib * 1024 / 1e9:.1f} GB left"
+    number = "files without limit" if files is None else f"{files:,} files left"
+    yield Check("quota", enough, f"{space}, {number} (lfs quota)")
 
 
 def _data(plan: Plan) -> Iterator[Check]:

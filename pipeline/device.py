@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ class Settled:
         """Resolve `auto`: the GPU if there is one; bf16 where the hardware has it, else fp16 on a GPU."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+            if device == "cpu" and os.environ.get("SLURM_JOB_GPUS"):
+                print(
+                    f"warning: Slurm gave this job a GPU, torch {torch.__version__} sees none (another CUDA, or no "
+                    "driver?); training on the CPU. docs/clusters.md says which builds serve which GPUs",
+                    flush=True,
+                )
         if precision == "auto":
             precision = _best_precision(device)
         return cls(device=device, precision=precision, threads=threads or torch.get_num_threads())

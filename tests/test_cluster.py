@@ -6,9 +6,11 @@ from jobs.cluster import SHIPPED, default_cluster, load_profile
 from jobs.cost import hourly
 from jobs.draft import draft
 from jobs.graph import make_plan
+from jobs.health import _quota
 from jobs.remote import place
 from jobs.scheduler import JobState, expand, seconds
 from jobs.slurm import explained, gpu_count, refuse_early
+from pipeline.device import Settled
 from pipeline.errors import SpecError
 from pipeline.specfile import read_spec
 from tests.cells import project
@@ -246,3 +248,31 @@ def test_runs_and_packed_data_live_where_the_profile_says_and_links_lead_there(p
         SpecError, match=r"experiments/x: exists already; move it to .*scratch/runs/x and link it"
     ):
         place(planned, profile)
+
+
+@pytest.mark.parametrize(
+    ("said", "ok", "found"),
+    [
+        ("/scratch 1000000 0 260000000 - 100 0 500000 -", True, "265.2 GB left, 499,900 files left"),
+        ("/scratch 1000000 0 0 - 499950* 0 500000 -", False, "space without limit, 50 files left"),
+        ("/scratch: no such project", None, ""),
+    ],
+)
+def test_doctor_reads_a_lustre_project_s_quota(said, ok, found, tmp_path, drawn_zip, monkeypatch):
+    # there is no Lustre to ask here: its command is played by one that answers as its manual says
+    (tmp_path / "bin").mkdir()
+    lfs = tmp_path / "bin" / "lfs"
+    lfs.write_text(f'#!/bin/sh\n[ "$1" = project ] && echo "4711 P $3" || echo "{said}"\n')
+    lfs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    plan = make_plan(read_spec(project(tmp_path, drawn_zip)))
+    plan.experiment.path.mkdir()
+    checks = [(check.ok, check.found) for check in _quota(plan)]
+    assert checks == ([(ok, f"{found} (lfs quota)")] if ok is not None else [])
+
+
+def test_a_gpu_that_torch_cannot_see_is_said(capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    assert Settled.choose("auto", "fp32", 1).device == "cpu"
+    assert "sees none" in capsys.readouterr().out
