@@ -1,19 +1,21 @@
-"""`score_split`: the one way to score images, used by validation, evaluate and predict."""
+"""The one way to score images, used by validation, evaluate and predict; several networks share one pass."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.augment import to_input
 from pipeline.data.loading import Rows, in_order
 from pipeline.data.packed import PackedSet
 from pipeline.device import Settled
 from pipeline.errors import DivergedError
+from pipeline.folding import folded
 
 # N images, K labels
 
@@ -27,32 +29,63 @@ class Scored:
     scores_NK: npt.NDArray[np.float32]
     targets_NK: npt.NDArray[np.uint8]
 
+    @classmethod
+    def of(cls, logits_NK: Tensor, packed: PackedSet, rows: Rows) -> Scored:
+        """Raises DivergedError when a score is not finite, naming the first image."""
+        broken = (~torch.isfinite(logits_NK).all(dim=1)).nonzero()
+        if len(broken):
+            name = packed.names[rows[int(broken[0])]]
+            raise DivergedError(
+                f"scores of {len(broken)} images are not finite, first {name}; the network diverged"
+            )
+        return cls(
+            ids=[packed.ids[row] for row in rows],
+            logits_NK=logits_NK.numpy(),
+            scores_NK=torch.sigmoid(logits_NK).numpy(),
+            targets_NK=packed.labels_NK[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A network (on its device), the size of its input, and the precision it is scored in."""
+
+    net: nn.Module
+    image_px: int
+    settled: Settled
+
 
 @torch.inference_mode()
+def logits_together(
+    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int = 128
+) -> list[Tensor]:
+    """Logits (N, K) float32 on the CPU of `rows` under each network, all on one device.
+
+    Each batch is read once, and brought to each size once. Puts the networks into evaluation mode (the
+    caller sets training mode again).
+    """
+    nets = [folded(scorer.net) for scorer in scorers]
+    parts: list[list[Tensor]] = [[] for _ in scorers]
+    for batch in in_order(packed, rows, batch_size):
+        images_BHWC = torch.from_numpy(batch.images_BHWC).to(scorers[0].settled.device)
+        inputs = {px: to_input(images_BHWC, px) for px in {scorer.image_px for scorer in scorers}}
+        for scorer, net, logits in zip(scorers, nets, parts, strict=True):
+            with scorer.settled.autocast():
+                logits.append(net(inputs[scorer.image_px]).float().cpu())
+    return [torch.cat(logits) for logits in parts]
+
+
+def score_together(
+    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int = 128
+) -> list[Scored]:
+    """Scores of `rows` under each network, in one pass over the images; raises DivergedError."""
+    logits = logits_together(scorers, packed, rows, batch_size=batch_size)
+    return [Scored.of(logits_NK, packed, rows) for logits_NK in logits]
+
+
 def score_split(
     net: nn.Module, packed: PackedSet, rows: Rows, *, image_px: int, settled: Settled, batch_size: int = 128
 ) -> Scored:
-    """Scores of `rows` under `net`, in evaluation mode (the caller sets training mode again).
-
-    Raises DivergedError when a score is not finite, naming the first image.
-    """
-    net.eval()
-    parts = []
-    for batch in in_order(packed, rows, batch_size):
-        images_BHWC = torch.from_numpy(batch.images_BHWC).to(settled.device)
-        with settled.autocast():
-            logits_BK = net(to_input(images_BHWC, image_px))
-        parts.append(logits_BK.float().cpu())
-    logits_NK = torch.cat(parts)
-    broken = (~torch.isfinite(logits_NK).all(dim=1)).nonzero()
-    if len(broken):
-        name = packed.names[rows[int(broken[0])]]
-        raise DivergedError(
-            f"scores of {len(broken)} images are not finite, first {name}; the network diverged"
-        )
-    return Scored(
-        ids=[packed.ids[row] for row in rows],
-        logits_NK=logits_NK.numpy(),
-        scores_NK=torch.sigmoid(logits_NK).numpy(),
-        targets_NK=packed.labels_NK[rows],
-    )
+    """Scores of `rows` under one network; raises DivergedError."""
+    (scored,) = score_together([Scorer(net, image_px, settled)], packed, rows, batch_size=batch_size)
+    return scored

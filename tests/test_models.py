@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import CheckpointError, SpecError, TrainingError
-from pipeline.model_names import FAMILIES, HEAD_OF, MODEL_NAMES
+from pipeline.folding import folded
+from pipeline.model_names import CNNS, FAMILIES, HEAD_OF, MODEL_NAMES
 from pipeline.models import build_model, head_of, set_training_mode
 from pipeline.spec import ModelSpec
 from pipeline.weights import fetch_weights
@@ -201,3 +202,28 @@ def test_an_unknown_model_is_refused_without_importing_torch(tmp_path):
     assert done.stdout.strip() == "2 []"
     assert "unknown model; did you mean `resnet50`?" in done.stderr
     assert "resnet34" in MODEL_NAMES
+
+
+@pytest.mark.parametrize("name", [*CNNS, *SMALLEST.values(), "resnet50", "efficientnet_v2_s"])
+def test_folded_batch_norms_change_no_logit_and_no_network(name):
+    torch.manual_seed(0)
+    net = build_model(ModelSpec(name=name), 7, 64)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as after training: nothing at its neutral start
+            for values in (module.running_mean, module.bias.data):
+                nn.init.normal_(values, std=0.1)
+            for values in (module.running_var, module.weight.data):
+                nn.init.uniform_(values, 0.8, 1.25)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = net.eval()(images), folded(net)(images)
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.std()), rtol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    norms = [m for m in folded(net).modules() if isinstance(m, nn.BatchNorm2d)]
+    if name.startswith(
+        "densenet"
+    ):  # whose norms stand before their convolutions, but for the second of a layer
+        assert len(norms) < sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) / 1.5
+    else:
+        assert not norms

@@ -19,7 +19,7 @@ Rows = npt.NDArray[np.int64]
 
 # Part of every checkpoint: a change of the order of batches or of the random draws must raise it, so
 # that a run begun with another order is refused instead of continued into a mixture of both.
-STREAM_VERSION = 1
+STREAM_VERSION = 2
 
 
 @dataclass(frozen=True)
