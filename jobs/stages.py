@@ -6,6 +6,7 @@ process of its own. When the writer of that line goes away, the stage saves and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -75,36 +76,62 @@ class Train:
     split: str
     weights_folder: str
 
+    stream: str = ""  # cells with an equal one can share batches; "": with none
+
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.errors import DivergedError, PipelineError, TrainingError
+        return Together((self,))()
+
+
+@dataclass(frozen=True)
+class Together:
+    """Train cells that share a stream of batches in one process, each exactly as if alone."""
+
+    trains: tuple[Train, ...]
+
+    def __post_init__(self) -> None:
+        """From JSON they come as mappings."""
+        trains = tuple(t if isinstance(t, Train) else Train(**t) for t in self.trains)
+        object.__setattr__(self, "trains", trains)
+
+    def __call__(self) -> int:
+        """Exit status: the worst of them."""
+        from pipeline.stopping import StopFlag
+
+        stop = StopFlag().install()
+        with contextlib.ExitStack() as owned:
+            started = [self._start(train, owned) for train in self.trains]
+            attempts = [(t, a) for t, a in zip(self.trains, started, strict=True) if a is not None]
+            self._train(attempts, stop)
+        errors = [attempt.error for _, attempt in attempts if attempt.error is not None]
+        if any(not attempt.is_done and attempt.error is None for _, attempt in attempts):
+            return EXIT_STOPPED
+        return 0 if not errors else EXIT_FAILED
+
+    def _start(self, task: Train, owned: contextlib.ExitStack) -> Any:
+        """An attempt, its folder owned and its manifest `started`; None where the cell is whole already."""
+        from pipeline.attempt import Attempt
+        from pipeline.errors import DivergedError, PipelineError
         from pipeline.rundir import RunDir
 
-        run = RunDir(Path(self.run))
-        with run.owned():
-            reason = run.why_not_done(self.identity)
-            if reason is None:
-                return 0  # another process finished it in the meantime
+        run = RunDir(Path(task.run))
+        attempt = Attempt(run, task.identity, run.log if len(self.trains) > 1 else None)
+        try:
+            owned.enter_context(run.owned())
+        except PipelineError as error:  # its manifest is the owner's
+            attempt.error = error
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return attempt
+        reason = run.why_not_done(task.identity)
+        if reason is None:
+            return None  # another process finished it in the meantime
+        with attempt.kept_apart():
             if reason.startswith("diverged: "):  # a requeued job meets it again
-                raise DivergedError(reason)
-            run.write_manifest(self.identity, "started")
-            try:
-                done = self._train(run)
-            except PipelineError as error:
-                state = "diverged" if isinstance(error, DivergedError) else "failed"
-                run.write_manifest(self.identity, state, error=str(error).splitlines()[0])
-                raise
-            except Exception as error:  # recorded, then raised again
-                text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-                if type(error).__name__ == "OutOfMemoryError":  # torch's, of the GPU
-                    text = "out of GPU memory; try a smaller train.batch_size or train.image_px"
-                run.write_manifest(self.identity, "failed", error=text)
-                raise TrainingError(text) if "GPU memory" in text else error from error
-            if done:
-                run.write_manifest(self.identity, "done")
-            return 0 if done else EXIT_STOPPED
+                raise DivergedError(reason.removeprefix("diverged: "))
+            run.write_manifest(task.identity, "started")
+        return attempt
 
-    def _train(self, run: Any) -> bool:
+    def _train(self, attempts: list[tuple[Train, Any]], stop: Any) -> None:
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import read_split
         from pipeline.files import atomic_write, write_json
@@ -112,22 +139,29 @@ class Train:
         from pipeline.provenance import provenance
         from pipeline.spec import Spec
         from pipeline.specfile import dump
-        from pipeline.stopping import StopFlag
         from pipeline.training import train
         from pipeline.weights import fetch_weights
 
-        stop = StopFlag().install()
-        spec = Spec.model_validate_json(self.spec)
-        with atomic_write(run.spec, "w") as file:
-            file.write(dump(spec))
-        packed = PackedSet.open(Path(self.packed))
-        split = read_split(Path(self.split))
-        data = CellData(packed=packed, train=split.train, validation=split.validation)
-        weights = fetch_weights(spec.train.model, Path(self.weights_folder))
-        learner = Learner(spec, self.identity, run, data, weights=weights)
-        facts = {"identity": self.identity, "data": packed.digest, "settled": learner.settled.as_dict()}
-        write_json(run.provenance, facts | provenance())
-        return train([learner], stop)
+        data: CellData | None = None
+        learners = []
+        for task, attempt in attempts:
+            if attempt.error is not None:
+                continue
+            with attempt.kept_apart():
+                spec = Spec.model_validate_json(task.spec)
+                with atomic_write(attempt.run.spec, "w") as file:
+                    file.write(dump(spec))
+                if data is None:
+                    split = read_split(Path(task.split))
+                    data = CellData(PackedSet.open(Path(task.packed)), split.train, split.validation)
+                weights = fetch_weights(spec.train.model, Path(task.weights_folder))
+                learner = Learner(spec, attempt, data, weights=weights)
+                facts = {"identity": task.identity, "data": data.packed.digest}
+                write_json(
+                    attempt.run.provenance, facts | {"settled": learner.settled.as_dict()} | provenance()
+                )
+                learners.append(learner)
+        train(learners, stop)
 
 
 @dataclass(frozen=True)
@@ -215,8 +249,8 @@ class Submit:
         return 0
 
 
-Task = Wrangle | FetchWeights | Train | Evaluate | Predict | Submit
-_TASKS = {task.__name__: task for task in (Wrangle, FetchWeights, Train, Evaluate, Predict, Submit)}
+Task = Wrangle | FetchWeights | Train | Together | Evaluate | Predict | Submit
+_TASKS = {t.__name__: t for t in (Wrangle, FetchWeights, Train, Together, Evaluate, Predict, Submit)}
 
 
 def encode(task: Task) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.attempt import Attempt
 from pipeline.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.data.augment import MEAN, STD
 from pipeline.data.loading import STREAM_VERSION, Rows
@@ -23,7 +24,6 @@ from pipeline.losses import balanced_pos_weight, build_loss
 from pipeline.metrics import all_metrics
 from pipeline.models import build_model, set_training_mode
 from pipeline.optim import build_optimizer
-from pipeline.rundir import RunDir
 from pipeline.schedules import PlateauState, lr_scale
 from pipeline.scoring import Scored
 from pipeline.spec import LOWER_IS_BETTER, Spec
@@ -46,10 +46,9 @@ class CellData:
 class Learner:
     """One cell in training. `step` and `epoch` count what is done; both start at 0."""
 
-    def __init__(
-        self, spec: Spec, identity: str, run: RunDir, data: CellData, *, weights: Path | None
-    ) -> None:
-        self.spec, self.train, self.identity, self.run, self.data = spec, spec.train, identity, run, data
+    def __init__(self, spec: Spec, attempt: Attempt, data: CellData, *, weights: Path | None) -> None:
+        self.spec, self.train, self.attempt, self.data = spec, spec.train, attempt, data
+        run, identity = self.run, self.identity = attempt.run, attempt.identity
         state, problems = load_newest(run.checkpoint_last, run.checkpoint_previous, identity)
         if state and state["best"] is not None:
             try:
@@ -81,6 +80,11 @@ class Learner:
         self.saved_at = time.monotonic()
         settings = flattened(spec.model_dump(include={"data", "train"}))
         self.tracker = Tracker(run, resumed_at=self.step, settings=settings)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether epochs are left, and nothing went wrong."""
+        return self.attempt.error is None and self.epoch < self.train.epochs
 
     def set_learning_rate(self, steps_per_epoch: int) -> float:
         """Set the rate of the coming step on every group, and return the first group's."""

@@ -8,105 +8,134 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.data.augment import Augmentation, as_pictures
 from pipeline.data.loading import Stream
 from pipeline.files import atomic_write
 from pipeline.learner import Learner
-from pipeline.scoring import Scored, score_split
+from pipeline.scoring import Scored, Scorer, logits_together
 from pipeline.stopping import StopFlag
 from pipeline.tracking import SHOWN_IMAGES
 
 _LOG_EVERY = 25  # steps
 
 
-def train(learners: Sequence[Learner], stop: StopFlag) -> bool:
-    """Train every learner to its last epoch, from wherever it stands; True when done, False when stopped.
+def train(learners: Sequence[Learner], stop: StopFlag) -> None:
+    """Train every learner to its last epoch, from wherever it stands, or until a stop.
 
-    All share data, augmentation, batch size, epochs and seed, and so one stream of batches. A stop
-    saves at the step's end; starting again goes on with the very same steps.
+    All share data, augmentation, batch size and seed, and so one stream of batches; each step of each is
+    what it would be alone. One that is ahead (they were killed at different steps) waits for the others;
+    one that fails drops out and leaves them untouched. A stop saves at the step's end; starting again
+    goes on with the very same steps.
     """
-    first = learners[0]
-    recipe, data, settled = first.train, first.data, first.settled
-    stream = Stream(data.packed, data.train, recipe.batch_size, recipe.seed)
-    steps_per_epoch = stream.steps_per_epoch
-
-    while first.epoch < recipe.epochs:
-        epoch = first.epoch
+    for learner in learners:
+        if (
+            not learner.is_training and learner.attempt.error is None
+        ):  # killed between its last epoch and the end
+            _finish(learner)
+    while running := [learner for learner in learners if learner.is_training]:
+        recipe, data, settled = running[0].train, running[0].data, running[0].settled
+        stream = Stream(data.packed, data.train, recipe.batch_size, recipe.seed)
+        steps_per_epoch = stream.steps_per_epoch
+        position = min(learner.step for learner in running)
+        epoch = position // steps_per_epoch
         augmentation = Augmentation(recipe.augment, recipe.seed, epoch, len(data.train))
-        for learner in learners:
+        running = [learner for learner in running if learner.epoch == epoch]
+        for learner in running:
             learner.training_mode()
         started, images_seen, steps = time.monotonic(), 0, 0
 
-        for batch in stream.batches(epoch, first.step - epoch * steps_per_epoch):
+        for batch in stream.batches(epoch, position - epoch * steps_per_epoch):
             images_BHWC = torch.from_numpy(batch.images_BHWC).to(settled.device, non_blocking=True)
             inputs_BCHW = augmentation(images_BHWC, batch.positions_B, recipe.image_px)
             targets_BK = torch.from_numpy(batch.targets_BK).to(settled.device).float()
 
-            for learner in learners:
-                if learner.step == 0:
-                    learner.tracker.training_images(as_pictures(inputs_BCHW[:SHOWN_IMAGES]))
-                # what a network draws itself (dropout) is a function of seed and step, like the batch
-                torch.manual_seed((recipe.seed << 32) + learner.step)
-                rate = learner.set_learning_rate(steps_per_epoch)
-                with settled.autocast():
-                    logits_BK = learner.net(inputs_BCHW)
-                loss = learner.loss(logits_BK.float(), targets_BK)
-                learner.optimizer.zero_grad(set_to_none=True)
-                learner.scaler.scale(loss).backward()
-                learner.scaler.step(learner.optimizer)
-                learner.scaler.update()
-                learner.count(loss, len(targets_BK))
+            running = [learner for learner in running if learner.is_training]
+            if not running:
+                break  # the last of them failed
+            active = [learner for learner in running if learner.step == position]
+            for learner in active:
+                with learner.attempt.kept_apart():
+                    if learner.step == 0:
+                        learner.tracker.training_images(as_pictures(inputs_BCHW[:SHOWN_IMAGES]))
+                    if (
+                        len(running) > 1
+                    ):  # threads are kept from a cell's first start, which they may not share
+                        learner.settled.apply()
+                    # what a network draws itself (dropout) is a function of seed and step, like the batch
+                    torch.manual_seed((recipe.seed << 32) + learner.step)
+                    rate = learner.set_learning_rate(steps_per_epoch)
+                    with learner.settled.autocast():
+                        logits_BK = learner.net(inputs_BCHW)
+                    loss = learner.loss(logits_BK.float(), targets_BK)
+                    learner.scaler.scale(loss).backward()
+                    learner.scaler.step(learner.optimizer)
+                    learner.scaler.update()
+                    learner.optimizer.zero_grad(set_to_none=True)  # the next learner needs the memory
+                    learner.count(loss, len(targets_BK))
 
-                if learner.step % _LOG_EVERY == 0:
-                    learner.mean_loss()  # raises once it is not finite
-                    values = {"train/loss_step": float(loss.detach()), "train/lr_step": rate}
-                    learner.tracker.log(learner.step, epoch + 1, values)
-            images_seen += len(targets_BK)
-            steps += 1
+                    if learner.step % _LOG_EVERY == 0:
+                        learner.mean_loss()  # raises once it is not finite
+                        values = {"train/loss_step": float(loss.detach()), "train/lr_step": rate}
+                        learner.tracker.log(learner.step, epoch + 1, values)
+            position += 1
+            images_seen += len(targets_BK) * len(active)
+            steps += len(active)
 
-            at_epoch_end = first.step == (epoch + 1) * steps_per_epoch
-            due = time.monotonic() - first.saved_at > 60 * first.spec.run.save_every_min
+            at_epoch_end = position == (epoch + 1) * steps_per_epoch
+            saved_at = min((learner.saved_at for learner in active), default=time.monotonic())
+            due = time.monotonic() - saved_at > 60 * running[0].spec.run.save_every_min
             if (stop or due) and not at_epoch_end:  # an epoch's end saves anyway
-                for learner in learners:
-                    learner.save()
+                for learner in active:
+                    with learner.attempt.kept_apart():
+                        learner.save()
             if stop and not at_epoch_end:
-                print(
-                    f"stopped by {stop.reason} at step {first.step}; saved, starting again goes on",
-                    flush=True,
-                )
-                return False
+                _say_stopped(running, stop)
+                return
 
         seconds = max(time.monotonic() - started, 1e-9)
         images_per_s, seconds_per_step = images_seen / seconds, seconds / max(steps, 1)
-        for learner in learners:
-            values = learner.end_epoch(_validate(learner), images_per_s, seconds_per_step)
-            print(_epoch_line(learner, values), flush=True)
-        if stop and first.epoch < recipe.epochs:
-            print(f"stopped by {stop.reason} after epoch {first.epoch}; saved", flush=True)
-            return False
+        running = [learner for learner in running if learner.is_training]
+        for learner, logits_NK in zip(running, _validate(running) if running else (), strict=True):
+            with learner.attempt.kept_apart():
+                scored = Scored.of(logits_NK, data.packed, data.validation)
+                values = learner.end_epoch(scored, images_per_s, seconds_per_step)
+                print(_epoch_line(learner, values), flush=True)
+                if not learner.is_training:
+                    _finish(learner)
+        if stop:
+            _say_stopped([learner for learner in running if learner.is_training], stop)
+            return
 
+
+def _say_stopped(learners: Sequence[Learner], stop: StopFlag) -> None:
     for learner in learners:
-        _finish(learner)
-    return True
+        with learner.attempt.kept_apart():
+            print(
+                f"stopped by {stop.reason} at step {learner.step}; saved, starting again goes on", flush=True
+            )
 
 
-def _validate(learner: Learner) -> Scored:
-    data = learner.data
-    return score_split(
-        learner.net, data.packed, data.validation, image_px=learner.train.image_px, settled=learner.settled
-    )
+def _validate(learners: Sequence[Learner]) -> list[Tensor]:
+    """Logits of the validation images under each, in one pass over them."""
+    scorers = [Scorer(learner.net, learner.train.image_px, learner.settled) for learner in learners]
+    data = learners[0].data
+    return logits_together(scorers, data.packed, data.validation)
 
 
 def _finish(learner: Learner) -> None:
     """Score validation under the best weights; with that the cell's artifacts are whole."""
-    best = load_checkpoint(learner.run.checkpoint_best, learner.settled.device)
-    learner.net.load_state_dict(best["model"])
-    scored = _validate(learner)
-    learner.finish(best["model"], scored)
-    write_scores(learner.run.scores_val, scored, learner.data.packed.labels)
-    learner.tracker.close()
+    with learner.attempt.kept_apart():
+        best = load_checkpoint(learner.run.checkpoint_best, learner.settled.device)
+        learner.net.load_state_dict(best["model"])
+        (logits_NK,) = _validate([learner])
+        scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
+        learner.finish(best["model"], scored)
+        write_scores(learner.run.scores_val, scored, learner.data.packed.labels)
+        learner.tracker.close()
+        learner.attempt.done()
 
 
 def write_scores(path: Path, scored: Scored, labels: Sequence[str]) -> None:
