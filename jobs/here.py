@@ -123,12 +123,13 @@ def submission_file(request: Request, plan: Plan, chosen: RunDir) -> int:
 
 
 def report(request: Request) -> int:
-    """Write report.html anew from what is there."""
+    """Write report.html anew from what is there, also half-way; its figures and tables as files beside it."""
     from pipeline.report import write_report
 
-    experiment = experiment_dir(request.loaded)
-    write_report(experiment)
-    print(f"report: {shown(experiment.report)}")
+    plan = make_plan(request.loaded)
+    experiment = plan.experiment
+    write_report(experiment, [cell.run.name for cell in plan.cells], files=True)
+    print(f"report: {shown(experiment.report)}\nfigures and tables: {shown(experiment.figures)}/")
     return 0
 
 

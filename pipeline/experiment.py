@@ -108,7 +108,7 @@ def evaluate_experiment(
         "codes": sorted(codes),
     }
     write_json(experiment.selected, _choose(experiment, selected, None))
-    write_report(experiment)
+    write_report(experiment, [name for name, _, _ in evaluation.cells])
 
 
 def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]]) -> None:

@@ -50,6 +50,11 @@ class ExperimentDir:
         return self.path / "report.html"
 
     @property
+    def figures(self) -> Path:
+        """The report's figures as PDF and PNG, its tables as CSV."""
+        return self.path / "figures"
+
+    @property
     def selected(self) -> Path:
         """The cell the submission is made of, and why."""
         return self.path / "selected.json"

@@ -1,0 +1,28 @@
+"""`report.html`: what an experiment found, on one page that can be copied anywhere; at any time. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.files import atomic_write
+from pipeline.leaderboard import write_table
+from pipeline.report.facts import read_facts
+from pipeline.report.page import page
+from pipeline.report.sections import Report
+from pipeline.rundir import ExperimentDir
+
+
+def write_report(experiment: ExperimentDir, planned: Sequence[str] = (), *, files: bool = False) -> None:
+    """Write the page anew from what is there; `planned` names the cells that should be there in the end.
+
+    With `files`, also every figure as PDF and PNG and every table as CSV under `figures/`.
+    """
+    report = Report(read_facts(experiment, planned))
+    html = page(experiment.path.name, report.summary(), report.sections())
+    with atomic_write(experiment.report, "w") as file:
+        file.write(html)
+    if files:
+        report.plots.save(experiment.figures)
+        for name, table in report.tables.items():
+            rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+            write_table(experiment.figures / f"{name}.csv", table.columns, rows)

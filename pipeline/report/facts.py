@@ -1,0 +1,191 @@
+"""What is known of an experiment, read from its files: half-way through a sweep as well as at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.identity import flattened
+from pipeline.jsonl import read_jsonl
+from pipeline.leaderboard import read_table
+from pipeline.rundir import ExperimentDir, RunDir
+from pipeline.spec import LOWER_IS_BETTER
+
+_TOGETHER = 3  # settings named of those that change together
+_SHORT = {"train.optimizer.": "", "train.model.": "model ", "train.": "", "data.": ""}
+
+
+@dataclass(frozen=True)
+class CellFacts:
+    """One cell: its row of the leaderboard (empty before it is ranked), and what its folder says."""
+
+    name: str
+    state: str  # done, failed, diverged, started, missing
+    error: str
+    row: dict[str, str]
+    settings: dict[str, Any]  # dotted key -> value
+    epochs: list[dict[str, Any]]
+    provenance: dict[str, Any]
+    hourly: tuple[float, str] | None  # billing units for an hour, and their name
+
+    def value(self, metric: str) -> float | None:
+        """A metric of the leaderboard; None where the cell is not ranked."""
+        return float(self.row[metric]) if self.row.get(metric) else None
+
+    def curve(self, tag: str) -> list[tuple[float, float]]:
+        """(epoch, value) of a tag of metrics.jsonl."""
+        return [(row["epoch"], row[tag]) for row in self.epochs if row.get(tag) is not None]
+
+    @cached_property
+    def hours(self) -> float:
+        """Hours of training: steps times their mean seconds, epoch by epoch; scoring and start-up not counted."""
+        seconds, before = 0.0, 0
+        for row in self.epochs:
+            seconds += (row["step"] - before) * row.get("train/seconds_per_step", 0.0)
+            before = row["step"]
+        return seconds / 3600
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`, as settled at its start; empty where unknown."""
+        return str(self.provenance.get("settled", {}).get("device", ""))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """An experiment: cells (the best first), baselines, and the data behind them."""
+
+    experiment: ExperimentDir
+    selected: dict[str, Any]
+    cells: list[CellFacts]
+    baselines: list[dict[str, str]]
+    seeds: list[dict[str, str]]
+    comparisons: list[dict[str, str]]
+    by: str  # the metric that ranks
+    curve_by: str  # the metric that picks a cell's best epoch
+    best: CellFacts | None  # the selected cell
+    axes: dict[str, dict[str, list[CellFacts]]]  # setting -> value -> cells, where they differ
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether `by` is an error."""
+        return self.by in LOWER_IS_BETTER
+
+    def split_counts(self) -> dict[str, dict[str, Any]]:
+        """Images and labels of each split; {} before data is packed."""
+        return dict(_json(Path(self.selected.get("split") or "-")).get("counts", {}))
+
+    def wrangle_report(self) -> dict[str, Any]:
+        """What wrangle found; {} where the packed set is not at hand."""
+        return _json(Path(self.selected.get("packed") or "-") / "wrangle_report.json")
+
+
+def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
+    """Everything about the `planned` cells; without them, about those of the leaderboard or the folder."""
+    selected = experiment.read_selected()
+    rows = read_table(experiment.leaderboard)
+    baselines = [row for row in rows if row["state"] == "baseline"]
+    by_name = {row["cell"]: row for row in rows if row["state"] != "baseline"}
+    names = (
+        list(planned) or list(by_name) or sorted(p.parent.name for p in experiment.path.glob("*/spec.yaml"))
+    )
+    prices = {
+        event["cell"]: (float(event["hourly"]), str(event["unit"]))
+        for event in read_jsonl(experiment.ledger)
+        if event.get("hourly") and "cell" in event
+    }
+    order = {name: position for position, name in enumerate(by_name)}  # the leaderboard's, best first
+    names = sorted(dict.fromkeys([*names, *by_name]), key=lambda name: order.get(name, len(order)))
+    cells = [_cell(RunDir(experiment.path / name), by_name.get(name, {}), prices.get(name)) for name in names]
+    spec = next((cell.settings for cell in cells if cell.settings), {})
+    best_by = str(spec.get("train.best_by", "f1_micro"))
+    by = str(selected.get("select_by") or spec.get("evaluate.select_by", best_by))
+    chosen = selected.get("cell")
+    return Facts(
+        experiment,
+        selected,
+        cells,
+        baselines,
+        read_table(experiment.seeds),
+        read_table(experiment.comparisons),
+        by,
+        best_by,
+        next((cell for cell in cells if cell.name == chosen), None),
+        _axes(cells),
+    )
+
+
+def short(key: str) -> str:
+    """A setting's name without the section everybody knows."""
+    for prefix, instead in _SHORT.items():
+        if key.startswith(prefix):
+            return instead + key.removeprefix(prefix)
+    return key
+
+
+def _cell(run: RunDir, row: dict[str, str], hourly: tuple[float, str] | None) -> CellFacts:
+    manifest = run.read_manifest()
+    state = row.get("state") or str(manifest.get("state", "missing"))
+    if state == "missing" and manifest.get("state") == "started":
+        state = "started"  # after the leaderboard was made
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of a sweep's thousand specs
+        spec = yaml.load(run.spec.read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe loader
+    except (OSError, yaml.YAMLError):
+        spec = {}
+    return CellFacts(
+        name=run.name,
+        state=state,
+        error=row.get("error") or str(manifest.get("error", "")),
+        row=row,
+        settings=flattened(spec),
+        epochs=[line for line in read_jsonl(run.metrics) if "validation/loss" in line],
+        provenance=_json(run.provenance),
+        hourly=hourly,
+    )
+
+
+def _axes(cells: Sequence[CellFacts]) -> dict[str, dict[str, list[CellFacts]]]:
+    """Settings of data and training in which the cells differ, each with the cells of every value.
+
+    Settings that always change together are one axis; what only some cells have, as an optimizer's momentum,
+    is part of what they chose.
+    """
+    known = [cell for cell in cells if cell.settings]
+    everywhere = set.intersection(*(set(cell.settings) for cell in known)) if known else set()
+    keys = [key for key in sorted(everywhere) if key.startswith(("train.", "data."))]
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for key in sorted(keys, key=lambda key: not key.endswith(".name")):  # a name says more than its settings
+        texts = [json.dumps(cell.settings.get(key)) for cell in known]
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        if len(numbers) > 1:
+            alike.setdefault(tuple(numbers[text] for text in texts), []).append(key)
+    axes = {}
+    for together in alike.values():
+        said = together[:_TOGETHER]
+        groups: dict[str, list[CellFacts]] = {}
+        for cell in sorted(known, key=lambda cell: [_order(cell.settings.get(key)) for key in said]):
+            values = [cell.settings[key] for key in said if cell.settings.get(key) is not None]
+            groups.setdefault(", ".join(map(str, values)) or "-", []).append(cell)
+        axes[", ".join(map(short, said))] = groups
+    return axes
+
+
+def _order(value: Any) -> tuple[bool, bool, float, str]:
+    """Numbers by size, then texts, then what is not set."""
+    number = isinstance(value, int | float)
+    return value is None, not number, float(value) if number else 0.0, str(value)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,318 @@
+"""The sections of the page: each a table or figure with a sentence on how to read it. Torch-free."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from html import escape
+from typing import Any
+
+from pipeline.files import shown
+from pipeline.report import figures
+from pipeline.report.facts import CellFacts, Facts
+from pipeline.report.page import Table, cards, fold, note, plain
+from pipeline.report.selected import selected_cell
+from pipeline.rundir import RunDir
+from pipeline.spec import LOWER_IS_BETTER
+
+_SHOWN = (
+    "f1_micro", "f1_macro", "f1_weighted", "f1_samples_empty0", "f1_samples_empty1", "map_macro",
+    "label_accuracy", "exact_match", "f1_micro_at50", "f1_micro_labelled",
+)  # fmt: skip
+_SPECS = 10  # cells whose spec stands in the page in full
+
+
+class Report:
+    """Sections of one experiment's page, with the plots and tables they were made of."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.plots = figures.Plots()
+        self.tables: dict[str, Table] = {}
+
+    def summary(self) -> str:
+        """The answer in a few words: what won, by how much, whether that is sure, and what it cost."""
+        facts, best = self.facts, self.facts.best
+        states = Counter(_WORDS.get(cell.state, cell.state) for cell in facts.cells)
+        entries = [("Cells", f"{states['done']} of {len(facts.cells)} done", _counted(states))]
+        if best is not None and (value := best.value(facts.by)) is not None:
+            how = "picked by hand" if facts.selected.get("picked_by") == "user" else "best on validation"
+            interval = _interval(best, facts.by)
+            entries = [
+                ("Selected", best.name, how),
+                (facts.by, f"{value:.4f}", f"95 % interval {interval}" if interval else ""),
+                *entries,
+            ]
+        if facts.comparisons:
+            entries.append(("Is the difference real?", *_verdict(facts)))
+        hours = sum(cell.hours for cell in facts.cells)
+        if hours:
+            gpu = sum(cell.hours for cell in facts.cells if cell.device.startswith("cuda"))
+            text = ", ".join(filter(None, [f"{gpu:.2f} GPU hours" if gpu else "no GPU", self._units()]))
+            entries.append(("Training", _clock(hours), text))
+        return cards(entries)
+
+    def sections(self) -> list[tuple[str, str]]:
+        """(heading, HTML) in the order of the page."""
+        return [
+            ("Leaderboard", self._leaderboard()),
+            ("Training", self._training()),
+            ("Settings", self._settings()),
+            *selected_cell(self.facts, self.plots, self._table),
+            ("Data", self._data()),
+            ("Cells", self._cells()),
+            ("Provenance", self._provenance()),
+        ]
+
+    def _table(self, name: str, table: Table, shown_rows: int = 50) -> str:
+        self.tables[name] = table
+        return table.html(shown_rows) if table.rows else ""
+
+    def _leaderboard(self) -> str:
+        facts = self.facts
+        columns = [facts.by, *(name for name in _SHOWN if name != facts.by)]
+        rows, kinds = [], []
+        for cell in facts.cells:
+            if cell.value(facts.by) is None:
+                rows.append([cell.name, _state(cell, facts), *[""] * len(columns)])
+                kinds.append("failed")
+                continue
+            values = [f"{float(cell.row[name]):.4f}" if cell.row.get(name) else "" for name in columns]
+            rows.append([cell.name, values[0], _interval(cell, facts.by), *values[1:]])
+            kinds.append("best" if facts.best and cell.name == facts.best.name else "")
+        for row in facts.baselines:
+            values = [f"{float(row[name]):.4f}" if row.get(name) else "" for name in columns]
+            rows.append([row["cell"], values[0], "", *values[1:]])
+            kinds.append("baseline")
+        table = self._table("leaderboard", Table(["cell", facts.by, "95 %", *columns[1:]], rows, kinds))
+        ranked = any(cell.row for cell in facts.cells)
+        plot = self.plots.add(
+            "leaderboard", "cells with their 95 % intervals", lambda: figures.leaderboard(facts)
+        )
+        text = (
+            "All validation images under the spec's decision rule (cross-fitted where thresholds were tuned); "
+            "<code>_at50</code>: threshold 0.5; <code>_labelled</code>: only images that bear a label. An image "
+            "without any true or predicted label counts 0 in <code>empty0</code>, 1 in <code>empty1</code>. "
+            "95 %: bootstrap over the images."
+            if ranked
+            else "Nothing is ranked yet: this is how the cells stand, with their best epoch so far at threshold 0.5."
+        )
+        return plot + table + note(text) + self._seeds() + self._comparisons()
+
+    def _seeds(self) -> str:
+        names = [self.facts.by, *(name for name in _SHOWN[:6] if name != self.facts.by)]
+        sign = 1 if self.facts.lower_is_better else -1
+        ordered = sorted(
+            self.facts.seeds, key=lambda row: sign * float(row.get(f"{self.facts.by}_mean") or 0)
+        )
+        rows = [[row["cell"], row["seeds"], *(_mean_sd(row, name) for name in names)] for row in ordered]
+        html = self._table("seeds", Table(["cell", "seeds", *names], rows), 30)
+        return html and "<h3>Over seeds: mean ± standard deviation</h3>" + html
+
+    def _comparisons(self) -> str:
+        columns = ("a", "b", "metric", "difference", "95 %", "p", "p corrected", "verdict")
+        rows = [
+            [
+                *(row["a"], row["b"], row["metric"], f"{float(row['difference']):+.4f}"),
+                f"{float(row['lo']):+.4f} … {float(row['hi']):+.4f}",
+                *(f"{float(row['p']):.3g}", f"{float(row['p_corrected']):.3g}", row["verdict"]),
+            ]
+            for row in self.facts.comparisons
+        ]
+        html = self._table("comparisons", Table(columns, rows), 15)
+        text = (
+            "Paired bootstrap over the validation images; p corrected for the number of comparisons (Holm)."
+        )
+        return html and "<h3>Is the difference real?</h3>" + html + note(text)
+
+    def _training(self) -> str:
+        facts = self.facts
+        svg = self.plots.add("curves", "training curves of all cells", lambda: figures.curves(facts))
+        if not svg:
+            return note("No epoch is finished yet.")
+        tags = (
+            "train/loss",
+            "validation/loss",
+            f"validation/{facts.curve_by}",
+            "train/lr",
+            "train/images_per_s",
+        )
+        rows = [
+            [cell.name, str(row["epoch"]), *(f"{row[tag]:.6g}" if tag in row else "" for tag in tags)]
+            for cell in facts.cells
+            for row in cell.epochs
+        ]
+        self.tables["curves"] = Table(["cell", "epoch", *tags], rows)
+        return svg + note(
+            "The best cells in colour, the others grey; validation at threshold 0.5. Hover for names."
+        )
+
+    def _settings(self) -> str:
+        facts = self.facts
+        svg = self.plots.add("settings", f"{facts.by} by setting", lambda: figures.effects(facts))
+        sign = 1 if facts.lower_is_better else -1
+        rows = []
+        for key, groups in facts.axes.items():
+            for name, cells in groups.items():
+                found = sorted(
+                    (v for c in cells if (v := c.value(facts.by)) is not None), key=lambda v: sign * v
+                )
+                if found:
+                    texts = [f"{number:.4f}" for number in (statistics.mean(found), found[0], found[-1])]
+                    rows.append([key, name, str(len(found)), *texts])
+        table = self._table("settings", Table(("setting", "value", "cells", "mean", "best", "worst"), rows))
+        text = "Each dot is a cell, the bar their mean. Settings that always change together share a panel."
+        return svg and svg + note(text) + fold("as a table", table)
+
+    def _data(self) -> str:
+        counts, found = self.facts.split_counts(), self.facts.wrangle_report()
+        parts = []
+        if counts:
+            labels = next(iter(counts.values())).get("labels", {})
+            keys = [
+                key for key in next(iter(counts.values())) if not isinstance(labels, dict) or key != "labels"
+            ]
+            rows = [[name, *(plain(entry.get(key)) for key in keys)] for name, entry in counts.items()]
+            parts.append(self._table("splits", Table(["split", *keys], rows)))
+        if found:
+            images = int(found["packed"])
+            svg = self.plots.add(
+                "label_counts",
+                "images per label",
+                lambda: figures.label_counts(found["label_counts"], images),
+            )
+            said = [f"{images} of {found['images']} images are packed"]
+            if found.get("blank_share") is not None:
+                said.append(f"{100 * found['blank_share']:.1f} % bear no label")
+                said.append(f"{found['labels_per_image']:.2f} labels an image")
+            parts += [f"<p>{'; '.join(said)}.</p>", svg, self._problems(found)]
+        return "".join(parts)
+
+    def _problems(self, found: dict[str, Any]) -> str:
+        rows = []
+        for key, entry in found.items():
+            if isinstance(entry, dict) and "examples" in entry:
+                count = entry.get("count", entry.get("groups", 0))
+                examples = [e if isinstance(e, str) else " = ".join(e) for e in entry["examples"][:5]]
+                rows.append([key.replace("_", " "), str(count), "; ".join(examples)[:300]])
+        return self._table("problems", Table(("what wrangle found", "number", "for example"), rows))
+
+    def _cells(self) -> str:
+        facts = self.facts
+        columns = (
+            "cell",
+            "state",
+            "epochs",
+            "best epoch",
+            "device",
+            "images/s",
+            "training",
+            "units",
+            "again by",
+        )
+        rows = []
+        for cell in facts.cells:
+            best = _best_epoch(cell, facts.curve_by)
+            speeds = [value for _, value in cell.curve("train/images_per_s")]
+            units = f"{cell.hours * cell.hourly[0]:.2f} {cell.hourly[1]}" if cell.hourly else ""
+            spec = shown(facts.experiment.path / cell.name / "spec.yaml")
+            epoch, of = cell.epochs[-1]["epoch"] if cell.epochs else 0, cell.settings.get("train.epochs", "?")
+            speed = f"{statistics.median(speeds):.0f}" if speeds else ""
+            done = [f"{epoch}/{of}", str(best[0]) if best else "", cell.device, speed, _clock(cell.hours)]
+            rows.append(
+                [cell.name, _WORDS.get(cell.state, cell.state), *done, units, f"make grid SPEC={spec}"]
+            )
+        table = self._table("cells", Table(columns, rows), 20)
+        specs = "".join(
+            fold(f"spec of {cell.name}", f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>")
+            for cell in facts.cells[:_SPECS]
+            if (path := RunDir(facts.experiment.path / cell.name).spec).exists()
+        )
+        text = (
+            "Training time: steps without scoring and start-up. The command trains the cell where it is missing; "
+            "elsewhere, save its spec as a file and name that. Equal spec, data and code give equal weights on a CPU."
+        )
+        return table + note(text) + specs
+
+    def _units(self) -> str:
+        units: Counter[str] = Counter()
+        for cell in self.facts.cells:
+            if cell.hourly:
+                units[cell.hourly[1]] += cell.hours * cell.hourly[0]  # type: ignore[assignment]
+        return ", ".join(f"{value:.1f} {unit}" for unit, value in units.items())
+
+    def _provenance(self) -> str:
+        seen: Counter[tuple[tuple[str, str], ...]] = Counter()
+        for cell in self.facts.cells:
+            facts = cell.provenance
+            if facts:
+                code = facts.get("code", {})
+                commit = (
+                    f"{(code.get('commit') or 'none')[:12]}{' + changes' if code.get('uncommitted') else ''}"
+                )
+                packages = ", ".join(
+                    f"{name} {version}" for name, version in facts.get("packages", {}).items()
+                )
+                settled = ", ".join(f"{key} {value}" for key, value in facts.get("settled", {}).items())
+                texts = {
+                    "commit": commit,
+                    "code": str(code.get("digest"))[:12],
+                    "host": str(facts.get("host")),
+                }
+                texts |= {"machine": str(facts.get("machine")), "settled": settled}
+                texts |= {
+                    "python": str(facts.get("python")),
+                    "packages": packages,
+                    "data": str(facts.get("data"))[:12],
+                }
+                seen[tuple(texts.items())] += 1
+        rows = [[str(count), *(text for _, text in texts)] for texts, count in seen.most_common()]
+        names = [name for name, _ in next(iter(seen), ())]
+        return self._table("provenance", Table(["cells", *names], rows), 10)
+
+
+_WORDS = {"started": "unfinished"}  # running or killed: files cannot tell
+
+
+def _state(cell: CellFacts, facts: Facts) -> str:
+    text = _WORDS.get(cell.state, cell.state) + (f": {cell.error}" if cell.error else "")
+    best = _best_epoch(cell, facts.curve_by)
+    if not best:
+        return text
+    epochs = f"epoch {cell.epochs[-1]['epoch']}/{cell.settings.get('train.epochs', '?')}"
+    return f"{text}, {epochs}, best {facts.curve_by} {best[1]:.4f}"
+
+
+def _best_epoch(cell: CellFacts, by: str) -> tuple[int, float] | None:
+    curve = cell.curve(f"validation/{by}")
+    pick = min if by in LOWER_IS_BETTER else max
+    epoch, value = pick(curve, key=lambda point: point[1]) if curve else (0, 0.0)
+    return (int(epoch), value) if curve else None
+
+
+def _verdict(facts: Facts) -> tuple[str, str]:
+    first = facts.comparisons[0]["a"]
+    rows = [row for row in facts.comparisons if row["a"] == first]
+    beaten = [row["b"] for row in rows if row["verdict"] == "a is better"]
+    if len(beaten) == len(rows):
+        return "yes", f"{first} is better than all compared"
+    return ("partly" if beaten else "not shown"), f"{first} beats {len(beaten)} of {len(rows)} compared"
+
+
+def _interval(cell: CellFacts, metric: str) -> str:
+    low, high = cell.value(f"{metric}_lo"), cell.value(f"{metric}_hi")
+    return f"{low:.4f} – {high:.4f}" if low is not None and high is not None else ""
+
+
+def _mean_sd(row: dict[str, str], name: str) -> str:
+    mean, spread = row.get(f"{name}_mean"), row.get(f"{name}_sd")
+    return f"{float(mean):.4f} ± {float(spread or 0):.4f}" if mean else ""
+
+
+def _counted(states: Counter[str]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in states.items())
+
+
+def _clock(hours: float) -> str:
+    minutes, seconds = divmod(round(3600 * hours), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if hours else ""
