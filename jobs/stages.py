@@ -161,7 +161,12 @@ class Together:
                     attempt.run.provenance, facts | {"settled": learner.settled.as_dict()} | provenance()
                 )
                 learners.append(learner)
-        train(learners, stop)
+        try:
+            train(learners, stop)
+        except Exception as error:  # noqa: BLE001 - of what they share: the data, the validation
+            for _, attempt in attempts:
+                if attempt.error is None and not attempt.is_done:
+                    attempt.fail(error)
 
 
 @dataclass(frozen=True)

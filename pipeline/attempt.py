@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import DivergedError, PipelineError
+from pipeline.files import free_space
 from pipeline.rundir import RunDir
 
 
@@ -36,16 +37,20 @@ class Attempt:
                 self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Into the manifest, one line for the launcher, and a traceback where the error is no message."""
+        """Into the manifest if it can be, one line for the launcher; a traceback where the error is no message."""
         self.error = error
         text = str(error)
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, of the GPU
+        if isinstance(error, OSError):  # what the machine is short of
+            where = error.filename or self.run.path
+            text = f"{where}: {error.strerror or error} ({free_space(self.run.path)}); use another place"
+        elif type(error).__name__ == "OutOfMemoryError":  # torch's, of the GPU
             text = "out of GPU memory; try a smaller train.batch_size or train.image_px"
         elif not isinstance(error, PipelineError):
             traceback.print_exception(error)
             text = f"{type(error).__name__}: {error}"[:300]
         state = "diverged" if isinstance(error, DivergedError) else "failed"
-        self.run.write_manifest(self.identity, state, error=text.splitlines()[0])
+        with contextlib.suppress(PipelineError):  # a full disk, or a folder that is another process's by now
+            self.run.write_manifest(self.identity, state, error=text.splitlines()[0])
         print(f"error: {text}", flush=True)
 
     def done(self) -> None:

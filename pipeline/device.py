@@ -24,6 +24,7 @@ class Settled:
     device: str  # cpu or cuda
     precision: str  # fp32, bf16 or fp16
     threads: int
+    micro_batch: int | None = None  # images at a time, where the GPU has no room for the whole batch
 
     @classmethod
     def choose(cls, device: str, precision: str, threads: int | None) -> Settled:

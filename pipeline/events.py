@@ -6,12 +6,15 @@ the cell's, and whose pictures and curves are several times the size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf import struct_pb2
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -25,6 +28,27 @@ _THRESHOLDS = 51  # of a PR curve: every 2 %, 1.3 kB a label
 _BINS = 20
 
 Value = Any  # a Summary.Value; protocol buffers carry no types
+
+
+def kept(paths: Iterable[Path], rows: Sequence[Mapping[str, Any]], until: int) -> list[Any]:
+    """The events of the files up to step `until`, in order, each step of a tag once; `rows` fills what they lack."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    found: dict[tuple[str, int], Any] = {}
+    for path in paths:
+        for event in LegacyEventFileLoader(str(path)).Load():  # ends at the first damaged record
+            for value in event.summary.value:
+                if event.step <= until:
+                    summary = Summary(value=[value])
+                    one = Event(wall_time=event.wall_time, step=event.step, summary=summary)
+                    found[value.tag, event.step] = one
+    for row in rows:
+        for tag in row.keys() - {"step", "epoch"}:
+            summary = Summary(value=[scalar(tag, row[tag])])
+            found.setdefault(
+                (tag, row["step"]), Event(wall_time=time.time(), step=row["step"], summary=summary)
+            )
+    return sorted(found.values(), key=lambda event: int(event.step))
 
 
 def scalar(tag: str, value: float) -> Value:

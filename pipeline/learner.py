@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pipeline.data.augment import MEAN, STD
 from pipeline.data.loading import STREAM_VERSION, Rows
 from pipeline.data.packed import PackedSet
 from pipeline.device import Settled
-from pipeline.errors import CheckpointError, DivergedError
+from pipeline.errors import CheckpointError, DivergedError, TrainingError
 from pipeline.identity import flattened
 from pipeline.losses import balanced_pos_weight, build_loss
 from pipeline.metrics import all_metrics
@@ -73,11 +72,11 @@ class Learner:
         self.plateau = PlateauState()
         self.step = self.epoch = 0
         self.best: dict[str, Any] | None = None  # {"value", "epoch"}
+        self._new_best: dict[str, Tensor] | None = None  # its weights, until they are saved
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.settled.device)
         self.images = 0
         if state:
             self._restore(state)
-        self.saved_at = time.monotonic()
         settings = flattened(spec.model_dump(include={"data", "train"}))
         self.tracker = Tracker(run, resumed_at=self.step, settings=settings)
 
@@ -103,6 +102,23 @@ class Learner:
         self.images += images
         self.step += 1
 
+    def halve_micro_batch(self, batch: int) -> None:
+        """After an out-of-memory: half as many images at a time, from now on and after a resume too."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.settled.device == "cuda":
+            torch.cuda.empty_cache()
+        before = min(self.settled.micro_batch or batch, batch)
+        if before == 1:
+            raise TrainingError(
+                "out of GPU memory with one image at a time; use a smaller train.image_px or network"
+            )
+        self.settled = replace(self.settled, micro_batch=-(-before // 2))
+        print(
+            f"out of GPU memory at step {self.step + 1}: {self.settled.micro_batch} images at a time from now on; "
+            f"gradients are summed up, train.batch_size {self.train.batch_size} stays",
+            flush=True,
+        )
+
     def mean_loss(self) -> float:
         """Mean training loss of the epoch so far; a DivergedError once it is not finite."""
         mean = float(self.loss_sum) / max(self.images, 1)
@@ -113,7 +129,7 @@ class Learner:
         return mean
 
     def end_epoch(self, scored: Scored, images_per_s: float, seconds_per_step: float) -> dict[str, float]:
-        """Take the epoch's validation in: log it, keep the best, save. Returns what was logged."""
+        """Take the epoch's validation in: log it, keep the best. Returns what was logged."""
         decisions_NK = decide(scored.scores_NK, np.full(scored.scores_NK.shape[1], 0.5, np.float32))
         metrics = all_metrics(scored.scores_NK, decisions_NK, scored.targets_NK)
         targets = torch.from_numpy(scored.targets_NK).float()
@@ -134,19 +150,26 @@ class Learner:
         self.images = 0
         if self.best is None or (value > self.best["value"] if higher else value < self.best["value"]):
             self.best = {"value": value, "epoch": self.epoch}
-            self.save_best(thresholds_K=None)
+            self._new_best = {k: v.to("cpu", copy=True) for k, v in self.net.state_dict().items()}
         self.tracker.score_histograms(self.step, scored.scores_NK, scored.targets_NK)
         self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
-        self.save()
         return values
 
     def save(self) -> None:
-        """Write the whole state of training; the one before is kept.
+        """Write the whole state of training, and first the best weights where they are new.
+
+        One never goes ahead of the other: after a kill both are those of the last save. The state before
+        is kept: a damaged one falls back to it.
 
         Raises DivergedError instead of replacing a good state by one that is not finite.
         """
+        self.run.check_owned()
         self.mean_loss()
         self._refuse_broken_weights()
+        self.tracker.flush()
+        if self._new_best is not None:
+            self._save_best(self._new_best, thresholds_K=None)
+            self._new_best = None
         state = {
             "version": CHECKPOINT_VERSION,
             "stream_version": STREAM_VERSION,
@@ -154,7 +177,7 @@ class Learner:
             "settled": self.settled.as_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "model": self.net.state_dict(),
+            "model": self.net.state_dict(),  # averaged weights, where a recipe keeps them, belong here too
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "plateau": self.plateau.as_dict(),
@@ -164,17 +187,17 @@ class Learner:
             "random_state": torch.get_rng_state(),
         }
         save_checkpoint(self.run.checkpoint_last, state, keep_as=self.run.checkpoint_previous)
-        self.saved_at = time.monotonic()
 
-    def save_best(self, thresholds_K: dict[str, list[float]] | None) -> None:
-        """Write the present weights with all that predicting needs, so that nothing can be mismatched."""
+    def _save_best(self, model: dict[str, Tensor], thresholds_K: dict[str, list[float]] | None) -> None:
+        """Write the best weights with all that predicting needs, so that nothing can be mismatched."""
         assert self.best is not None
+        self.run.check_owned()
         packed = self.data.packed
         state = {
             "version": CHECKPOINT_VERSION,
             "identity": self.identity,
             "model_spec": self.train.model.model_dump(),
-            "model": self.net.state_dict(),
+            "model": model,
             "labels": list(packed.labels),
             "preprocessing": {
                 "image_px": self.train.image_px,
@@ -191,9 +214,8 @@ class Learner:
 
     def finish(self, best_model: dict[str, Tensor], scored: Scored) -> None:
         """Give the best checkpoint its thresholds, tuned on the validation scores it was chosen by."""
-        self.net.load_state_dict(best_model)
         tuned = tune_per_label(scored.scores_NK, scored.targets_NK)
-        self.save_best({"per_label": [float(value) for value in tuned]})
+        self._save_best(best_model, {"per_label": [float(value) for value in tuned]})
         packed, rows = self.data.packed, self.data.validation
         self.tracker.result(
             self.step,

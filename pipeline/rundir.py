@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CheckpointError, SpecError, TrainingError
+from pipeline.errors import CheckpointError, SpecError
 from pipeline.files import sha256_file, write_json
+from pipeline.ownership import check_owned, owned
 
 MANIFEST_VERSION = 1
 HASH_LENGTH = 8
@@ -90,7 +89,7 @@ class ExperimentDir:
     def folders(self) -> dict[str, list[str]]:
         """The names of what is there by the hash they end in: one listing for a whole plan."""
         found: dict[str, list[str]] = {}
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             for path in sorted(self.path.iterdir()):
                 found.setdefault(path.name.rpartition("-")[2], []).append(path.name)
         return found
@@ -197,6 +196,7 @@ class RunDir:
 
     def write_manifest(self, identity: str, state: str, *, error: str | None = None) -> None:
         """Record the state; for `done`, with size and SHA-256 of every artifact of training."""
+        self.check_owned()
         files = {}
         if state == "done":
             for path in self._trained():
@@ -238,23 +238,13 @@ class RunDir:
             raise CheckpointError(f"{path}: does not match its digest in manifest.json; {remedy}")
         return path
 
-    @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
-        """Hold the folder for one process of this host; a second one gets a TrainingError."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise TrainingError(f"{self.path}: {owner} works on this cell already") from error
-            except OSError as error:  # a network file system mounted without locks
-                print(f"{self.path}: cannot be locked ({error.strerror}); going on without", flush=True)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
-            yield
+    def owned(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process; where another works in it, a TrainingError that names it."""
+        return owned(self.path)
+
+    def check_owned(self) -> None:
+        """Before anything is written: a TrainingError if the folder was held and has been taken over."""
+        check_owned(self.path)
 
     def _trained(self) -> tuple[Path, ...]:
         checkpoints = (self.checkpoint_last, self.checkpoint_previous, self.checkpoint_best)

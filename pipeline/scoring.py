@@ -62,8 +62,19 @@ def logits_together(
     """Logits (N, K) float32 on the CPU of `rows` under each network, all on one device.
 
     Each batch is read once, and brought to each size once. Puts the networks into evaluation mode (the
-    caller sets training mode again).
+    caller sets training mode again). Where a GPU has no room for a batch, halves it.
     """
+    try:
+        return _logits_together(scorers, packed, rows, batch_size)
+    except torch.OutOfMemoryError:
+        if batch_size == 1:
+            raise
+    return logits_together(scorers, packed, rows, batch_size=-(-batch_size // 2))
+
+
+def _logits_together(
+    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, batch_size: int
+) -> list[Tensor]:
     nets = [folded(scorer.net) for scorer in scorers]
     parts: list[list[Tensor]] = [[] for _ in scorers]
     for batch in in_order(packed, rows, batch_size):

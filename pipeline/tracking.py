@@ -2,11 +2,16 @@
 
 After a resume both go on from the checkpoint's step: what was logged beyond it is dropped, since it
 will be logged again. Settings, pictures, score histograms and PR curves are TensorBoard's alone.
+
+One event file holds all, begun anew at each start with what is kept, and older ones are emptied: of
+several files some readers show every step they find, others hide what a later file purges, and the
+curve would depend on the reader.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,11 +45,18 @@ class Tracker:
         with atomic_write(run.metrics, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = run.metrics.open("a", encoding="utf-8")
-        begun_before = any(run.path.glob("events.out.tfevents.*"))
+        before = sorted(run.path.glob("events.out.tfevents.*"))
+        kept_events = events.kept(before, kept, resumed_at) if resumed_at else []
         self._events = EventFileWriter(str(run.path))
-        if begun_before:
-            restart = SessionLog(status=SessionLog.START)  # drops later steps of the files before this one
-            self._events.add_event(Event(wall_time=time.time(), step=resumed_at + 1, session_log=restart))
+        if before:
+            # a TensorBoard that is looking on forgets what it saw of the files before this one
+            restart = SessionLog(status=SessionLog.START)
+            self._events.add_event(Event(wall_time=time.time(), step=0, session_log=restart))
+        for event in kept_events:
+            self._events.add_event(event)
+        self._events.flush()
+        for path in before:
+            os.truncate(path, 0)  # not removed: a TensorBoard that reads it would stay there for ever
         if resumed_at == 0:
             self._add(0, events.session_start(run.name, settings))
 
@@ -73,7 +85,11 @@ class Tracker:
         targets_NK: Targets,
         images: Callable[[list[int]], Pixels],
     ) -> None:
-        """The finished cell on validation: PR curves and worst mistakes; `images` gives pixels by position."""
+        """The finished cell on validation: PR curves and worst mistakes; `images` gives pixels by position.
+
+        Logged one step beyond the last: a start that has to finish again drops it like any later step.
+        """
+        step += 1
         frequent = np.argsort(-targets_NK.sum(axis=0), kind="stable")[:_SHOWN_LABELS]
         for k in sorted(frequent):
             scores_N, targets_N = scores_NK[:, k], targets_NK[:, k]
@@ -86,6 +102,10 @@ class Tracker:
                     pictures = list(images(chosen))
                     self._picture(step, tag, pictures, columns=_SHOWN_MISTAKES, px=_PX, captions=captions)
         self._add(step, events.session_end())
+
+    def flush(self) -> None:
+        """Bring to the file what a resume from this moment must find there."""
+        self._events.flush()
 
     def close(self) -> None:
         """Flush and close both."""

@@ -15,6 +15,7 @@ from pipeline.data.augment import Augmentation, as_pictures
 from pipeline.data.loading import Stream
 from pipeline.files import atomic_write
 from pipeline.learner import Learner
+from pipeline.saving import Saving
 from pipeline.scoring import Scored, Scorer, logits_together
 from pipeline.stopping import StopFlag
 from pipeline.tracking import SHOWN_IMAGES
@@ -30,6 +31,9 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
     one that fails drops out and leaves them untouched. A stop saves at the step's end; starting again
     goes on with the very same steps.
     """
+    if not learners:
+        return
+    saving = Saving(learners[0].spec.run)
     for learner in learners:
         if (
             not learner.is_training and learner.attempt.error is None
@@ -67,10 +71,9 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
                     # what a network draws itself (dropout) is a function of seed and step, like the batch
                     torch.manual_seed((recipe.seed << 32) + learner.step)
                     rate = learner.set_learning_rate(steps_per_epoch)
-                    with learner.settled.autocast():
-                        logits_BK = learner.net(inputs_BCHW)
-                    loss = learner.loss(logits_BK.float(), targets_BK)
-                    learner.scaler.scale(loss).backward()
+                    while (loss := _gradients(learner, inputs_BCHW, targets_BK)) is None:
+                        learner.halve_micro_batch(len(targets_BK))
+                        torch.manual_seed((recipe.seed << 32) + learner.step)
                     learner.scaler.step(learner.optimizer)
                     learner.scaler.update()
                     learner.optimizer.zero_grad(set_to_none=True)  # the next learner needs the memory
@@ -78,21 +81,18 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
 
                     if learner.step % _LOG_EVERY == 0:
                         learner.mean_loss()  # raises once it is not finite
-                        values = {"train/loss_step": float(loss.detach()), "train/lr_step": rate}
+                        values = {"train/loss_step": float(loss), "train/lr_step": rate}
                         learner.tracker.log(learner.step, epoch + 1, values)
             position += 1
             images_seen += len(targets_BK) * len(active)
             steps += len(active)
 
             at_epoch_end = position == (epoch + 1) * steps_per_epoch
-            saved_at = min((learner.saved_at for learner in active), default=time.monotonic())
-            due = time.monotonic() - saved_at > 60 * running[0].spec.run.save_every_min
-            if (stop or due) and not at_epoch_end:  # an epoch's end saves anyway
-                for learner in active:
-                    with learner.attempt.kept_apart():
-                        learner.save()
-            if stop and not at_epoch_end:
-                _say_stopped(running, stop)
+            stopped = bool(stop)
+            if (stopped or saving.due) and not at_epoch_end:  # which validates first
+                saving.save(active)
+            if stopped and not at_epoch_end:
+                _say_stopped([learner for learner in running if learner.is_training], stop)
                 return
 
         seconds = max(time.monotonic() - started, 1e-9)
@@ -103,9 +103,14 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
                 scored = Scored.of(logits_NK, data.packed, data.validation)
                 values = learner.end_epoch(scored, images_per_s, seconds_per_step)
                 print(_epoch_line(learner, values), flush=True)
-                if not learner.is_training:
-                    _finish(learner)
-        if stop:
+        stopped = bool(stop)
+        whole = [learner for learner in running if learner.attempt.error is None]
+        ended = [learner for learner in whole if not learner.is_training]
+        saving.save(whole if stopped or saving.affordable else ended)
+        for learner in ended:
+            if learner.attempt.error is None:  # it could be saved
+                _finish(learner)
+        if stopped:
             _say_stopped([learner for learner in running if learner.is_training], stop)
             return
 
@@ -123,6 +128,31 @@ def _validate(learners: Sequence[Learner]) -> list[Tensor]:
     scorers = [Scorer(learner.net, learner.train.image_px, learner.settled) for learner in learners]
     data = learners[0].data
     return logits_together(scorers, data.packed, data.validation)
+
+
+def _gradients(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Tensor | None:
+    """Leave the gradients of a batch in the network, and return its loss; None where memory ran out.
+
+    In micro-batches, each weighs by its share of the images: the sum is the mean over the batch, as
+    without them. That holds for losses that are means over images; soft F1 becomes the mean of the
+    micro-batches' F1, and batch norm sees their statistics.
+    """
+    learner.optimizer.zero_grad(set_to_none=True)
+    parts = -(-len(targets_BK) // (learner.settled.micro_batch or len(targets_BK)))
+    losses = []
+    try:
+        for inputs, targets in zip(
+            inputs_BCHW.tensor_split(parts), targets_BK.tensor_split(parts), strict=True
+        ):
+            with learner.settled.autocast():
+                logits = learner.net(inputs)
+            loss = learner.loss(logits.float(), targets)
+            loss = loss if parts == 1 else loss * (len(targets) / len(targets_BK))
+            learner.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+    except torch.OutOfMemoryError:
+        return None
+    return torch.stack(losses).sum()
 
 
 def _finish(learner: Learner) -> None:

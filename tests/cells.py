@@ -51,11 +51,15 @@ def one_cell(spec_path, *overrides):
     return cell
 
 
-def start(cell):
-    """Its training process; its output goes to the cell's log."""
+def train_task(cell):
+    """What trains it."""
     spec = cell.cell.spec.model_dump_json()
     data = (str(cell.data.packed), str(cell.data.split))
-    task = Train(str(cell.run.path), spec, cell.identity, *data, str(cell.run.path / "weights"))
+    return Train(str(cell.run.path), spec, cell.identity, *data, str(cell.run.path / "weights"))
+
+
+def start(cell):
+    """Its training process; its output goes to the cell's log."""
     with cell.run.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.stages"],
@@ -65,7 +69,7 @@ def start(cell):
             cwd=ROOT,
             env={**clean_environment(), "OMP_NUM_THREADS": "1"},
         )
-    process.stdin.write(encode(task).encode())
+    process.stdin.write(encode(train_task(cell)).encode())
     process.stdin.flush()
     return process
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pipeline.checkpoint import load_checkpoint, load_newest, save_checkpoint
-from pipeline.errors import CheckpointError, PipelineError, SpecError, TrainingError
+from pipeline.errors import CheckpointError, PipelineError, SpecError
 from pipeline.files import atomic_write, sha256_file
 from pipeline.jsonl import read_jsonl
-from pipeline.rundir import ExperimentDir, RunDir
+from pipeline.rundir import ExperimentDir
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -164,22 +164,3 @@ def test_a_cell_is_found_by_its_identity_under_another_slug_and_by_a_prefix(run)
         experiment.find("slug")
     with pytest.raises(SpecError, match=r"RUN=nothing: no cell starts with that"):
         experiment.find("nothing")
-
-
-def test_a_disk_without_locks_is_no_other_process(run, monkeypatch, capsys):
-    def no_locks(*_):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("pipeline.rundir.fcntl.flock", no_locks)
-    with run.owned():
-        pass
-    assert "cannot be locked (No locks available); going on without" in capsys.readouterr().out
-
-
-def test_two_processes_cannot_own_one_cell(run):
-    owner = rf"process {os.getpid()} on .* works on this cell already"
-    # a second open file of this process is locked out just like another process is
-    with run.owned(), pytest.raises(TrainingError, match=owner), RunDir(run.path).owned():
-        pass
-    with run.owned():
-        pass

@@ -13,7 +13,7 @@ from pipeline.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.jsonl import read_jsonl
 from tests.cells import finish, jobs, one_cell, project, start
 
-OFTEN = "run.save_every_min=1e-9"  # a checkpoint after every step
+OFTEN = ("run.save_every_min=1e-9", "run.save_share=1e9")  # a checkpoint after every step, whatever it costs
 TIMES = ("train/images_per_s", "train/seconds_per_step")
 RECIPES = {
     "cnn3": {
@@ -65,7 +65,7 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     straight = one_cell(straight_spec, "run.threads=1")
     assert finish(start(straight)) == 0, straight.run.log.read_text()
 
-    killed = one_cell(wrangled(tmp_path / "b", drawn_zip, **RECIPES[recipe]), "run.threads=1", OFTEN)
+    killed = one_cell(wrangled(tmp_path / "b", drawn_zip, **RECIPES[recipe]), "run.threads=1", *OFTEN)
     assert killed.identity == straight.identity
     process = start(killed)
     wait_for_epoch(killed, 1, process)
@@ -149,7 +149,7 @@ def test_a_run_that_diverges_keeps_its_last_good_state_and_is_not_begun_again(tm
         "schedule": {"name": "constant", "warmup_epochs": 1e24},
         "precision": "fp32",
     }
-    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=60, **recipe), OFTEN)
+    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=60, **recipe), *OFTEN)
     assert finish(start(cell)) == EXIT_FAILED
     manifest = cell.run.read_manifest()
     assert manifest["state"] == "diverged"
@@ -165,7 +165,7 @@ def test_a_run_that_diverges_keeps_its_last_good_state_and_is_not_begun_again(tm
 
 
 def test_a_state_of_another_batch_order_is_refused(tmp_path, drawn_zip):
-    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=20), OFTEN)
+    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=20), *OFTEN)
     process = start(cell)
     wait_for_epoch(cell, 1, process)
     process.send_signal(signal.SIGTERM)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from pipeline.data.packed import PackedSet
 from pipeline.data.seeding import seeded
+from pipeline.errors import DataError
 
 # B batch, H W pixels, C channels, K labels
 Rows = npt.NDArray[np.int64]
@@ -20,6 +22,7 @@ Rows = npt.NDArray[np.int64]
 # Part of every checkpoint: a change of the order of batches or of the random draws must raise it, so
 # that a run begun with another order is refused instead of continued into a mixture of both.
 STREAM_VERSION = 2
+_HUNG_S = 900.0  # a batch takes milliseconds; a file system that is failing over takes minutes
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,39 @@ def _edges(images: int, batch_size: int) -> list[int]:
 
 
 def _read_ahead(packed: PackedSet, plan: list[tuple[Any, Rows]]) -> Iterator[Batch]:
-    def read(positions: Rows, rows: Rows) -> Batch:
-        return Batch(positions, rows, packed.gather(rows), packed.labels_NK[rows])
-
     if not plan:
         return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(read, *plan[0])
+    wanted: SimpleQueue[tuple[Any, Rows] | None] = SimpleQueue()
+    ready: SimpleQueue[Batch | Exception] = SimpleQueue()
+    # a daemon: one that hangs in a read must not keep the process from ending
+    Thread(target=_read, args=(packed, wanted, ready), daemon=True).start()
+    try:
+        wanted.put(plan[0])
         for following in [*plan[1:], None]:
-            batch = pending.result()
+            try:
+                batch = ready.get(timeout=_HUNG_S)
+            except Empty:
+                raise DataError(
+                    f"{packed.path}: no batch came in {_HUNG_S:g} s; the file system hangs. Start again when it "
+                    "answers: training goes on from its last save"
+                ) from None
+            if isinstance(batch, Exception):
+                raise batch
             if following is not None:
-                pending = pool.submit(read, *following)
+                wanted.put(following)
             yield batch
+    finally:
+        wanted.put(None)
+
+
+def _read(
+    packed: PackedSet,
+    wanted: SimpleQueue[tuple[Any, Rows] | None],
+    ready: SimpleQueue[Batch | Exception],
+) -> None:
+    while (plan := wanted.get()) is not None:
+        positions, rows = plan
+        try:
+            ready.put(Batch(positions, rows, packed.gather(rows), packed.labels_NK[rows]))
+        except Exception as error:  # noqa: BLE001 - raised again where the batch is awaited
+            ready.put(error)

@@ -53,10 +53,13 @@ class PixelFiles:
         for image_HWC, row in zip(out_NHWC, rows.tolist(), strict=True):
             file, inside = divmod(row, self.rows_per_file)
             offset = _HEADER_BYTES + inside * self.row_bytes
-            if os.preadv(self._open(file), [image_HWC.data], offset) != self.row_bytes:
-                raise DataError(
-                    f"{self.folder / self.names(row + 1)[-1]}: ended early; was it changed in use?"
-                )
+            path = self.folder / f"images-{file:03d}.npy"
+            try:
+                whole = os.preadv(self._open(file), [image_HWC.data], offset) == self.row_bytes
+            except OSError as error:  # a disk that fails or went away
+                raise DataError(f"{path}: cannot be read: {error.strerror}; is its disk there?") from error
+            if not whole:
+                raise DataError(f"{path}: ended early; was it changed in use?")
         return out_NHWC
 
     def close_gaps(self, kept: Sequence[int]) -> None:

@@ -90,6 +90,7 @@ class RunSpec(Section):
     parallel: Count | None = None  # cells at once; default: as many as there are GPUs, else cores
     threads: Count | None = None  # per cell; default: cores / cells at once
     save_every_min: Positive = 10.0
+    save_share: Positive = 0.02  # of the time at most; a save waits while it would cost more
     resources: tuple[ResourceRule, ...] = ()  # on a cluster; a later rule wins
     budget_units: Positive | None = None  # of the cluster's billing: `plan` says, `grid` refuses to go beyond
 
