@@ -28,7 +28,6 @@ from pipeline.leaderboard import (
     write_table,
 )
 from pipeline.metrics import METRICS
-from pipeline.report import write_report
 from pipeline.rundir import ExperimentDir, RunDir
 from pipeline.spec import LOWER_IS_BETTER, EvaluateSpec
 from pipeline.statistics import Contender, compare, over_seeds
@@ -108,7 +107,7 @@ def evaluate_experiment(
         "codes": sorted(codes),
     }
     write_json(experiment.selected, _choose(experiment, selected, None))
-    write_report(experiment, [name for name, _, _ in evaluation.cells])
+    _write_report(experiment, [name for name, _, _ in evaluation.cells])
 
 
 def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]]) -> None:
@@ -168,8 +167,14 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
     if "cell" not in chosen:
         raise SubmissionError(f"{experiment.leaderboard}: no cell has finished; see their logs")
     write_json(experiment.selected, chosen)
-    write_report(experiment)
+    _write_report(experiment)
     return str(chosen["cell"])
+
+
+def _write_report(experiment: ExperimentDir, planned: Sequence[str] = ()) -> None:
+    from pipeline.report import write_report  # which draws, with what planning need not import
+
+    write_report(experiment, planned)
 
 
 def selected_cell(experiment: ExperimentDir) -> RunDir:
