@@ -17,6 +17,7 @@ from jobs.local import Job, Slots, Stop, mark_killed, run_jobs, visible_gpus
 from jobs.progress import Progress
 from jobs.scheduler import reasons
 from jobs.stages import EXIT_STOPPED, Evaluate, Submit, Task, Train, run_task
+from jobs.together import process_of, share
 
 _KILL_EXPECTED_S = 300.0
 
@@ -61,14 +62,16 @@ class CellJob:
         """Raises CellsFailedError when a cell failed; the others were still finished."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: pickle, `scontrol requeue`, exit
         packed = {task.packed: stage_in(Path(task.packed), self.scratch) for task in self.tasks}
-        jobs = [
-            Job(Path(t.run).name, replace(t, packed=str(packed[t.packed])), Path(t.run) / "log.txt")
-            for t in self.tasks
-        ]
         gpus = () if self.device == "cpu" else visible_gpus()
         slots = Slots(count=self.side_by_side, threads=max(1, self.cores // self.side_by_side), gpus=gpus)
+        tasks = [replace(task, packed=str(packed[task.packed])) for task in self.tasks]
+        groups = share(tasks, -(-len(tasks) // self.side_by_side))
+        jobs = [
+            process_of([Job(Path(task.run).name, task, Path(task.run) / "log.txt") for task in group])
+            for group in groups
+        ]
         stop = Stop((signal.SIGUSR2,), grace_s=self.grace_s, insist=False)
-        outcome = run_jobs(jobs, slots, Progress("cells", len(jobs)), stop=stop)
+        outcome = run_jobs(jobs, slots, Progress("cells", len(tasks)), stop=stop)
         for task in self.tasks:
             if not outcome.stopped:
                 mark_killed(task, outcome.status.get(Path(task.run).name))

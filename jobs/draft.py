@@ -11,6 +11,7 @@ from jobs.allocation import CellJob, Closing, Steps
 from jobs.cluster import Profile, Resources
 from jobs.graph import Plan, PlannedCell, PlannedData, data_root
 from jobs.stages import Evaluate, Submit, Train, Wrangle
+from jobs.together import CELLS_A_PROCESS, stream_of
 from pipeline.errors import SpecError
 from pipeline.grid import matches
 
@@ -111,7 +112,7 @@ def _arrays(
         want = wanted(cell, profile)
         groups.setdefault(repr(want), []).append((cell, want))
     room = (profile.max_submit or math.inf) - other_jobs
-    per_job = 1
+    per_job = CELLS_A_PROCESS if plan.loaded.spec.grid.together is True else 1
     while sum(math.ceil(len(g) / max(per_job, g[0][1].cells_per_job)) for g in groups.values()) > room:
         per_job += 1  # more cells a job, one after another, so that all fit
         if per_job > len(cells):
@@ -122,6 +123,9 @@ def _arrays(
     for group in groups.values():
         want = group[0][1]
         size = max(per_job, want.cells_per_job)
+        if size > 1:  # those that can share a process into one job
+            streams = [train_task(plan, cell).stream for cell, _ in group]
+            group = [group[i] for i in sorted(range(len(group)), key=lambda i: streams.index(streams[i]))]
         members = [tuple(cell for cell, _ in group[i : i + size]) for i in range(0, len(group), size)]
         for start in range(0, len(members), max_array):
             part = tuple(members[start : start + max_array])
@@ -149,6 +153,7 @@ def train_task(plan: Plan, cell: PlannedCell) -> Train:
         packed=str(cell.data.packed),
         split=str(cell.data.split),
         weights_folder=str(data_root(plan.root) / "weights"),
+        stream=stream_of(cell.cell.spec.train, cell.data.digest) if plan.loaded.spec.grid.together else "",
     )
 
 

@@ -14,6 +14,7 @@ from jobs.progress import Progress
 from jobs.request import Request
 from jobs.snapshot import snapshot
 from jobs.stages import EXIT_STOPPED, FetchWeights, Predict, Task, Wrangle
+from jobs.together import on_this_machine, process_of
 from pipeline.errors import SubmissionError
 from pipeline.files import shown
 from pipeline.rundir import RunDir
@@ -163,20 +164,23 @@ def fetch_weights(plan: Plan) -> int:
 
 
 def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome:
-    settings = plan.loaded.spec.run
-    slots = Slots.for_cells(len(plan.cells), settings.parallel, settings.threads, settings.device)
-    jobs = []
-    for planned in missing:
+    spec = plan.loaded.spec
+    tasks = [train_task(plan, planned) for planned in plan.cells]
+    groups, slots = on_this_machine(tasks, spec.run, spec.grid.together)
+    cells, wanted = {}, {planned.run.name for planned in missing}
+    for planned, task in zip(plan.cells, tasks, strict=True):
         epochs = planned.cell.spec.train.epochs
-        jobs.append(
-            Job(planned.run.name, train_task(plan, planned), planned.run.log, planned.run.metrics, epochs)
-        )
-    at_once = min(slots.count, len(jobs))
+        if planned.run.name in wanted:
+            cells[task] = Job(planned.run.name, task, planned.run.log, planned.run.metrics, epochs)
+    parts = [[cells[task] for task in group if task in cells] for group in groups]
+    jobs = [process_of(part) for part in parts if part]
     where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{count(slots.threads, 'thread')} each"
-    print(f"train: {count(len(jobs), 'cell')}, {at_once} at once, {where}", flush=True)
-    for job in jobs:
+    shared = f" in {count(len(jobs), 'process', 'es')}" if len(jobs) < len(cells) else ""
+    at_once = min(slots.count, len(jobs))
+    print(f"train: {count(len(cells), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
+    for job in cells.values():
         ledger.append(plan.experiment.ledger, "queued", cell=job.name, cluster="local")
-    progress = Progress("cells", len(jobs), plan.loaded.spec.train.best_by)
+    progress = Progress("cells", len(cells), plan.loaded.spec.train.best_by)
     outcome = run_jobs(jobs, slots, progress, code=snapshot(plan.experiment.code))
     for planned in missing:
         _record(plan, planned, outcome.status.get(planned.run.name))
@@ -247,6 +251,6 @@ def _error_text(log: Path) -> str:
     return text.strip() if found else (last_error(log) or "see the log")
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, what: str, plural: str = "s") -> str:
     """`1 cell`, `2 cells`."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
+    return f"{number} {what}" + ("" if number == 1 else plural)

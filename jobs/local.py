@@ -15,7 +15,7 @@ from types import FrameType
 from typing import IO
 
 from jobs.progress import Progress
-from jobs.stages import EXIT_STOPPED, Task, Train, encode
+from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Task, Train, encode
 from pipeline.errors import SubmitError
 from pipeline.host import cores
 from pipeline.rundir import RunDir
@@ -32,13 +32,29 @@ _ALLOCATOR = {
 
 @dataclass(frozen=True)
 class Job:
-    """One process to run: a name for people, the task, its log, and the metrics file to watch if any."""
+    """One process to run: a name for people, the task, its log, and the metrics file to watch if any.
+
+    A process that trains several cells has the job each would be alone as its `parts`.
+    """
 
     name: str
     task: Task
     log: Path
     watch: Path | None = None
     epochs: int = 0
+    parts: tuple[Job, ...] = ()
+
+    @property
+    def reported(self) -> tuple[Job, ...]:
+        """The jobs people know: its parts, or itself."""
+        return self.parts or (self,)
+
+    def status_of(self, part: Job, status: int) -> int:
+        """Of a part, once this process has ended with `status`: what its manifest says."""
+        if not self.parts or not isinstance(part.task, Train):
+            return status
+        state = RunDir(Path(part.task.run)).manifest_state(part.task.identity)
+        return {"done": 0, "failed": EXIT_FAILED, "diverged": EXIT_FAILED}.get(state, status)
 
 
 @dataclass
@@ -111,15 +127,17 @@ def run_jobs(
             while waiting and free and not stop.count:
                 job = waiting.pop(0)
                 running[job.name] = _Running(job, free.pop(0), slots.threads, code)
-                progress.started(job.name, job.watch, job.epochs)
+                for part in job.reported:
+                    progress.started(part.name, part.watch, part.epochs)
             for name, child in list(running.items()):
                 status = child.process.poll()
                 if status is not None:
                     child.close()
                     free.append(child.gpu)
                     del running[name]
-                    outcome.status[name] = status
-                    progress.ended(name, _ending(status, child.job.log, child.log_start), ok=status == 0)
+                    for part, start in zip(child.job.reported, child.log_starts, strict=True):
+                        own = outcome.status[part.name] = child.job.status_of(part, status)
+                        progress.ended(part.name, _ending(own, part.log, start), ok=own == 0)
             if stop.count:
                 waiting.clear()
                 outcome.stopped = True
@@ -138,9 +156,12 @@ class _Running:
         root = str(code or Path(__file__).resolve().parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         try:
-            job.log.parent.mkdir(parents=True, exist_ok=True)
+            # what earlier attempts said is no reason of this one
+            self.log_starts = []
+            for part in job.reported:
+                part.log.parent.mkdir(parents=True, exist_ok=True)
+                self.log_starts.append(part.log.stat().st_size if part.log.exists() else 0)
             self.log: IO[bytes] = job.log.open("ab")
-            self.log_start = self.log.tell()  # what earlier attempts said is no reason of this one
             # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-P", "-m", "jobs.stages"],  # -P: not from the current folder

@@ -35,9 +35,8 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
         return
     saving = Saving(learners[0].spec.run)
     for learner in learners:
-        if (
-            not learner.is_training and learner.attempt.error is None
-        ):  # killed between its last epoch and the end
+        # killed between its last epoch and the end
+        if not learner.is_training and learner.attempt.error is None:
             _finish(learner)
     while running := [learner for learner in learners if learner.is_training]:
         recipe, data, settled = running[0].train, running[0].data, running[0].settled
@@ -64,9 +63,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
                 with learner.attempt.kept_apart():
                     if learner.step == 0:
                         learner.tracker.training_images(as_pictures(inputs_BCHW[:SHOWN_IMAGES]))
-                    if (
-                        len(running) > 1
-                    ):  # threads are kept from a cell's first start, which they may not share
+                    if len(running) > 1:  # each keeps the threads of its first start
                         learner.settled.apply()
                     # what a network draws itself (dropout) is a function of seed and step, like the batch
                     torch.manual_seed((recipe.seed << 32) + learner.step)

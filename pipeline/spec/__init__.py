@@ -102,6 +102,8 @@ class GridSpec(Section):
     cells: tuple[dict[str, Any], ...] = ()
     exclude: tuple[dict[str, Any], ...] = ()
     seeds: tuple[Seed, ...] = ()
+    # cells of equal data, pictures, batches and seed in one process, each as if alone: auto where that pays here
+    together: Literal["auto"] | bool = "auto"
 
 
 class Spec(Section):

@@ -1,0 +1,68 @@
+"""Which cells share a process: those of one stream of batches, where that pays. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from jobs.local import Job, Slots
+from jobs.stages import Together, Train
+from pipeline.host import cores
+from pipeline.identity import digest
+from pipeline.spec import RunSpec, TrainSpec
+
+CELLS_A_PROCESS = 8  # where the choice is ours: what one crash stops, and what must fit into memory
+_CORES_A_PROCESS = 4  # one network's step keeps no more of them busy
+# what each cell may have of its own; any other field of `train` sets the batches apart
+_OWN = {"model", "loss", "optimizer", "schedule", "epochs", "precision", "best_by"}
+
+Choice = Literal["auto"] | bool  # of `grid.together`
+
+
+def stream_of(train: TrainSpec, data_digest: str) -> str:
+    """Equal for cells that are trained on the very same batches."""
+    return digest([data_digest, train.model_dump(mode="json", exclude=_OWN)])
+
+
+def share(tasks: Sequence[Train], size: int) -> list[tuple[Train, ...]]:
+    """The cells of each process, in their order: at most `size` of one stream; those without one alone."""
+    groups: list[list[Train]] = []
+    newest: dict[str, list[Train]] = {}
+    for task in tasks:
+        group = newest.get(task.stream) if task.stream else None
+        if group is None or len(group) == size:
+            group = newest[task.stream] = []
+            groups.append(group)
+        group.append(task)
+    return [tuple(group) for group in groups]
+
+
+def on_this_machine(
+    tasks: Sequence[Train], run: RunSpec, choice: Choice
+) -> tuple[list[tuple[Train, ...]], Slots]:
+    """The processes of a whole grid here, and how many of them run at once.
+
+    It pays where cells would otherwise wait for each other or share few cores: a process starts, reads
+    and augments once for all its cells. Of the whole grid and not of what is missing: a cell trained
+    later gets the same threads, and so the same bits.
+    """
+    alone = Slots.for_cells(len(tasks), run.parallel, run.threads, run.device)
+    at_once = (
+        run.parallel or len(alone.gpus) or (max(1, cores() // _CORES_A_PROCESS) if choice == "auto" else 1)
+    )
+    size = -(-len(tasks) // at_once)
+    groups = share(tasks, min(size, CELLS_A_PROCESS) if choice == "auto" else size)
+    if len(groups) == len(tasks):
+        return groups, alone
+    count = min(at_once, len(groups))
+    return groups, Slots.for_cells(len(groups), count, run.threads, run.device)
+
+
+def process_of(cells: Sequence[Job]) -> Job:
+    """One process for the jobs of some cells; its own words go to the first one's log."""
+    first, *others = cells
+    if not others:
+        return first
+    trains = tuple(cell.task for cell in cells if isinstance(cell.task, Train))
+    return replace(first, name=f"{first.name} +{len(others)}", task=Together(trains), parts=tuple(cells))
