@@ -219,6 +219,7 @@ class Learner:
         packed, rows = self.data.packed, self.data.validation
         self.tracker.result(
             self.step,
+            self.epoch,
             packed.labels,
             scored.scores_NK,
             scored.targets_NK,

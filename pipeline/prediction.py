@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.data.packed import PackedSet
@@ -17,6 +19,14 @@ from pipeline.rundir import RunDir
 from pipeline.scoring import score_split
 from pipeline.spec import ModelSpec
 from pipeline.submission import made_of, test_rows
+
+
+def load_network(best: dict[str, Any], settled: Settled) -> nn.Module:
+    """The network of a best checkpoint with its weights, on the device."""
+    model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
+    net = build_model(model, len(best["labels"]), best["preprocessing"]["image_px"])
+    net.load_state_dict(best["model"])
+    return net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: str = "auto") -> Path:
@@ -37,10 +47,7 @@ def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: s
     rows = test_rows(packed, split_file)
     settled = Settled.choose(device, best["precision"], None)
     settled.apply()
-    model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
-    net = build_model(model, len(best["labels"]), wanted["image_px"])
-    net.load_state_dict(best["model"])
-    net = net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = load_network(best, settled)
     scored = score_split(net, packed, rows, image_px=wanted["image_px"], settled=settled)
     with atomic_write(run.scores_test) as file:
         np.savez(

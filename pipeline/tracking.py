@@ -25,6 +25,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from pipeline import events
 from pipeline.files import atomic_write
 from pipeline.jsonl import read_jsonl
+from pipeline.metrics import all_metrics
 from pipeline.pictures import Mistakes, Pixels, jpeg, sheet
 from pipeline.rundir import RunDir
 
@@ -34,6 +35,7 @@ Targets = npt.NDArray[np.uint8]
 SHOWN_IMAGES = 16  # of the first training batch
 _SHOWN_LABELS = 24  # with PR curve and mistakes, the most frequent ones
 _SHOWN_MISTAKES = 4  # of each kind
+_BEST = ("f1_micro", "f1_macro", "map_macro", "exact_match")  # of the best epoch: first in the HParams tab
 _PX = 80  # a small picture's side
 
 
@@ -69,7 +71,7 @@ class Tracker:
     def training_images(self, images_BHWC: Pixels) -> None:
         """The first training images as the network sees them."""
         px = min(_PX, images_BHWC.shape[1])
-        self._picture(0, "train/images", list(images_BHWC), columns=8, px=px)
+        self._picture(0, "augmented/first_batch", list(images_BHWC), columns=8, px=px)
 
     def score_histograms(self, step: int, scores_NK: Scores, targets_NK: Targets) -> None:
         """How far apart the scores of true and of absent labels lie."""
@@ -80,16 +82,19 @@ class Tracker:
     def result(
         self,
         step: int,
+        epoch: int,
         labels: Sequence[str],
         scores_NK: Scores,
         targets_NK: Targets,
         images: Callable[[list[int]], Pixels],
     ) -> None:
-        """The finished cell on validation: PR curves and worst mistakes; `images` gives pixels by position.
+        """The best epoch on validation: metrics, PR curves, worst mistakes; `images` gives pixels by position.
 
         Logged one step beyond the last: a start that has to finish again drops it like any later step.
         """
         step += 1
+        metrics = all_metrics(scores_NK, (scores_NK >= 0.5).astype(np.uint8), targets_NK)
+        self.log(step, epoch, {f"best/{name}": metrics[name] for name in _BEST})
         frequent = np.argsort(-targets_NK.sum(axis=0), kind="stable")[:_SHOWN_LABELS]
         for k in sorted(frequent):
             scores_N, targets_N = scores_NK[:, k], targets_NK[:, k]

@@ -19,6 +19,8 @@ from pipeline.data.packed import PackedSet  # noqa: E402
 from pipeline.data.splits import make_split, write_split  # noqa: E402
 from pipeline.data.wrangle import wrangle  # noqa: E402
 from pipeline.spec import DataSpec  # noqa: E402
+from tests.browser import Browser  # noqa: E402
+from tests.cells import jobs, project  # noqa: E402
 
 
 def jpeg(seed=0, size=(40, 30), mode="RGB", **options):
@@ -87,3 +89,24 @@ def cluster_free(monkeypatch):
     """Settings of the outside do not reach the test."""
     for name in ("LABELGRID_CLUSTER", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def finished(drawn_zip, tmp_path_factory):
+    """The folder of a whole small experiment: two cells and a seed more, trained, ranked, submitted, reported."""
+    root = tmp_path_factory.mktemp("finished")
+    grid = "grid: {axes: {train.optimizer.lr: [1e-3, 1e-2]}, seeds: [0, 1]}"
+    settings = {"optimizer": {"name": "adam", "lr": 1e-3}, "epochs": 2, "precision": "fp32"}
+    spec = project(root, drawn_zip, grid, **settings)
+    for verb in ("submission", "report"):
+        status, printed = jobs(verb, spec, cwd=root)
+        assert status == 0, printed
+    return root / "experiments" / "x"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """One headless Chromium for all tests that look."""
+    chromium = Browser(tmp_path_factory.mktemp("chromium"))
+    yield chromium
+    chromium.close()

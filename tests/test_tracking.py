@@ -51,7 +51,7 @@ def finished(run):
     tracker.training_images(picture_rows(range(16)))
     for number in (1, 2, 3):
         epoch(tracker, number)
-    tracker.result(30, LABELS, SCORES, TARGETS, picture_rows)
+    tracker.result(30, 3, LABELS, SCORES, TARGETS, picture_rows)
     tracker.close()
     return run
 
@@ -91,8 +91,8 @@ def test_mistakes_come_worst_first():
 def test_pictures_are_jpegs_of_the_training_images_and_of_each_labels_mistakes(finished):
     accumulator = read(finished)
     kinds = {"mistakes_invented/dog", "mistakes_missed/dog", "mistakes_invented/tree", "mistakes_missed/tree"}
-    assert set(accumulator.Tags()["images"]) == kinds | {"train/images"}
-    (shown,) = accumulator.Images("train/images")
+    assert set(accumulator.Tags()["images"]) == kinds | {"augmented/first_batch"}
+    (shown,) = accumulator.Images("augmented/first_batch")
     opened = Image.open(io.BytesIO(shown.encoded_image_string))
     assert (opened.format, opened.size) == ("JPEG", (shown.width, shown.height))
 

@@ -19,7 +19,7 @@ from pipeline.data.pixels import PixelFiles
 from pipeline.data.sources import READ_ERRORS, open_source
 
 # what Pillow raises on files that are damaged, of no known kind, or absurdly large
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     *READ_ERRORS,
     *(
         SyntaxError,
@@ -57,7 +57,7 @@ class Decoder:
         for i, (member, image_HWC) in enumerate(zip(members, images_NHWC, strict=True)):
             try:
                 image_HWC[:] = decode(self.source.read(member), self.size_px, self.resize)
-            except _DECODE_ERRORS as error:
+            except DECODE_ERRORS as error:
                 bad.append((i, _reason(error)))
             else:
                 digests.append(hashlib.blake2b(image_HWC.data, digest_size=16).hexdigest())
@@ -86,7 +86,11 @@ def decode(body: bytes, size_px: int, resize: str) -> npt.NDArray[np.uint8]:
 
     `squash` scales both sides to `size_px`; `crop` scales the shorter side to it and keeps the middle.
     """
-    image: Image.Image = Image.open(io.BytesIO(body))
+    return to_pixels(Image.open(io.BytesIO(body)), size_px, resize)
+
+
+def to_pixels(image: Image.Image, size_px: int, resize: str) -> npt.NDArray[np.uint8]:
+    """The same of an image as `Image.open` gives it; one that is loaded already can differ in the last bits."""
     if image.format == "JPEG":
         # the decoder itself can halve a large picture, at a fraction of the cost; twice the size wanted
         # is left for the filter below

@@ -1,0 +1,53 @@
+"""A large sweep in the real format, made of one small finished experiment."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import yaml
+
+from pipeline.leaderboard import COLUMNS, write_table
+from pipeline.rundir import ExperimentDir
+
+
+def make_sweep(finished, folder, cells, epochs=30):
+    """`cells` cells of `epochs` epochs with an axis of rates, optimizers and seeds, ranked."""
+    source = ExperimentDir(finished)
+    selected = source.read_selected()
+    best = finished / selected["cell"]
+    spec = yaml.safe_load((best / "spec.yaml").read_text())
+    epoch = next(
+        row
+        for row in map(json.loads, (best / "metrics.jsonl").read_text().splitlines())
+        if "validation/loss" in row
+    )
+    with source.leaderboard.open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["cell"] == best.name)
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(cells):
+        name = f"cell-with-a-name-of-usual-length-lr{i % 50}-seed{i // 50}-{i:08x}"
+        run = folder / name
+        run.mkdir(parents=True)
+        settings = {**spec["train"]["optimizer"], "lr": 1e-4 * (1 + i % 50)}
+        train = {**spec["train"], "optimizer": settings, "seed": i // 50, "epochs": epochs}
+        (run / "spec.yaml").write_text(yaml.safe_dump(spec | {"train": train}))
+        top = 0.4 + 0.4 * rng.random()
+        curve = [
+            {tag: value * (1 + 0.1 * rng.random()) if "/" in tag else value for tag, value in epoch.items()}
+            | {"epoch": n, "step": 10 * n, "validation/f1_micro": top * (1 - 0.8**n)}
+            for n in range(1, epochs + 1)
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
+        for file in ("manifest.json", "provenance.json"):
+            shutil.copy(best / file, run / file)
+        values = {"f1_micro": top, "f1_micro_lo": top - 0.03, "f1_micro_hi": top + 0.03}
+        rows.append(row | {"cell": name} | values)
+    rows.sort(key=lambda row: -row["f1_micro"])
+    for file in ("report.json", "scores_val.npz"):
+        shutil.copy(best / file, folder / rows[0]["cell"] / file)
+    experiment = ExperimentDir(folder)
+    write_table(experiment.leaderboard, COLUMNS, rows)
+    experiment.selected.write_text(json.dumps(selected | {"cell": rows[0]["cell"]}))
+    return experiment
