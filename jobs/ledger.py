@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pipeline.jsonl import sealed
 
 
 def append(ledger: Path, event: str, **details: Any) -> None:
@@ -18,6 +19,6 @@ def append_all(ledger: Path, events: Iterable[Mapping[str, Any]]) -> None:
     """Add events in a single write, so that two processes never mix their lines."""
     ledger.parent.mkdir(parents=True, exist_ok=True)
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    text = "".join(json.dumps({"time": now, **event}) + "\n" for event in events)
+    text = "".join(sealed({"time": now, **event}) + "\n" for event in events)
     with ledger.open("a", encoding="utf-8") as file:
         file.write(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 from pipeline.files import atomic_write
@@ -22,10 +23,19 @@ def snapshot(folder: Path) -> Path:
         return here  # a job that starts others hands its own code on
     facts = code()
     path = folder / f"code-{facts['digest'][:12]}.zip"
-    if not path.exists():
+    if not _is_whole(path):
         with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for source in code_files():
                 # a fixed date, so that equal code is equal bytes
                 archive.writestr(zipfile.ZipInfo(str(source.relative_to(here)), _EPOCH), source.read_bytes())
             archive.writestr(zipfile.ZipInfo(f"pipeline/{CODE_FILE}", _EPOCH), json.dumps(facts))
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Python imports from a zip without looking at its checksums, so they are looked at here."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error):
+        return False

@@ -13,7 +13,7 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import CheckpointError, SubmissionError
 from pipeline.evaluation import Evaluated, baselines, evaluate_cell
-from pipeline.files import write_json
+from pipeline.files import sha256_file, write_json
 from pipeline.identity import digest
 from pipeline.leaderboard import (
     COMPARISON_COLUMNS,
@@ -55,8 +55,9 @@ class Evaluation:
     @property
     def is_done(self) -> bool:
         """True when leaderboard, selection and report are there and made of just these inputs."""
-        made = (self.experiment.leaderboard, self.experiment.report)
-        return self.experiment.read_selected().get("inputs") == self.inputs and all(p.exists() for p in made)
+        selected = self.experiment.read_selected()
+        made = selected.get("inputs") == self.inputs and self.experiment.report.exists()
+        return made and selected.get("tables") == _tables(self.experiment)
 
 
 def evaluate_experiment(
@@ -105,6 +106,7 @@ def evaluate_experiment(
         "comparable": comparable,
         "absent_labels": absent,
         "codes": sorted(codes),
+        "tables": _tables(experiment),
     }
     write_json(experiment.selected, _choose(experiment, selected, None))
     _write_report(experiment, [name for name, _, _ in evaluation.cells])
@@ -163,6 +165,8 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
     selected = experiment.read_selected()
     if "select_by" not in selected:
         raise SubmissionError(f"{experiment.path}: nothing is ranked yet; run `make grid` first")
+    if selected.get("tables") != _tables(experiment):
+        raise SubmissionError(f"{experiment.leaderboard}: is damaged or edited; `make grid` writes it anew")
     chosen = _choose(experiment, selected | {"picked_by": "best"}, picked)
     if "cell" not in chosen:
         raise SubmissionError(f"{experiment.leaderboard}: no cell has finished; see their logs")
@@ -206,6 +210,12 @@ def _choose(experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir 
         selected["picked_by"] = "user" if name else "best"
         selected["value"] = float(chosen[selected["select_by"]])
     return selected
+
+
+def _tables(experiment: ExperimentDir) -> dict[str, str]:
+    """The digest of each table that is there."""
+    tables = (experiment.leaderboard, experiment.seeds, experiment.comparisons)
+    return {path.name: sha256_file(path) for path in tables if path.exists()}
 
 
 def _row_without_metrics(name: str, why: str, *, known: bool) -> Row:

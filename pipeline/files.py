@@ -83,10 +83,28 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically."""
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """`value` as indented JSON, atomically, with a digest of itself as the last key, `seal`."""
+    content = {name: part for name, part in value.items() if name != "seal"}
     with atomic_write(path, "w") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
+        file.write(json.dumps(content | {"seal": _seal(content)}, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote, without its seal; ValueError where it is damaged, OSError where it is not there.
+
+    A file without a seal is one that a person wrote.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    if content.pop("seal", None) not in (None, _seal(content)):
+        raise ValueError("its seal does not match its content")
+    return content
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

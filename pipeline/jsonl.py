@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of `path`, [] where it is not there; a line cut short by a kill is left out."""
+    """The whole lines of `path`, [] where it is not there.
+
+    A line cut short by a kill is left out, and one that does not fit its `crc`, where it has one.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -20,5 +26,18 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(row, dict):
-            rows.append(row)
+            crc = row.pop("crc", None)
+            if crc in (None, _crc(row)):
+                rows.append(row)
+            else:
+                print(f"{path}: a damaged line is passed over: {line[:80]}", file=sys.stderr)
     return rows
+
+
+def sealed(row: Mapping[str, Any]) -> str:
+    """The line of a row, with a checksum of itself as `crc`."""
+    return json.dumps({**row, "crc": _crc(row)})
+
+
+def _crc(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row).encode())

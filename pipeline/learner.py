@@ -29,7 +29,7 @@ from pipeline.spec import LOWER_IS_BETTER, Spec
 from pipeline.thresholds import decide, tune_per_label
 from pipeline.tracking import Tracker
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 _REMEDY = "try a lower train.optimizer.lr or a warm-up. The last good checkpoint is kept"
 
 
@@ -78,7 +78,9 @@ class Learner:
         if state:
             self._restore(state)
         settings = flattened(spec.model_dump(include={"data", "train"}))
-        self.tracker = Tracker(run, resumed_at=self.step, settings=settings)
+        self.tracker = Tracker(
+            run, resumed_at=self.step, settings=settings, digest=state["metrics"] if state else None
+        )
 
     @property
     def is_training(self) -> bool:
@@ -166,7 +168,7 @@ class Learner:
         self.run.check_owned()
         self.mean_loss()
         self._refuse_broken_weights()
-        self.tracker.flush()
+        metrics_digest = self.tracker.flush()
         if self._new_best is not None:
             self._save_best(self._new_best, thresholds_K=None)
             self._new_best = None
@@ -182,6 +184,7 @@ class Learner:
             "scaler": self.scaler.state_dict(),
             "plateau": self.plateau.as_dict(),
             "best": self.best,
+            "metrics": metrics_digest,
             "loss_sum": float(self.loss_sum),
             "images": self.images,
             "random_state": torch.get_rng_state(),

@@ -126,6 +126,9 @@ def _load(net: nn.Module, name: str, image_px: int, path: Path) -> None:
             f"{path}: are no weights of {name}: {'; '.join(wrong[:3])}{more}; "
             "correct train.model.name or train.model.weights"
         )
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise CheckpointError(f"{path}: {broken[0]} holds values that are not finite; use other weights")
     net.load_state_dict(state)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError, SpecError
-from pipeline.files import sha256_file, write_json
+from pipeline.files import read_json, sha256_file, write_json
 from pipeline.ownership import check_owned, owned
 
 MANIFEST_VERSION = 1
@@ -61,10 +60,14 @@ class ExperimentDir:
     def read_selected(self) -> dict[str, Any]:
         """selected.json, {} where it is missing or unreadable."""
         try:
-            selected = json.loads(self.selected.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_json(self.selected)
+        except OSError:
             return {}
-        return selected if isinstance(selected, dict) else {}
+        except ValueError as error:
+            print(
+                f"{self.selected}: is damaged ({error}); cells are ranked anew, a pick of yours is forgotten"
+            )
+            return {}
 
     @property
     def submission(self) -> Path:
@@ -184,10 +187,10 @@ class RunDir:
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or {} where there is none or it cannot be read."""
         try:
-            manifest = json.loads(self.manifest.read_text())
+            manifest = read_json(self.manifest)
         except (OSError, ValueError):
             return {}
-        return manifest if isinstance(manifest, dict) and manifest.get("version") == MANIFEST_VERSION else {}
+        return manifest if manifest.get("version") == MANIFEST_VERSION else {}
 
     def manifest_state(self, identity: str) -> str:
         """`done`, `failed`, `diverged`, `started`, or `new` when there is no manifest of this identity."""
@@ -209,6 +212,8 @@ class RunDir:
         """None when the cell is whole and of this identity (sizes compared), else why not, in a few words."""
         manifest = self.read_manifest()
         if manifest.get("identity") != identity:
+            if not manifest and self.manifest.exists():
+                return "artifact damaged: manifest.json"
             return "spec changed" if manifest else "new"
         if manifest["state"] != "done":
             error = manifest.get("error")
@@ -224,7 +229,7 @@ class RunDir:
     def code_digest(self) -> str:
         """Digest of the code this cell was last started with, "" where that is unknown."""
         try:
-            return str(json.loads(self.provenance.read_text())["code"]["digest"])
+            return str(read_json(self.provenance)["code"]["digest"])
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from pipeline.data.loading import Rows
 from pipeline.data.packed import PackedSet
+from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
 from pipeline.files import atomic_write
@@ -46,8 +46,9 @@ def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool
     """True when `scores_test.npz` is there, whole, and made of the present checkpoint and images."""
     try:
         with np.load(run.scores_test) as file:
-            return str(file["made_of"]) == made_of(run, packed_dir, split_file)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            arrays = {name: file[name] for name in file.files}  # reading compares each with its CRC
+            return str(arrays["made_of"]) == made_of(run, packed_dir, split_file)
+    except (*READ_ERRORS, ValueError, KeyError, SyntaxError):
         return False
 
 

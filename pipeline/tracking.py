@@ -10,6 +10,7 @@ curve would depend on the reader.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -42,10 +43,18 @@ _PX = 80  # a small picture's side
 class Tracker:
     """Appends rows of scalars to both files; one per cell."""
 
-    def __init__(self, run: RunDir, resumed_at: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run: RunDir, resumed_at: int, settings: Mapping[str, Any], digest: str | None = None
+    ) -> None:
+        """`digest`: of `metrics.jsonl` when the state of step `resumed_at` was saved."""
         kept = [row for row in read_jsonl(run.metrics) if row["step"] <= resumed_at]
+        lines = "".join(json.dumps(row) + "\n" for row in kept)
+        if digest is not None and digest != hashlib.sha256(lines.encode()).hexdigest():
+            print(f"{run.metrics}: is damaged; the curves begin anew after step {resumed_at}", flush=True)
+            kept, lines = [], ""
+        self._hash = hashlib.sha256(lines.encode())
         with atomic_write(run.metrics, "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+            file.write(lines)
         self._file = run.metrics.open("a", encoding="utf-8")
         before = sorted(run.path.glob("events.out.tfevents.*"))
         kept_events = events.kept(before, kept, resumed_at) if resumed_at else []
@@ -64,7 +73,9 @@ class Tracker:
 
     def log(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """One row of `tag -> value` after `step` steps and in `epoch`, counted from 1."""
-        self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        line = json.dumps({"step": step, "epoch": epoch, **values}) + "\n"
+        self._hash.update(line.encode())
+        self._file.write(line)
         self._file.flush()
         self._add(step, *(events.scalar(tag, value) for tag, value in values.items()))
 
@@ -108,9 +119,10 @@ class Tracker:
                     self._picture(step, tag, pictures, columns=_SHOWN_MISTAKES, px=_PX, captions=captions)
         self._add(step, events.session_end())
 
-    def flush(self) -> None:
-        """Bring to the file what a resume from this moment must find there."""
+    def flush(self) -> str:
+        """Bring to the files what a resume from this moment must find there; the digest of `metrics.jsonl`."""
         self._events.flush()
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         """Flush and close both."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 from pipeline.errors import CheckpointError, SpecError
+from pipeline.files import sha256_file
 from pipeline.spec import ModelSpec
 
 
@@ -21,11 +22,13 @@ def fetch_weights(model: ModelSpec, folder: Path) -> Path | None:
         return Path(model.weights_file)
     url = _url(model)
     path = folder / url.rsplit("/", 1)[-1]
-    if path.exists():
-        return path
     from torch.hub import HASH_REGEX, download_url_to_file
 
     match = HASH_REGEX.search(path.name)
+    if path.exists():
+        if match and not sha256_file(path).startswith(match[1]):
+            raise CheckpointError(f"{path}: is not what its name promises; delete it, to fetch it again")
+        return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # into a temporary file, renamed once its digest fits

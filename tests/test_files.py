@@ -142,8 +142,10 @@ def test_equal_size_is_no_proof_for_who_reads_it(run):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}'])
-def test_a_manifest_that_cannot_be_read_means_new(run, text):
+def test_a_manifest_that_cannot_be_read_is_named(run, text):
     run.manifest.write_text(text)
+    assert run.why_not_done("1234567890") == "artifact damaged: manifest.json"
+    run.manifest.unlink()
     assert run.why_not_done("1234567890") == "new"
 
 

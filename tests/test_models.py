@@ -142,6 +142,14 @@ def test_a_weights_file_that_would_run_code_is_refused(tmp_path):
         build_model(ModelSpec(name="cnn3"), 3, 32, tmp_path / "w.pth")
 
 
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    state = build_model(ModelSpec(name="cnn2"), 4, 16).state_dict()
+    state["0.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w.pth: 0.weight holds values that are not finite"):
+        build_model(ModelSpec(name="cnn2"), 4, 16, tmp_path / "w.pth")
+
+
 def test_positions_of_a_vit_are_fitted_to_the_size(tmp_path):
     path = saved(tmp_path / "w.pth", build_model(ModelSpec(name="vit_b_32"), 10, 64))
     net = build_model(ModelSpec(name="vit_b_32"), 3, 96, path)
@@ -155,9 +163,14 @@ def test_the_shared_imagenet_weights_fit(shared):
     torch.testing.assert_close(net.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
 
 
-def test_named_weights_come_from_the_folder_where_they_were_fetched(tmp_path):
-    (tmp_path / "resnet34-b627a593.pth").write_bytes(b"fetched before")
+def test_named_weights_come_from_the_folder_where_they_were_fetched_and_are_checked(tmp_path, monkeypatch):
+    (tmp_path / "resnet34-b627a593.pth").write_bytes(b"cut short")
     model = ModelSpec(name="resnet34", weights="IMAGENET1K_V1")
+    with pytest.raises(
+        CheckpointError, match=r"resnet34-b627a593.pth: is not what its name promises; delete it"
+    ):
+        fetch_weights(model, tmp_path)
+    monkeypatch.setattr("pipeline.weights.sha256_file", lambda _: "b627a593" + 56 * "0")
     assert fetch_weights(model, tmp_path) == tmp_path / "resnet34-b627a593.pth"
     assert fetch_weights(ModelSpec(), tmp_path) is None
 

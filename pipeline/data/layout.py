@@ -7,7 +7,6 @@ of files. Digests that need the content of a folder or tar are kept until a file
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from pipeline.data.labels import label_members
 from pipeline.data.sources import Source, list_images, open_source, read_list
 from pipeline.errors import PipelineError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.identity import canonical, digest
 from pipeline.spec import DataSpec, LabelsSpec, ListSplit
 
@@ -126,10 +125,10 @@ def is_whole(packed_dir: Path, expected_digest: str) -> bool:
 def read_dataset(packed_dir: Path) -> dict[str, Any] | None:
     """`dataset.json`, None where it is missing or unreadable."""
     try:
-        dataset = json.loads((packed_dir / DATASET).read_text(encoding="utf-8"))
+        dataset = read_json(packed_dir / DATASET)
     except (OSError, ValueError):
         return None
-    return dataset if isinstance(dataset, dict) and dataset.get("version") == PACK_VERSION else None
+    return dataset if dataset.get("version") == PACK_VERSION else None
 
 
 def split_identity(data: DataSpec) -> str:
@@ -169,10 +168,10 @@ def _checksum(source: Source, member: str) -> tuple[int, int]:
 def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> str:
     path = cache / f"{key[:32]}.json"
     try:
-        known = json.loads(path.read_text())
+        known = read_json(path)
     except (OSError, ValueError):
-        known = None
-    if isinstance(known, dict) and known.get("key") == key:
+        known = {}
+    if known.get("key") == key:
         return str(known["digest"])
     value, trusted = compute()
     if not trusted:

@@ -37,7 +37,8 @@ class PackedSet:
     def open(cls, path: Path, *, verify: bool = True) -> PackedSet:
         """Open the set at `path`; a DataError names the file that is missing or damaged.
 
-        `verify` compares every byte with its digest, which also brings the pixels into the page cache.
+        Every byte is compared with its digest, which also brings the pixels into the page cache; without
+        `verify` the pixels are left out, for those who do not look at them.
         """
         remedy = f"delete {path} and run `make wrangle` again"
         dataset = read_dataset(path)
@@ -47,7 +48,8 @@ class PackedSet:
             file = path / name
             try:
                 whole = file.stat().st_size == expected["bytes"]
-                whole = whole and (not verify or sha256_file(file) == expected["sha256"])
+                read = verify or not name.startswith("images-")
+                whole = whole and (not read or sha256_file(file) == expected["sha256"])
             except OSError as error:
                 raise DataError(f"{file}: cannot be read: {error.strerror}; {remedy}") from error
             if not whole:

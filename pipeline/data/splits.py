@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.seeding import seeded
 from pipeline.data.sources import ImageRef, finder, read_list
 from pipeline.errors import DataError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.spec import DataSpec, ListSplit, OrderedSplit, RandomSplit, RangeSplit, StratifiedSplit
 
 # N images, K labels, S splits
@@ -102,7 +101,7 @@ def write_split(path: Path, split: Split, packed: PackedSet) -> None:
 def read_split(path: Path) -> Split:
     """The split stored at `path`; a DataError names it where it is missing or damaged."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         train, validation, test = (np.array(stored["rows"][name], np.int64) for name in _NAMES)
         return Split(train, validation, test, stored["left_out"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image
 
 from pipeline.data.packed import PackedSet
 from pipeline.errors import DataError
+from pipeline.files import read_json
 from pipeline.pictures import jpeg
 from pipeline.report import figures
 from pipeline.report.facts import Facts
@@ -55,7 +55,7 @@ def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]
         return []
     run = RunDir(facts.experiment.path / facts.best.name)
     try:
-        report = json.loads(run.report.read_text(encoding="utf-8"))
+        report = read_json(run.report)
         with np.load(run.scores_val) as file:
             ids, scores_NK, targets_NK = file["ids"].tolist(), file["scores"], file["targets"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
