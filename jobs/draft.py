@@ -164,6 +164,7 @@ def evaluate_task(plan: Plan) -> Evaluate:
         experiment=str(plan.experiment.path),
         cells=evaluation.cells,
         evaluate=evaluation.evaluate.model_dump_json(),
+        submission=evaluation.submission.model_dump_json(),
         best_by=plan.loaded.spec.train.best_by,
         packed=str(data.packed),
         split=str(data.split),
@@ -171,12 +172,14 @@ def evaluate_task(plan: Plan) -> Evaluate:
     )
 
 
-def submit_task(plan: Plan, cell: str | None) -> Submit:
-    """The task that predicts and writes the submission of `cell`, or of the one selected by then."""
+def submit_task(plan: Plan, cells: Sequence[str] | None) -> Submit:
+    """The task that predicts and writes the submission of `cells`, or of those selected by then."""
     spec = plan.loaded.spec
     tests = {name: (str(t.packed), str(t.split) if t.split else None) for name, t in plan.tests.items()}
-    tests = tests if cell is None else {cell: tests[cell]}
-    return Submit(str(plan.experiment.path), cell, tests, spec.run.device, spec.evaluate.threshold)
+    tests = tests if cells is None else {name: tests[name] for name in cells}
+    chosen = None if cells is None else tuple(cells)
+    evaluate = spec.evaluate.model_dump_json()
+    return Submit(str(plan.experiment.path), chosen, tests, spec.run.device, evaluate)
 
 
 def _wrangle(plan: Plan, data: PlannedData) -> Wrangle:

@@ -126,7 +126,9 @@ class Plan:
 
         cells = tuple((cell.run.name, cell.identity, cell.cell.without_seed) for cell in self.cells)
         digests = tuple(data.digest for data in self.datasets)
-        return Evaluation(self.experiment, cells, self.loaded.spec.evaluate, digests)
+        return Evaluation(
+            self.experiment, cells, self.loaded.spec.evaluate, self.loaded.spec.submission, digests
+        )
 
 
 def data_root(root: Path) -> Path:

@@ -96,7 +96,7 @@ def select(request: Request) -> int:
 def predict(request: Request) -> int:
     """Score the test images under the selected cell (or RUN=cell)."""
     plan = make_plan(request.loaded)
-    return _predict(plan, _selected(plan, request.run))
+    return _predict(plan, selected(plan, request.run))
 
 
 def submission(request: Request) -> int:
@@ -108,17 +108,19 @@ def submission(request: Request) -> int:
     if not ranked:
         return status
     plan = make_plan(request.loaded)
-    chosen = _selected(plan, request.run)
+    chosen = selected(plan, request.run)
     return _predict(plan, chosen) or submission_file(request, plan, chosen) or status
 
 
-def submission_file(request: Request, plan: Plan, chosen: RunDir) -> int:
+def submission_file(request: Request, plan: Plan, chosen: Sequence[RunDir]) -> int:
     """Write and check submission.csv from scores that are there."""
     from pipeline.submission import make_submission
 
-    test, threshold = _test_data(plan, chosen), request.loaded.spec.evaluate.threshold
-    result = make_submission(plan.experiment, chosen, test.packed, test.split, threshold=threshold)
-    ledger.append(plan.experiment.ledger, "submission", cell=chosen.name, test=result.test_metrics)
+    images = {run.name: _test_data(plan, run) for run in chosen}
+    tests = {name: (test.packed, test.split) for name, test in images.items()}
+    result = make_submission(plan.experiment, chosen, tests, request.loaded.spec.evaluate)
+    names = ", ".join(tests)
+    ledger.append(plan.experiment.ledger, "submission", cell=names, test=result.test_metrics)
     print(f"submission: {shown(plan.experiment.submission)}\n{result.text}", flush=True)
     return 0
 
@@ -195,26 +197,30 @@ def _record(plan: Plan, planned: PlannedCell, status: int | None) -> None:
     ledger.append(plan.experiment.ledger, "ended", cell=run.name, status=status, error=error)
 
 
-def _selected(plan: Plan, run: str | None) -> RunDir:
-    from pipeline.experiment import selected_cell
+def selected(plan: Plan, run: str | None) -> list[RunDir]:
+    """RUN=cell, or the cells whose mean scores make the submission."""
+    from pipeline.experiment import selected_cells
 
-    return plan.experiment.find(run) if run else selected_cell(plan.experiment)
+    return [plan.experiment.find(run)] if run else selected_cells(plan.experiment)
 
 
-def _predict(plan: Plan, run: RunDir) -> int:
+def _predict(plan: Plan, runs: Sequence[RunDir]) -> int:
     from pipeline.submission import is_predicted
 
-    test = _test_data(plan, run)
-    status = _wrangle(plan, [test], quiet=True)
-    if status or is_predicted(run, test.packed, test.split):
-        return status
-    task = Predict(
-        run=str(run.path),
-        packed=str(test.packed),
-        split=str(test.split) if test.split else None,
-        device=plan.loaded.spec.run.device,
-    )
-    return _run_one(plan, f"predict {run.name}", task)
+    for run in runs:
+        test = _test_data(plan, run)
+        status = _wrangle(plan, [test], quiet=True)
+        if not status and not is_predicted(run, test.packed, test.split):
+            task = Predict(
+                run=str(run.path),
+                packed=str(test.packed),
+                split=str(test.split) if test.split else None,
+                device=plan.loaded.spec.run.device,
+            )
+            status = _run_one(plan, f"predict {run.name}", task)
+        if status:
+            return status
+    return 0
 
 
 def _test_data(plan: Plan, run: RunDir) -> PlannedData:

@@ -160,16 +160,18 @@ def _ranked(request: Request, plan: Plan, standing: Overview, *, submission: boo
     status = here.evaluate(request, reasons) or (here.FAILED if reasons else 0)
     if not submission:
         return status, []
-    from pipeline.experiment import selected_cell
     from pipeline.submission import is_predicted
 
-    chosen = plan.experiment.find(request.run) if request.run else selected_cell(plan.experiment)
-    test = plan.tests.get(chosen.name)
-    if test is None:
-        raise SubmissionError(f"{chosen.name}: is no cell of {shown(plan.loaded.path)}; pick one that is")
-    if test.reason is None and is_predicted(chosen, test.packed, test.split):
+    chosen = here.selected(plan, request.run)
+    for run in chosen:
+        if run.name not in plan.tests:
+            raise SubmissionError(f"{run.name}: is no cell of {shown(plan.loaded.path)}; pick one that is")
+    tests = [(run, plan.tests[run.name]) for run in chosen]
+    if all(test.reason is None and is_predicted(run, test.packed, test.split) for run, test in tests):
         return here.submission_file(request, plan, chosen) or status, []
     batches = _draft(request, plan, standing, [], submission=True)
     (closing,) = batches[-1].tasks
-    last = replace(batches[-1], tasks=(replace(closing, submit=submit_task(plan, chosen.name)),))
+    last = replace(
+        batches[-1], tasks=(replace(closing, submit=submit_task(plan, [run.name for run in chosen])),)
+    )
     return status, [*batches[:-1], last]

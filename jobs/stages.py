@@ -176,6 +176,7 @@ class Evaluate:
     experiment: str
     cells: tuple[tuple[str, str, str], ...]  # folder name, identity, name without the seed
     evaluate: str  # EvaluateSpec as JSON
+    submission: str  # SubmissionSpec as JSON
     best_by: str
     packed: str
     split: str
@@ -186,12 +187,13 @@ class Evaluate:
         """Exit status."""
         from pipeline.experiment import Evaluation, evaluate_experiment
         from pipeline.rundir import ExperimentDir
-        from pipeline.spec import EvaluateSpec
+        from pipeline.spec import EvaluateSpec, SubmissionSpec
 
         evaluation = Evaluation(
             ExperimentDir(Path(self.experiment)),
             tuple((name, identity, group) for name, identity, group in self.cells),
             EvaluateSpec.model_validate_json(self.evaluate),
+            SubmissionSpec.model_validate_json(self.submission),
             tuple(self.data_digests),
         )
         evaluate_experiment(
@@ -225,31 +227,36 @@ class Predict:
 
 @dataclass(frozen=True)
 class Submit:
-    """Predict with the selected cell where that is missing, and write the checked submission."""
+    """Predict with the selected cells where that is missing, and write the checked submission."""
 
     experiment: str
-    cell: str | None  # None: the selected one, known only when this runs
+    cells: tuple[str, ...] | None  # None: those selected, known only when this runs
     tests: dict[
         str, tuple[str, str | None]
     ]  # cell -> packed test images and, where it has the rows, the split
     device: str
-    threshold: float | str
+    evaluate: str  # EvaluateSpec as JSON
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.experiment import selected_cell
+        from pipeline.experiment import selected_cells
         from pipeline.prediction import predict
         from pipeline.rundir import ExperimentDir, RunDir
+        from pipeline.spec import EvaluateSpec
         from pipeline.submission import is_predicted, make_submission
 
         experiment = ExperimentDir(Path(self.experiment))
-        run = RunDir(experiment.path / self.cell) if self.cell else selected_cell(experiment)
-        packed, split = (Path(part) if part else None for part in self.tests[run.name])
-        assert packed is not None
-        if not is_predicted(run, packed, split):
-            predict(run, packed, split, device=self.device)
-        result = make_submission(experiment, run, packed, split, threshold=self.threshold)
-        ledger.append(experiment.ledger, "submission", cell=run.name, test=result.test_metrics)
+        runs = [RunDir(experiment.path / name) for name in self.cells or ()] or selected_cells(experiment)
+        tests = {
+            run.name: (Path(packed), Path(split) if split else None)
+            for run in runs
+            for packed, split in [self.tests[run.name]]
+        }
+        for run in runs:
+            if not is_predicted(run, *tests[run.name]):
+                predict(run, *tests[run.name], device=self.device)
+        result = make_submission(experiment, runs, tests, EvaluateSpec.model_validate_json(self.evaluate))
+        ledger.append(experiment.ledger, "submission", cell=", ".join(tests), test=result.test_metrics)
         print(f"submission: {shown(experiment.submission)}\n{result.text}", flush=True)
         return 0
 

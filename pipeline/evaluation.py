@@ -7,43 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.calibration import reliability
+from pipeline.calibration import ece, reliability
 from pipeline.data.packed import PackedSet
 from pipeline.data.seeding import seeded
 from pipeline.data.splits import Split
+from pipeline.deciding import Rule, Validation, cross_fitted
 from pipeline.files import write_json
-from pipeline.identity import digest
 from pipeline.leaderboard import Row
 from pipeline.metrics import absent_labels, all_metrics, per_label
 from pipeline.rundir import RunDir
 from pipeline.spec import EvaluateSpec
 from pipeline.statistics import bootstrap, intervals
-from pipeline.thresholds import cross_fitted_decisions, decide, tune_per_label
+from pipeline.thresholds import decide
 
 # N images, K labels
 Scores = npt.NDArray[np.float32]
 Decisions = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """A cell's `scores_val.npz`."""
-
-    ids: list[str]
-    labels: list[str]
-    scores_NK: Scores
-    targets_NK: Decisions
-
-    @property
-    def digest(self) -> str:
-        """Of the images and their truth: cells with an equal one can be compared."""
-        return digest([self.ids, self.labels, self.targets_NK.tolist()])
-
-    @classmethod
-    def read(cls, run: RunDir) -> Validation:
-        """Verified against the manifest first; raises CheckpointError."""
-        with np.load(run.verify(run.scores_val)) as file:
-            return cls(file["ids"].tolist(), file["labels"].tolist(), file["scores"], file["targets"])
 
 
 @dataclass(frozen=True)
@@ -62,32 +41,30 @@ class Evaluated:
 
 def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> Evaluated:
     """Measure a finished cell and write its report.json; raises CheckpointError where an artifact is damaged."""
-    validation = Validation.read(run)
-    scores_NK, targets_NK = validation.scores_NK, validation.targets_NK
-    at50_NK = decide(scores_NK, np.full(len(validation.labels), 0.5, np.float32))
-    if evaluate.threshold == "per_label":
-        thresholds_K = tune_per_label(scores_NK, targets_NK)
-        decisions_NK = cross_fitted_decisions(scores_NK, targets_NK)
-        rule = "per label, tuned on validation; the metrics are cross-fitted"
-    else:
-        thresholds_K = np.full(len(validation.labels), evaluate.threshold, np.float32)
-        decisions_NK = decide(scores_NK, thresholds_K)
-        rule = f"{evaluate.threshold:g} for every label"
-    metrics = views(scores_NK, decisions_NK, at50_NK, targets_NK)
+    return measure(run, "done", Validation.read(run), evaluate)
+
+
+def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateSpec) -> Evaluated:
+    """Decide and measure scores, and write report.json into `run`."""
+    labels, scores_NK, targets_NK = validation.labels, validation.scores_NK, validation.targets_NK
+    at50_NK = decide(scores_NK, np.full(len(labels), 0.5, np.float32))
+    rule = Rule.fit(evaluate, scores_NK, targets_NK)
+    decisions_NK, calibrated_NK = cross_fitted(evaluate, scores_NK, targets_NK)
     resampled = bootstrap(scores_NK, decisions_NK, targets_NK)
-    metrics |= intervals(resampled)
+    metrics = views(scores_NK, decisions_NK, at50_NK, targets_NK) | intervals(resampled)
     report = {
         "cell": run.name,
         "images": len(validation.ids),
-        "threshold": rule,
-        "absent_labels": absent_labels(validation.labels, targets_NK),
+        "threshold": f"{rule.text}; what is tuned is cross-fitted in the metrics",
+        "rule": rule.as_dict(),
+        "absent_labels": absent_labels(labels, targets_NK),
         "metrics": metrics,
-        "calibration": reliability(scores_NK, targets_NK),
-        "per_label": per_label(validation.labels, scores_NK, decisions_NK, targets_NK, thresholds_K),
+        "calibration": reliability(calibrated_NK, targets_NK)
+        | {"ece_uncalibrated": ece(scores_NK, targets_NK)},
+        "per_label": per_label(labels, scores_NK, decisions_NK, targets_NK, rule.thresholds_K),
     }
     write_json(run.report, report)
-    row = Row(run.name, "done", metrics=metrics)
-    return Evaluated(row, validation, resampled[evaluate.select_by])
+    return Evaluated(Row(run.name, state, metrics=metrics), validation, resampled[evaluate.select_by])
 
 
 def baselines(packed: PackedSet, split: Split) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
+from pipeline.deciding import Validation
 from pipeline.errors import CheckpointError, SubmissionError
-from pipeline.evaluation import Evaluated, baselines, evaluate_cell
+from pipeline.evaluation import Evaluated, baselines, evaluate_cell, measure
 from pipeline.files import sha256_file, write_json
 from pipeline.identity import digest
 from pipeline.leaderboard import (
@@ -22,6 +23,7 @@ from pipeline.leaderboard import (
     best_cell,
     format_comparisons,
     format_table,
+    rank,
     read_leaderboard,
     read_table,
     write_leaderboard,
@@ -29,10 +31,11 @@ from pipeline.leaderboard import (
 )
 from pipeline.metrics import METRICS
 from pipeline.rundir import ExperimentDir, RunDir
-from pipeline.spec import LOWER_IS_BETTER, EvaluateSpec
+from pipeline.spec import LOWER_IS_BETTER, EvaluateSpec, SubmissionSpec, TopCells
 from pipeline.statistics import Contender, compare, over_seeds
 
 FORMAT = 2  # of the tables: an experiment evaluated by another format is evaluated anew
+ENSEMBLE = "ensemble"  # the row and folder of several cells' mean scores
 _COMPARED = 20  # cells, the best ones
 
 
@@ -43,6 +46,7 @@ class Evaluation:
     experiment: ExperimentDir
     cells: tuple[tuple[str, str, str], ...]
     evaluate: EvaluateSpec
+    submission: SubmissionSpec
     data_digests: tuple[str, ...]
 
     @property
@@ -50,7 +54,15 @@ class Evaluation:
         """Digest of all that the leaderboard depends on: equal inputs need no new evaluation."""
         runs = [(RunDir(self.experiment.path / name), identity) for name, identity, _ in self.cells]
         cells = [(run.name, run.why_not_done(identity), _scores_digest(run)) for run, identity in runs]
-        return digest([FORMAT, cells, self.evaluate.model_dump(mode="json"), list(self.data_digests)])
+        return digest(
+            [
+                FORMAT,
+                cells,
+                self.evaluate.model_dump(mode="json"),
+                self.submission.model_dump(mode="json"),
+                list(self.data_digests),
+            ]
+        )
 
     @property
     def is_done(self) -> bool:
@@ -92,10 +104,13 @@ def evaluate_experiment(
         measured.setdefault(without_seed, []).append(found)
     # every byte of the pixels was verified where they were read; here only labels are used
     rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
+    ensemble = _ensemble(evaluation, measured)
+    rows += [ensemble.found.row] if ensemble.found else []
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
     _write_seeds(experiment, measured)
     comparable = len({found.validation.digest for group in measured.values() for found in group}) <= 1
-    _write_comparisons(experiment, measured if comparable else {}, evaluate.select_by)
+    together = {ENSEMBLE: [ensemble.found]} if ensemble.found else {}
+    _write_comparisons(experiment, measured | together if comparable else {}, evaluate.select_by)
     absent = sorted({label for group in measured.values() for found in group for label in found.absent})
     selected = experiment.read_selected() | {
         "inputs": evaluation.inputs,
@@ -105,11 +120,47 @@ def evaluate_experiment(
         "split": str(split_file),
         "comparable": comparable,
         "absent_labels": absent,
+        "ensemble": ensemble.members,
+        "problem": ensemble.problem,
         "codes": sorted(codes),
         "tables": _tables(experiment),
     }
     write_json(experiment.selected, _choose(experiment, selected, None))
     _write_report(experiment, [name for name, _, _ in evaluation.cells])
+
+
+@dataclass(frozen=True)
+class _Ensemble:
+    members: list[str] = field(default_factory=list)  # none: the best cell alone
+    found: Evaluated | None = None
+    problem: str | None = None  # why what `submission.cells` asks for cannot be
+
+
+def _ensemble(evaluation: Evaluation, measured: Mapping[str, Sequence[Evaluated]]) -> _Ensemble:
+    """The cells of `submission.cells`, and their mean scores decided and measured like a cell's."""
+    cells, evaluate = evaluation.submission.cells, evaluation.evaluate
+    rows = rank([found.row for group in measured.values() for found in group], evaluate.select_by)
+    by_name = {found.row.cell: found.validation for group in measured.values() for found in group}
+    if cells == "best" or not rows:
+        return _Ensemble()
+    if isinstance(cells, TopCells):
+        same = by_name[rows[0].cell].digest
+        members = [row.cell for row in rows if by_name[row.cell].digest == same][: cells.top]
+    else:
+        members = [row.cell for row in rows if row.cell.startswith(cells)]
+        for prefix in cells:
+            if not any(name.startswith(prefix) for name in members):
+                known = ", ".join(row.cell for row in rows)
+                return _Ensemble(
+                    problem=f"submission.cells: no finished cell starts with {prefix!r}; finished: {known}"
+                )
+    try:
+        validation = Validation.mean([by_name[name] for name in members])
+    except SubmissionError as error:
+        return _Ensemble(problem=str(error))
+    run = RunDir(evaluation.experiment.path / ENSEMBLE)
+    run.path.mkdir(exist_ok=True)
+    return _Ensemble(members, measure(run, ENSEMBLE, validation, evaluate))
 
 
 def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]]) -> None:
@@ -143,9 +194,17 @@ def _write_comparisons(
 def show(experiment: ExperimentDir, select_by: str) -> str:
     """The leaderboard as text."""
     selected = experiment.read_selected()
-    table = format_table(read_leaderboard(experiment.leaderboard), select_by, [selected.get("cell", "")])
+    table = format_table(
+        read_leaderboard(experiment.leaderboard),
+        select_by,
+        [selected.get("cell", ""), *selected.get("cells", ())],
+    )
     told = format_comparisons(read_table(experiment.comparisons))
     table += f"\n{told}" if told else ""
+    if selected.get("ensemble"):
+        table += f"\n{ENSEMBLE}: mean scores of {', '.join(selected['ensemble'])}"
+    if selected.get("problem"):
+        table += f"\nnote: {selected['problem']}"
     if selected.get("absent_labels"):
         absent = ", ".join(selected["absent_labels"])
         table += f"\nnote: no validation image bears {absent}: left out of the macro averages"
@@ -169,7 +228,9 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
         raise SubmissionError(f"{experiment.leaderboard}: is damaged or edited; `make grid` writes it anew")
     chosen = _choose(experiment, selected | {"picked_by": "best"}, picked)
     if "cell" not in chosen:
-        raise SubmissionError(f"{experiment.leaderboard}: no cell has finished; see their logs")
+        raise SubmissionError(
+            chosen.get("problem") or f"{experiment.leaderboard}: no cell has finished; see their logs"
+        )
     write_json(experiment.selected, chosen)
     _write_report(experiment)
     return str(chosen["cell"])
@@ -181,18 +242,19 @@ def _write_report(experiment: ExperimentDir, planned: Sequence[str] = ()) -> Non
     write_report(experiment, planned)
 
 
-def selected_cell(experiment: ExperimentDir) -> RunDir:
-    """The cell the submission is made of; a SubmissionError where there is none yet."""
-    cell = experiment.read_selected().get("cell")
-    if not cell:
+def selected_cells(experiment: ExperimentDir) -> list[RunDir]:
+    """The cells whose mean scores make the submission; a SubmissionError where there are none yet."""
+    selected = experiment.read_selected()
+    if not selected.get("cells"):
         raise SubmissionError(
-            f"{experiment.path}: no cell is selected; run `make grid`, and see the logs of its cells"
+            selected.get("problem")
+            or f"{experiment.path}: no cell is selected; run `make grid`, and see the logs of its cells"
         )
-    return RunDir(experiment.path / cell)
+    return [RunDir(experiment.path / name) for name in selected["cells"]]
 
 
 def _choose(experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir | None) -> dict[str, Any]:
-    """`selected` with the user's pick while it is valid, else with the best cell."""
+    """`selected` with the user's pick while it is valid, else the ensemble asked for, else the best cell."""
     rows = read_leaderboard(experiment.leaderboard)
     done = {row["cell"]: row for row in rows if row["state"] == "done"}
     if picked is not None and picked.name not in done:
@@ -203,11 +265,18 @@ def _choose(experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir 
     by_user = selected.get("cell") if selected.get("picked_by") == "user" else None
     name = picked.name if picked is not None else by_user if by_user in done else None
     chosen = done[name] if name else best_cell(rows)
-    for key in ("cell", "value", "picked_by"):
+    how = "user" if name else "best"
+    cells = [chosen["cell"]] if chosen else []
+    if how == "best" and selected.get("ensemble"):
+        how, cells = ENSEMBLE, selected["ensemble"]
+        chosen = next(row for row in rows if row["cell"] == ENSEMBLE)
+    elif how == "best" and selected.get("problem"):
+        chosen = None
+    for key in ("cell", "cells", "value", "picked_by"):
         selected.pop(key, None)
     if chosen is not None:
-        selected["cell"] = chosen["cell"]
-        selected["picked_by"] = "user" if name else "best"
+        selected["cell"], selected["cells"] = chosen["cell"], cells
+        selected["picked_by"] = how
         selected["value"] = float(chosen[selected["select_by"]])
     return selected
 

@@ -29,7 +29,7 @@ _PRINTED = ("f1_micro", "f1_macro", "f1_samples_empty1", "map_macro", "label_acc
 
 @dataclass(frozen=True)
 class Row:
-    """A cell or baseline: `done` and `baseline` have metrics, anything else an error."""
+    """A cell, ensemble or baseline, which have metrics; in any other state a cell has an error."""
 
     cell: str
     state: str
@@ -37,16 +37,15 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def write_leaderboard(path: Path, rows: Sequence[Row], select_by: str) -> None:
-    """Write the rows, best by `select_by` first, those without metrics last."""
+def rank(rows: Sequence[Row], select_by: str) -> list[Row]:
+    """The best by `select_by` first, those without metrics last."""
     sign = 1 if select_by in LOWER_IS_BETTER else -1
+    return sorted(rows, key=lambda row: (not row.metrics, sign * row.metrics.get(select_by, 0.0), row.cell))
 
-    def rank(row: Row) -> tuple[bool, float, str]:
-        return not row.metrics, sign * row.metrics.get(select_by, 0.0), row.cell
 
-    table = [
-        {"cell": r.cell, "state": r.state, "error": r.error, **r.metrics} for r in sorted(rows, key=rank)
-    ]
+def write_leaderboard(path: Path, rows: Sequence[Row], select_by: str) -> None:
+    """Write the rows, ranked."""
+    table = [{"cell": r.cell, "state": r.state, "error": r.error, **r.metrics} for r in rank(rows, select_by)]
     write_table(path, COLUMNS, table)
 
 

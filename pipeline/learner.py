@@ -14,18 +14,20 @@ from torch import Tensor
 from pipeline.attempt import Attempt
 from pipeline.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.data.augment import MEAN, STD
-from pipeline.data.loading import STREAM_VERSION, Rows
+from pipeline.data.loading import STREAM_VERSION, Rows, Stream
 from pipeline.data.packed import PackedSet
+from pipeline.data.sampling import expected_repeats
 from pipeline.device import Settled
+from pipeline.ema import WeightAverage
 from pipeline.errors import CheckpointError, DivergedError, TrainingError
 from pipeline.identity import flattened
-from pipeline.losses import balanced_pos_weight, build_loss
+from pipeline.losses import build_loss, loss_weights
 from pipeline.metrics import all_metrics
-from pipeline.models import build_model, set_training_mode
+from pipeline.models import build_model, head_of, set_training_mode, start_at_prior
 from pipeline.optim import build_optimizer
 from pipeline.schedules import PlateauState, lr_scale
 from pipeline.scoring import Scored
-from pipeline.spec import LOWER_IS_BETTER, Spec
+from pipeline.spec import LOWER_IS_BETTER, SamplingSpec, Spec
 from pipeline.thresholds import decide, tune_per_label
 from pipeline.tracking import Tracker
 
@@ -63,12 +65,22 @@ class Learner:
         self.settled = Settled(**state["settled"]) if state else settled
         self.settled.apply()
         torch.manual_seed(self.train.seed)
-        net = build_model(self.train.model, len(data.packed.labels), self.train.image_px, weights)
+        model, targets_NK = self.train.model, data.packed.labels_NK[data.train]
+        net = build_model(model, len(data.packed.labels), self.train.image_px, weights)
+        sampling = self.train.sampling
+        repeats_N = None if sampling == SamplingSpec() else expected_repeats(sampling, targets_NK)
+        self.stream = Stream(data.packed, data.train, self.train.batch_size, self.train.seed, repeats_N)
+        if model.head_bias == "prior":
+            start_at_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
         self.net = net.to(self.settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(self.train.optimizer, self.net)
+        horizon = self.train.ema_epochs * self.stream.steps_per_epoch
+        self.average = WeightAverage(self.net, horizon) if horizon else None
+        self.optimizer = build_optimizer(self.train.optimizer, self.net, head_of(self.net, model.name))
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = self.settled.scaler()
-        self.loss = build_loss(self.train.loss, self._pos_weight())
+        weights_of_loss = loss_weights(self.train.loss, targets_NK)
+        self.loss = build_loss(self.train.loss, weights_of_loss.to(self.settled.device))
+        self._cpu_loss = build_loss(self.train.loss, weights_of_loss)
         self.plateau = PlateauState()
         self.step = self.epoch = 0
         self.best: dict[str, Any] | None = None  # {"value", "epoch"}
@@ -84,8 +96,10 @@ class Learner:
 
     @property
     def is_training(self) -> bool:
-        """Whether epochs are left, and nothing went wrong."""
-        return self.attempt.error is None and self.epoch < self.train.epochs
+        """Whether epochs are left, the best lies less than `patience_epochs` back, and nothing went wrong."""
+        patience, best = self.train.patience_epochs, self.best
+        waited = patience is not None and best is not None and self.epoch - best["epoch"] >= patience
+        return self.attempt.error is None and not waited and self.epoch < self.train.epochs
 
     def set_learning_rate(self, steps_per_epoch: int) -> float:
         """Set the rate of the coming step on every group, and return the first group's."""
@@ -94,9 +108,16 @@ class Learner:
             group["lr"] = base * scale * self.plateau.factor
         return float(self.optimizer.param_groups[0]["lr"])
 
+    @property
+    def scored_net(self) -> torch.nn.Module:
+        """The network that is validated and kept: the average of the weights where there is one."""
+        return self.average.net if self.average else self.net
+
     def training_mode(self) -> None:
-        """Dropout and batch statistics on, except in a frozen backbone."""
-        set_training_mode(self.net, self.train.model)
+        """Dropout and batch statistics on, except in a frozen backbone; that is frozen in the first epochs too."""
+        model = self.train.model
+        head_only = model.trainable == "head" or self.epoch < self.train.head_first_epochs
+        set_training_mode(self.net, model.name, head_only=head_only)
 
     def count(self, loss: Tensor, images: int) -> None:
         """Take a finished step into the epoch's mean loss."""
@@ -135,7 +156,7 @@ class Learner:
         decisions_NK = decide(scored.scores_NK, np.full(scored.scores_NK.shape[1], 0.5, np.float32))
         metrics = all_metrics(scored.scores_NK, decisions_NK, scored.targets_NK)
         targets = torch.from_numpy(scored.targets_NK).float()
-        loss = float(self._cpu_loss()(torch.from_numpy(scored.logits_NK), targets))
+        loss = float(self._cpu_loss(torch.from_numpy(scored.logits_NK), targets))
         values = {
             "train/loss": self.mean_loss(),
             "train/lr": float(self.optimizer.param_groups[0]["lr"]),
@@ -152,7 +173,7 @@ class Learner:
         self.images = 0
         if self.best is None or (value > self.best["value"] if higher else value < self.best["value"]):
             self.best = {"value": value, "epoch": self.epoch}
-            self._new_best = {k: v.to("cpu", copy=True) for k, v in self.net.state_dict().items()}
+            self._new_best = {k: v.to("cpu", copy=True) for k, v in self.scored_net.state_dict().items()}
         self.tracker.score_histograms(self.step, scored.scores_NK, scored.targets_NK)
         self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
         return values
@@ -179,7 +200,8 @@ class Learner:
             "settled": self.settled.as_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "model": self.net.state_dict(),  # averaged weights, where a recipe keeps them, belong here too
+            "model": self.net.state_dict(),
+            "average": self.average.net.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "plateau": self.plateau.as_dict(),
@@ -208,6 +230,7 @@ class Learner:
                 "resize": self.spec.data.resize,
                 "mean": list(MEAN),
                 "std": list(STD),
+                "flips": self.train.average_flips,
             },
             "precision": self.settled.precision,
             "best": self.best,
@@ -236,6 +259,8 @@ class Learner:
                 f"going on would mix both. Delete {self.run.path} to train this cell anew"
             )
         self.net.load_state_dict(state["model"])
+        if self.average:
+            self.average.net.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.plateau = PlateauState(**state["plateau"])
@@ -252,13 +277,3 @@ class Learner:
             raise DivergedError(
                 f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}); {_REMEDY}"
             )
-
-    def _pos_weight(self) -> Tensor | None:
-        if self.train.loss.name != "bce" or self.train.loss.pos_weight == "none":
-            return None
-        targets_NK = self.data.packed.labels_NK[self.data.train]
-        return balanced_pos_weight(targets_NK, self.train.loss.pos_weight_cap).to(self.settled.device)
-
-    def _cpu_loss(self) -> Any:
-        weight = self._pos_weight()
-        return build_loss(self.train.loss, weight.cpu() if weight is not None else None)

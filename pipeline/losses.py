@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,23 +12,101 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.spec import BceLoss, LossSpec, SoftF1Loss
+from pipeline.spec import (
+    AsymmetricLoss,
+    BceLoss,
+    BceSoftF1Loss,
+    FocalLoss,
+    LossSpec,
+    SoftF1Loss,
+    SoftmaxF1Loss,
+)
 
 # B batch, N images, K labels
 Loss = Callable[[Tensor, Tensor], Tensor]
 _EPS = 1e-12
 
 
-def build_loss(spec: LossSpec, pos_weight_K: Tensor | None = None) -> Loss:
-    """The loss a spec names; `pos_weight_K` weighs the positives of each label in BCE."""
-    if isinstance(spec, BceLoss):
-        return lambda logits_BK, targets_BK: functional.binary_cross_entropy_with_logits(
-            logits_BK, targets_BK, pos_weight=pos_weight_K
-        )
+def build_loss(spec: LossSpec, weights: LossWeights | None = None) -> Loss:
+    """The loss a spec names; `weights` are those `loss_weights` made of the training labels."""
+    weights = weights or LossWeights()
     if isinstance(spec, SoftF1Loss):
-        average = spec.average
-        return lambda logits_BK, targets_BK: soft_f1_loss(logits_BK, targets_BK, average)
-    return failed_softmax_f1_loss
+        return functools.partial(soft_f1_loss, average=spec.average)
+    if isinstance(spec, BceSoftF1Loss):
+        return functools.partial(bce_soft_f1_loss, share=spec.share, average=spec.average)
+    if isinstance(spec, SoftmaxF1Loss):
+        return failed_softmax_f1_loss
+    elements: Loss
+    if isinstance(spec, BceLoss):
+        elements = functools.partial(_bce, smoothing=spec.smoothing, pos_weight=weights.positive_K)
+    elif isinstance(spec, FocalLoss):
+        elements = functools.partial(focal, gamma=spec.gamma, alpha=spec.alpha)
+    else:
+        elements = functools.partial(
+            asymmetric, negative=spec.gamma_negative, positive=spec.gamma_positive, clip=spec.clip
+        )
+    label_K = weights.label_K
+    if label_K is None:
+        return lambda logits_BK, targets_BK: elements(logits_BK, targets_BK).mean()
+    return lambda logits_BK, targets_BK: (elements(logits_BK, targets_BK) * label_K).mean()
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights (K,) of the positives of each label in BCE, and of each label; None: 1."""
+
+    positive_K: Tensor | None = None
+    label_K: Tensor | None = None
+
+    def to(self, device: str) -> LossWeights:
+        """On another device."""
+        moved = (None if w is None else w.to(device) for w in (self.positive_K, self.label_K))
+        return LossWeights(*moved)
+
+
+def loss_weights(spec: LossSpec, targets_NK: npt.NDArray[np.uint8]) -> LossWeights:
+    """What a loss weighs with, from the labels of the training images."""
+    positive_K = label_K = None
+    if isinstance(spec, BceLoss) and spec.pos_weight == "balanced":
+        positive_K = balanced_pos_weight(targets_NK, spec.pos_weight_cap)
+    if isinstance(spec, BceLoss | FocalLoss | AsymmetricLoss) and spec.label_weight == "class_balanced":
+        label_K = class_balanced_weight(targets_NK, spec.class_balanced_beta)
+    return LossWeights(positive_K, label_K)
+
+
+def _bce(logits_BK: Tensor, targets_BK: Tensor, smoothing: float, pos_weight: Tensor | None) -> Tensor:
+    if smoothing:
+        targets_BK = targets_BK * (1 - 2 * smoothing) + smoothing
+    return functional.binary_cross_entropy_with_logits(
+        logits_BK, targets_BK, pos_weight=pos_weight, reduction="none"
+    )
+
+
+def focal(logits_BK: Tensor, targets_BK: Tensor, gamma: float, alpha: float | None) -> Tensor:
+    """(B, K): BCE times (1 - score of the truth)^gamma; a target between 0 and 1 is a mixture of both."""
+    loss_BK = asymmetric(logits_BK, targets_BK, negative=gamma, positive=gamma, clip=0.0)
+    if alpha is not None:
+        loss_BK = loss_BK * (alpha * targets_BK + (1 - alpha) * (1 - targets_BK))
+    return loss_BK
+
+
+def asymmetric(
+    logits_BK: Tensor, targets_BK: Tensor, negative: float, positive: float, clip: float
+) -> Tensor:
+    """(B, K): ASL (Ridnik et al. 2021). Scores of negatives are lowered by `clip` first, easy ones to 0."""
+    scores_BK = torch.sigmoid(logits_BK)
+    log_true_BK = functional.logsigmoid(logits_BK)
+    if clip:
+        lowered_BK = (scores_BK - clip).clamp(min=0)
+        log_false_BK = torch.log1p(-lowered_BK)
+    else:
+        lowered_BK, log_false_BK = scores_BK, functional.logsigmoid(-logits_BK)
+    hit_BK, miss_BK = -log_true_BK, -log_false_BK
+    if positive:
+        hit_BK = hit_BK * (1 - scores_BK) ** positive
+    if negative:
+        miss_BK = miss_BK * lowered_BK**negative
+    return targets_BK * hit_BK + (1 - targets_BK) * miss_BK
 
 
 def soft_f1_loss(logits_BK: Tensor, targets_BK: Tensor, average: str) -> Tensor:
@@ -47,6 +127,12 @@ def soft_f1_loss(logits_BK: Tensor, targets_BK: Tensor, average: str) -> Tensor:
     return 1 - (f1_K * support_K).sum() / (support_K.sum() + _EPS)
 
 
+def bce_soft_f1_loss(logits_BK: Tensor, targets_BK: Tensor, share: float, average: str) -> Tensor:
+    """(1 - share) BCE + share soft F1: F1 as the aim, BCE's gradient where F1 has none."""
+    bce = functional.binary_cross_entropy_with_logits(logits_BK, targets_BK)
+    return (1 - share) * bce + share * soft_f1_loss(logits_BK, targets_BK, average)
+
+
 def failed_softmax_f1_loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     """The original work's: softmax over the labels, one F1 over the whole batch, to repeat its failure."""
     scores_BK = torch.softmax(logits_BK, dim=1)
@@ -61,3 +147,10 @@ def balanced_pos_weight(targets_NK: npt.NDArray[np.uint8], cap: float) -> Tensor
     positives_K = targets_NK.sum(axis=0, dtype=np.int64)
     ratio_K = (len(targets_NK) - positives_K) / np.maximum(positives_K, 1)
     return torch.from_numpy(np.minimum(ratio_K, cap).astype(np.float32))
+
+
+def class_balanced_weight(targets_NK: npt.NDArray[np.uint8], beta: float) -> Tensor:
+    """(K,): (1 - beta) / (1 - beta^n) of a label with n images, scaled to mean 1 (Cui et al. 2019)."""
+    positives_K = np.maximum(targets_NK.sum(axis=0, dtype=np.int64), 1)
+    weight_K = (1 - beta) / (1 - beta**positives_K)
+    return torch.from_numpy((weight_K / weight_K.mean()).astype(np.float32))

@@ -114,9 +114,9 @@ def per_label(
     scores_NK: Scores,
     decisions_NK: Decisions,
     targets_NK: Decisions,
-    thresholds_K: npt.NDArray[np.float32],
+    thresholds_K: npt.NDArray[np.float32] | None,
 ) -> list[dict[str, Any]]:
-    """A row per label: support, predicted, precision, recall, f1, ap (None if absent), threshold."""
+    """A row per label: support, predicted, precision, recall, f1, ap (None if absent), threshold (None without)."""
     decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
     counts = WeightedCounts((decided & true).sum(0), decided.sum(0), true.sum(0))
     ap_K = average_precision(scores_NK, targets_NK)
@@ -129,7 +129,7 @@ def per_label(
             "recall": float(counts.recall[k]),
             "f1": float(counts.f1[k]),
             "ap": None if np.isnan(ap_K[k]) else float(ap_K[k]),
-            "threshold": float(thresholds_K[k]),
+            "threshold": None if thresholds_K is None else float(thresholds_K[k]),
         }
         for k, label in enumerate(labels)
     ]

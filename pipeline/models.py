@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -37,13 +39,19 @@ def build_model(
     return net
 
 
-def set_training_mode(net: nn.Module, model: ModelSpec) -> None:
-    """Dropout and batch statistics on; a frozen backbone stays as it predicts."""
-    if model.trainable == "all":
-        net.train()
-    else:
-        net.eval()
-        head_of(net, model.name).train()
+def set_training_mode(net: nn.Module, name: str, *, head_only: bool) -> None:
+    """Dropout and batch statistics on; with `head_only` the rest is frozen and stays as it predicts."""
+    net.train(not head_only)
+    net.requires_grad_(not head_only)
+    head_of(net, name).train().requires_grad_(True)
+
+
+def start_at_prior(net: nn.Module, name: str, share_K: npt.NDArray[np.float64]) -> None:
+    """The head's bias at the log-odds of each label's share of the images, of (0, 1) at least a hair inside."""
+    share = torch.from_numpy(share_K).float().clamp(1e-4, 1 - 1e-4)
+    bias: Any = head_of(net, name).bias
+    with torch.no_grad():
+        bias.copy_(torch.logit(share))
 
 
 def head_of(net: nn.Module, name: str) -> nn.Module:

@@ -21,20 +21,27 @@ _OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
 _FUSED = ("adam", "adamw")
 
 
-def build_optimizer(spec: OptimizerSpec, net: nn.Module) -> optim.Optimizer:
+def build_optimizer(spec: OptimizerSpec, net: nn.Module, head: nn.Module | None = None) -> optim.Optimizer:
     """The optimizer of a network's trainable parameters.
 
     Weight decay leaves out biases and norms (everything of one dimension) unless the spec says
-    `decay_bias_and_norm`.
+    `decay_bias_and_norm`. All that is not part of `head` learns at `lr_backbone` times the rate.
     """
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    decayed = [p for p in trainable if p.ndim > 1 or spec.decay_bias_and_norm]
-    spared = [p for p in trainable if p.ndim <= 1 and not spec.decay_bias_and_norm]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": spec.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    settings = spec.model_dump(exclude={"name", "weight_decay", "decay_bias_and_norm"})
+    own = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    parts = [(trainable, spec.lr)]
+    if spec.lr_backbone != 1:
+        parts = [
+            ([p for p in trainable if id(p) in own], spec.lr),
+            ([p for p in trainable if id(p) not in own], spec.lr * spec.lr_backbone),
+        ]
+    groups: list[dict[str, Any]] = []
+    for members, lr in parts:
+        decayed = [p for p in members if p.ndim > 1 or spec.decay_bias_and_norm]
+        spared = [p for p in members if p.ndim <= 1 and not spec.decay_bias_and_norm]
+        groups.append({"params": decayed, "weight_decay": spec.weight_decay, "lr": lr})
+        groups.append({"params": spared, "weight_decay": 0.0, "lr": lr})
+    settings = spec.model_dump(exclude={"name", "lr_backbone", "weight_decay", "decay_bias_and_norm"})
     if spec.name in _FUSED:
         settings["fused"] = True
     return _OPTIMIZERS[spec.name]([group for group in groups if group["params"]], **settings)

@@ -16,7 +16,7 @@ from pipeline.errors import CheckpointError
 from pipeline.files import atomic_write
 from pipeline.models import build_model
 from pipeline.rundir import RunDir
-from pipeline.scoring import score_split
+from pipeline.scoring import Scorer, score_split
 from pipeline.spec import ModelSpec
 from pipeline.submission import made_of, test_rows
 
@@ -30,9 +30,9 @@ def load_network(best: dict[str, Any], settled: Settled) -> nn.Module:
 
 
 def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: str = "auto") -> Path:
-    """Write `scores_test.npz`: ids, names, labels, scores (N, K) float32, thresholds (K,), and what it is made of.
+    """Write `scores_test.npz`: ids, names, labels, scores (N, K) float32, and what it is made of.
 
-    Labels, preprocessing and thresholds come from the checkpoint alone. Raises CheckpointError when
+    Labels and preprocessing come from the checkpoint alone. Raises CheckpointError when
     the checkpoint is damaged or its pictures were packed in another way than these.
     """
     best = load_checkpoint(run.verify(run.checkpoint_best))
@@ -48,7 +48,8 @@ def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: s
     settled = Settled.choose(device, best["precision"], None)
     settled.apply()
     net = load_network(best, settled)
-    scored = score_split(net, packed, rows, image_px=wanted["image_px"], settled=settled)
+    flips = wanted.get("flips", False)  # checkpoints of before 24 November 2026 have none
+    scored = score_split(Scorer(net, wanted["image_px"], settled, flips), packed, rows)
     with atomic_write(run.scores_test) as file:
         np.savez(
             file,
@@ -56,7 +57,6 @@ def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: s
             names=np.array([packed.names[row] for row in rows]),
             labels=np.array(best["labels"]),
             scores=scored.scores_NK,
-            thresholds_per_label=np.array(best["thresholds"]["per_label"], np.float32),
             made_of=np.array(made_of(run, packed_dir, split_file)),
         )
     print(f"scored {len(rows)} test images")

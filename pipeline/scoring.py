@@ -48,11 +48,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A network (on its device), the size of its input, and the precision it is scored in."""
+    """A network (on its device), the size of its input, the precision it is scored in.
+
+    With `flips` a logit is the mean over a picture and its mirror image.
+    """
 
     net: nn.Module
     image_px: int
     settled: Settled
+    flips: bool = False
 
 
 @torch.inference_mode()
@@ -81,8 +85,10 @@ def _logits_together(
         images_BHWC = torch.from_numpy(batch.images_BHWC).to(scorers[0].settled.device)
         inputs = {px: to_input(images_BHWC, px) for px in {scorer.image_px for scorer in scorers}}
         for scorer, net, logits in zip(scorers, nets, parts, strict=True):
+            views = [inputs[scorer.image_px]]
+            views += [views[0].flip(3)] if scorer.flips else []
             with scorer.settled.autocast():
-                logits.append(net(inputs[scorer.image_px]).float().cpu())
+                logits.append(torch.stack([net(view).float() for view in views]).mean(dim=0).cpu())
     return [torch.cat(logits) for logits in parts]
 
 
@@ -94,9 +100,7 @@ def score_together(
     return [Scored.of(logits_NK, packed, rows) for logits_NK in logits]
 
 
-def score_split(
-    net: nn.Module, packed: PackedSet, rows: Rows, *, image_px: int, settled: Settled, batch_size: int = 128
-) -> Scored:
+def score_split(scorer: Scorer, packed: PackedSet, rows: Rows, *, batch_size: int = 128) -> Scored:
     """Scores of `rows` under one network; raises DivergedError."""
-    (scored,) = score_together([Scorer(net, image_px, settled)], packed, rows, batch_size=batch_size)
+    (scored,) = score_together([scorer], packed, rows, batch_size=batch_size)
     return scored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,15 @@ from pipeline.data.loading import Rows
 from pipeline.data.packed import PackedSet
 from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
+from pipeline.deciding import Rule, Validation, mean_scores
 from pipeline.errors import SubmissionError
 from pipeline.files import atomic_write
 from pipeline.metrics import all_metrics
 from pipeline.rundir import ExperimentDir, RunDir
-from pipeline.thresholds import decide
+from pipeline.spec import EvaluateSpec
 
 # N images, K labels
+TestImages = tuple[Path, Path | None]  # packed, and where it has the rows to predict, the split
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,41 @@ def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool
 
 def make_submission(
     experiment: ExperimentDir,
-    run: RunDir,
-    packed_dir: Path,
-    split_file: Path | None,
-    *,
-    threshold: float | str,
+    runs: Sequence[RunDir],
+    tests: Mapping[str, TestImages],
+    evaluate: EvaluateSpec,
 ) -> Submission:
-    """Decide on `run`'s test scores by the spec's rule, write `submission.csv`, and check what was written."""
-    packed = PackedSet.open(packed_dir)
-    rows = test_rows(packed, split_file)
-    with np.load(run.scores_test) as file:
-        names, labels, scores_NK = file["names"].tolist(), file["labels"].tolist(), file["scores"]
-        tuned_K = file["thresholds_per_label"]
-    per_label = threshold == "per_label"
-    thresholds_K = tuned_K if per_label else np.full(len(labels), threshold, np.float32)
-    decisions_NK = decide(scores_NK, thresholds_K)
+    """Decide on the mean test scores of `runs`, write `submission.csv`, and check what was written.
+
+    The rule is fitted on the mean validation scores of the same runs, as evaluate did; test scores that
+    are not of a run's present checkpoint are refused.
+    """
+    rule_of = Validation.mean([Validation.read(run) for run in runs])
+    rule = Rule.fit(evaluate, rule_of.scores_NK, rule_of.targets_NK)
+    packed = PackedSet.open(tests[runs[0].name][0])
+    rows = test_rows(packed, tests[runs[0].name][1])
+    names = [packed.names[row] for row in rows]
+    parts = []
+    for run in runs:
+        if not is_predicted(run, *tests[run.name]):
+            raise SubmissionError(
+                f"{run.scores_test}: is not made of the present checkpoint; run `make predict`"
+            )
+        with np.load(run.scores_test) as file:
+            if file["names"].tolist() != names or file["labels"].tolist() != rule_of.labels:
+                raise SubmissionError(
+                    f"{run.scores_test}: has other test images or labels than {runs[0].name}; "
+                    "only cells of one data set can be averaged"
+                )
+            parts.append(file["scores"])
+    labels, scores_NK = rule_of.labels, mean_scores(parts)
+    decisions_NK = rule(scores_NK)
     write_submission(experiment.submission, names, labels, decisions_NK)
-    expected = [packed.names[row] for row in rows]
-    check_submission(experiment.submission, expected, labels, decisions_NK)
-    rule = "thresholds tuned per label on validation" if per_label else f"threshold {threshold:g}"
+    check_submission(experiment.submission, names, labels, decisions_NK)
     positives = decisions_NK.sum(axis=1)
+    whose = runs[0].name if len(runs) == 1 else f"the mean scores of {', '.join(run.name for run in runs)}"
     lines = [
-        f"  {len(names)} images x {len(labels)} labels from {run.name}, {rule}: "
+        f"  {len(names)} images x {len(labels)} labels from {whose}, {rule.text}: "
         f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % blank; checked",
     ]
     metrics = None

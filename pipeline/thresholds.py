@@ -5,52 +5,119 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.seeding import seeded
+from pipeline.metrics import WeightedCounts
 
 # N images, K labels
 Scores = npt.NDArray[np.float32]
 Decisions = npt.NDArray[np.uint8]
-FOLDS = 5
+Thresholds = npt.NDArray[np.float32]
+_ROUNDS = 30  # each changes something, or is the last
 
 
-def decide(scores_NK: Scores, thresholds_K: npt.NDArray[np.float32]) -> Decisions:
+def decide(scores_NK: Scores, thresholds_K: Thresholds) -> Decisions:
     """1 where a score reaches its label's threshold: (N, K) uint8."""
     return (scores_NK >= np.asarray(thresholds_K, np.float32)).astype(np.uint8)
 
 
-def tune_per_label(scores_NK: Scores, targets_NK: Decisions) -> npt.NDArray[np.float32]:
-    """The threshold of each label that gives it the highest F1 on these images: (K,).
+def tune(metric: str, scores_NK: Scores, targets_NK: Decisions) -> Thresholds:
+    """The threshold of each label that together give `metric` its highest value on these images: (K,).
 
-    It lies midway between two scores; of equally good ones the highest is taken. A label without a
-    positive image has nothing to tune on and keeps 0.5.
+    `f1_macro` and `f1_micro` exactly, the two `f1_samples_*` to where no single label's threshold
+    improves it. A threshold lies midway between two scores; of equally good ones the highest is taken.
+    A label without a positive image has nothing to tune on and keeps 0.5 (0 labels are right for it).
     """
+    if metric == "f1_micro":
+        return _tune_micro(scores_NK, targets_NK)
+    if metric == "f1_macro":
+        return tune_per_label(scores_NK, targets_NK)
+    starts = (_tune_micro(scores_NK, targets_NK), tune_per_label(scores_NK, targets_NK))
+    blank_f1 = 1.0 if metric == "f1_samples_empty1" else 0.0
+    found = [_tune_samples(scores_NK, targets_NK, start_K, blank_f1) for start_K in starts]
+    return max(found, key=lambda pair: pair[1])[0]
+
+
+def tune_per_label(scores_NK: Scores, targets_NK: Decisions) -> Thresholds:
+    """The threshold of each label that gives it the highest F1: (K,)."""
     thresholds_K = np.full(scores_NK.shape[1], 0.5, np.float32)
     for k, (scores_N, targets_N) in enumerate(zip(scores_NK.T, targets_NK.T, strict=True)):
         positives = targets_N.sum(dtype=np.int64)
-        if positives == 0:
-            continue
-        order = np.argsort(-scores_N, kind="stable")
-        ranked = scores_N[order]
-        hits = np.cumsum(targets_N[order], dtype=np.int64)
-        f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + positives)
-        f1[:-1][ranked[:-1] == ranked[1:]] = -1  # equal scores are decided alike
-        cut = int(f1.argmax())
-        lower = ranked[cut + 1] if cut + 1 < len(ranked) else np.float32(0)
-        middle = np.float32((float(ranked[cut]) + float(lower)) / 2)
-        thresholds_K[k] = middle if middle > lower else ranked[cut]
+        if positives:
+            order, hits = _ranked(scores_N, targets_N)
+            thresholds_K[k] = _cut(scores_N[order], 2 * hits / (np.arange(len(hits)) + positives))
     return thresholds_K
 
 
-def cross_fitted_decisions(scores_NK: Scores, targets_NK: Decisions) -> Decisions:
-    """Decisions on each fifth of the images under thresholds tuned on the other four.
+def _tune_micro(scores_NK: Scores, targets_NK: Decisions) -> Thresholds:
+    """2 hits / (decided + true) over all labels is a ratio of sums: Dinkelbach's iteration (1967) is exact.
 
-    Tuning and measuring on the same images flatters rare labels; this does not.
+    For a value F it maximises 2 hits - F decided, which every label can do by itself; F is then the
+    value reached, until it rises no more.
     """
-    images = len(scores_NK)
-    fold_N = seeded(0, "threshold folds").permutation(np.arange(images) % min(FOLDS, max(images, 1)))
-    decisions_NK = np.zeros(scores_NK.shape, np.uint8)
-    for fold in np.unique(fold_N):
-        inside = fold_N == fold
-        thresholds_K = tune_per_label(scores_NK[~inside], targets_NK[~inside])
-        decisions_NK[inside] = decide(scores_NK[inside], thresholds_K)
-    return decisions_NK
+    thresholds_K = np.full(scores_NK.shape[1], 0.5, np.float32)
+    ranked = [_ranked(s, t) for s, t in zip(scores_NK.T, targets_NK.T, strict=True)]
+    value = -1.0
+    for _ in range(_ROUNDS):
+        both = WeightedCounts(*_sums(decide(scores_NK, thresholds_K), targets_NK))
+        if float(both.f1) <= value:
+            break
+        value = float(both.f1)
+        for k, (order, hits) in enumerate(ranked):
+            if hits[-1]:
+                thresholds_K[k] = _cut(scores_NK[order, k], 2 * hits - value * np.arange(len(hits)))
+    return thresholds_K
+
+
+def _tune_samples(
+    scores_NK: Scores, targets_NK: Decisions, start_K: Thresholds, blank_f1: float
+) -> tuple[Thresholds, float]:
+    """Mean F1 over images, one label's threshold after another at its best while the others stay."""
+    thresholds_K = start_K.copy()
+    decided_NK = decide(scores_NK, thresholds_K)
+    true_N = targets_NK.sum(axis=1, dtype=np.int64)
+    orders = np.argsort(-scores_NK, axis=0, kind="stable")
+
+    def f1(hits_N: npt.NDArray[np.int64], decided_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return np.where(decided_N + true_N == 0, blank_f1, 2 * hits_N / np.maximum(decided_N + true_N, 1))
+
+    value = -1.0
+    for _ in range(_ROUNDS):
+        hits_N = (decided_NK & targets_NK).sum(axis=1, dtype=np.int64)
+        reached = float(f1(hits_N, decided_NK.sum(axis=1, dtype=np.int64)).mean())
+        if reached <= value + 1e-12:
+            break
+        value = reached
+        for k in range(scores_NK.shape[1]):
+            if not targets_NK[:, k].any():
+                continue
+            others_NK = np.delete(decided_NK, k, axis=1)
+            hits_N = (others_NK & np.delete(targets_NK, k, axis=1)).sum(axis=1, dtype=np.int64)
+            decided_N = others_NK.sum(axis=1, dtype=np.int64)
+            gain_N = f1(hits_N + targets_NK[:, k], decided_N + 1) - f1(hits_N, decided_N)
+            order = orders[:, k]
+            gains = np.concatenate([[0.0], np.cumsum(gain_N[order])])
+            thresholds_K[k] = _cut(scores_NK[order, k], gains)
+            decided_NK[:, k] = scores_NK[:, k] >= thresholds_K[k]
+    return thresholds_K, value
+
+
+def _sums(decided_NK: Decisions, targets_NK: Decisions) -> tuple[int, int, int]:
+    return int((decided_NK & targets_NK).sum()), int(decided_NK.sum()), int(targets_NK.sum())
+
+
+def _ranked(scores_N: Scores, targets_N: Decisions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The images by falling score, and the hits among the first 0, 1, ... N of them."""
+    order = np.argsort(-scores_N, kind="stable")
+    return order, np.concatenate([[0], np.cumsum(targets_N[order], dtype=np.int64)])
+
+
+def _cut(ranked: Scores, values: npt.NDArray[np.float64]) -> np.float32:
+    """The threshold under which the first n are decided, n the best by `values` (of n = 0, 1, ... N)."""
+    values = np.array(values, np.float64)
+    values[1:-1][ranked[:-1] == ranked[1:]] = -np.inf  # equal scores are decided alike
+    n = int(values.argmax())
+    if n == 0:
+        top = float(ranked[0])
+        return np.float32((top + 1) / 2) if np.float32((top + 1) / 2) > ranked[0] else np.float32(2)
+    lower = ranked[n] if n < len(ranked) else np.float32(0)
+    middle = np.float32((float(ranked[n - 1]) + float(lower)) / 2)
+    return middle if middle > lower else ranked[n - 1]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.data.augment import Augmentation, as_pictures
-from pipeline.data.loading import Stream
+from pipeline.data.mixing import Mixing
 from pipeline.files import atomic_write
 from pipeline.learner import Learner
 from pipeline.saving import Saving
@@ -40,11 +40,12 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
             _finish(learner)
     while running := [learner for learner in learners if learner.is_training]:
         recipe, data, settled = running[0].train, running[0].data, running[0].settled
-        stream = Stream(data.packed, data.train, recipe.batch_size, recipe.seed)
+        stream = running[0].stream
         steps_per_epoch = stream.steps_per_epoch
         position = min(learner.step for learner in running)
         epoch = position // steps_per_epoch
-        augmentation = Augmentation(recipe.augment, recipe.seed, epoch, len(data.train))
+        augmentation = Augmentation(recipe.augment, recipe.seed, epoch, stream.images)
+        mixing = Mixing(recipe.augment, recipe.seed, epoch, stream.images)
         running = [learner for learner in running if learner.epoch == epoch]
         for learner in running:
             learner.training_mode()
@@ -54,6 +55,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
             images_BHWC = torch.from_numpy(batch.images_BHWC).to(settled.device, non_blocking=True)
             inputs_BCHW = augmentation(images_BHWC, batch.positions_B, recipe.image_px)
             targets_BK = torch.from_numpy(batch.targets_BK).to(settled.device).float()
+            inputs_BCHW, targets_BK = mixing(inputs_BCHW, targets_BK, batch.positions_B)
 
             running = [learner for learner in running if learner.is_training]
             if not running:
@@ -71,10 +73,15 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
                     while (loss := _gradients(learner, inputs_BCHW, targets_BK)) is None:
                         learner.halve_micro_batch(len(targets_BK))
                         torch.manual_seed((recipe.seed << 32) + learner.step)
+                    if learner.train.clip_norm:
+                        learner.scaler.unscale_(learner.optimizer)
+                        nn.utils.clip_grad_norm_(learner.net.parameters(), learner.train.clip_norm)
                     learner.scaler.step(learner.optimizer)
                     learner.scaler.update()
                     learner.optimizer.zero_grad(set_to_none=True)  # the next learner needs the memory
                     learner.count(loss, len(targets_BK))
+                    if learner.average:
+                        learner.average.update(learner.net, learner.step)
 
                     if learner.step % _LOG_EVERY == 0:
                         learner.mean_loss()  # raises once it is not finite
@@ -120,9 +127,9 @@ def _say_stopped(learners: Sequence[Learner], stop: StopFlag) -> None:
             )
 
 
-def _validate(learners: Sequence[Learner]) -> list[Tensor]:
+def _validate(learners: Sequence[Learner], *, flips: bool = False) -> list[Tensor]:
     """Logits of the validation images under each, in one pass over them."""
-    scorers = [Scorer(learner.net, learner.train.image_px, learner.settled) for learner in learners]
+    scorers = [Scorer(ln.scored_net, ln.train.image_px, ln.settled, flips) for ln in learners]
     data = learners[0].data
     return logits_together(scorers, data.packed, data.validation)
 
@@ -156,8 +163,12 @@ def _finish(learner: Learner) -> None:
     """Score validation under the best weights; with that the cell's artifacts are whole."""
     with learner.attempt.kept_apart():
         best = load_checkpoint(learner.run.checkpoint_best, learner.settled.device)
-        learner.net.load_state_dict(best["model"])
-        (logits_NK,) = _validate([learner])
+        if learner.epoch < learner.train.epochs:
+            print(
+                f"stopped early after epoch {learner.epoch}: the best is {best['best']['epoch']}", flush=True
+            )
+        learner.scored_net.load_state_dict(best["model"])
+        (logits_NK,) = _validate([learner], flips=learner.train.average_flips)
         scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
         learner.finish(best["model"], scored)
         write_scores(learner.run.scores_val, scored, learner.data.packed.labels)

@@ -8,15 +8,16 @@ import pytest
 
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
+from pipeline.deciding import cross_fitted
 from pipeline.errors import SubmissionError
 from pipeline.evaluation import baselines, evaluate_cell, views
-from pipeline.experiment import Evaluation, evaluate_experiment, select_cell, selected_cell, show
+from pipeline.experiment import Evaluation, evaluate_experiment, select_cell, selected_cells, show
 from pipeline.leaderboard import COLUMNS, read_leaderboard, read_table
 from pipeline.metrics import METRICS, all_metrics
 from pipeline.rundir import ExperimentDir
-from pipeline.spec import EvaluateSpec
+from pipeline.spec import EvaluateSpec, SubmissionSpec, TopCells
 from pipeline.submission import check_submission, write_submission
-from pipeline.thresholds import cross_fitted_decisions, decide
+from pipeline.thresholds import decide
 
 
 @pytest.fixture
@@ -45,9 +46,10 @@ def finished_cell(experiment, drawn, name, identity, noise, seed=0):
     return run, scores_NK, targets_NK
 
 
-def evaluation_of(experiment, cells, threshold=0.5, select_by="f1_micro"):
+def evaluation_of(experiment, cells, threshold=0.5, select_by="f1_micro", submission=None):
     named = tuple((*cell, cell[0])[:3] for cell in cells)  # a cell is its own group unless it says another
-    return Evaluation(experiment, named, EvaluateSpec(threshold=threshold, select_by=select_by), ("data",))
+    evaluate_spec = EvaluateSpec(threshold=threshold, select_by=select_by)
+    return Evaluation(experiment, named, evaluate_spec, submission or SubmissionSpec(), ("data",))
 
 
 def evaluate(experiment, drawn, cells, reasons=None, **settings):
@@ -73,7 +75,7 @@ def test_the_three_views_are_what_their_names_say(experiment, drawn):
     run, scores_NK, targets_NK = finished_cell(experiment, drawn, "c", "a" * 12, 0.7)
     row = evaluate_cell(run, EvaluateSpec(threshold="per_label")).row
     at50 = decide(scores_NK, np.full(14, 0.5, np.float32))
-    fitted = cross_fitted_decisions(scores_NK, targets_NK)
+    fitted, _ = cross_fitted(EvaluateSpec(threshold="per_label"), scores_NK, targets_NK)
     labelled = targets_NK.any(axis=1)
     for name in METRICS:
         assert row.metrics[name] == all_metrics(scores_NK, fitted, targets_NK)[name]
@@ -155,6 +157,34 @@ def test_calibration_is_reported_with_each_cell(experiment, drawn):
     assert calibration["ece"] == pytest.approx(by_hand / scores_NK.size)
 
 
+@pytest.mark.parametrize("cells", [TopCells(top=2), ("good", "other")])
+def test_an_ensemble_is_measured_and_selected_unless_the_user_picks(experiment, drawn, two_cells, cells):
+    _, scores_NK, targets_NK = finished_cell(experiment, drawn, "other", "e" * 12, 0.6, seed=1)
+    submission = SubmissionSpec(cells=cells)
+    rows = evaluate(experiment, drawn, [*two_cells, ("other-eeeeeeee", "e" * 12)], submission=submission)
+    with np.load(experiment.path / "good-aaaaaaaa" / "scores_val.npz") as file:
+        mean_NK = ((scores_NK.astype(float) + file["scores"]) / 2).astype(np.float32)
+    row = next(row for row in rows if row["cell"] == "ensemble")
+    expected = all_metrics(mean_NK, decide(mean_NK, np.full(14, 0.5)), targets_NK)
+    assert {name: float(row[name]) for name in METRICS} == pytest.approx(expected, abs=1e-6)
+    assert [run.name for run in selected_cells(experiment)] == ["good-aaaaaaaa", "other-eeeeeeee"]
+    assert "ensemble: mean scores of good-aaaaaaaa, other-eeeeeeee" in show(experiment, "f1_micro")
+    assert any("ensemble" in (pair["a"], pair["b"]) for pair in read_table(experiment.comparisons))
+    assert json.loads((experiment.path / "ensemble" / "report.json").read_text())["metrics"]["f1_micro"]
+    select_cell(experiment, experiment.find("poor"))
+    assert [run.name for run in selected_cells(experiment)] == ["poor-bbbbbbbb"]
+    assert select_cell(experiment, None) == "ensemble"
+
+
+def test_an_ensemble_that_cannot_be_is_said_and_nothing_else_is_submitted(experiment, drawn, two_cells):
+    evaluate(experiment, drawn, two_cells, submission=SubmissionSpec(cells=("good", "gone")))
+    assert "no finished cell starts with 'gone'; finished: good-aaaaaaaa, poor-bbbbbbbb" in show(
+        experiment, "f1_micro"
+    )
+    with pytest.raises(SubmissionError, match="'gone'"):
+        selected_cells(experiment)
+
+
 def test_lower_is_better_where_it_is(experiment, drawn, two_cells):
     rows = evaluate(experiment, drawn, two_cells, select_by="hamming_loss")
     values = [float(row["hamming_loss"]) for row in rows]
@@ -184,11 +214,11 @@ def test_damaged_scores_are_a_row_not_a_crash(experiment, drawn, two_cells):
 
 def test_the_best_is_selected_until_the_user_picks_another(experiment, drawn, two_cells):
     evaluate(experiment, drawn, two_cells)
-    assert selected_cell(experiment).name == "good-aaaaaaaa"
+    assert selected_cells(experiment)[0].name == "good-aaaaaaaa"
     assert select_cell(experiment, experiment.find("poor")) == "poor-bbbbbbbb"
     assert "\n*  2 poor-bbbbbbbb" in show(experiment, "f1_micro")
     evaluate(experiment, drawn, two_cells)
-    assert selected_cell(experiment).name == "poor-bbbbbbbb"
+    assert selected_cells(experiment)[0].name == "poor-bbbbbbbb"
     assert select_cell(experiment, None) == "good-aaaaaaaa"
     assert evaluation_of(experiment, two_cells).is_done
     assert not evaluation_of(experiment, two_cells[:1]).is_done
@@ -199,13 +229,13 @@ def test_a_pick_that_is_gone_gives_way_to_the_best(experiment, drawn, two_cells)
     evaluate(experiment, drawn, two_cells)
     select_cell(experiment, experiment.find("poor"))
     evaluate(experiment, drawn, two_cells[:1])
-    assert selected_cell(experiment).name == "good-aaaaaaaa"
+    assert selected_cells(experiment)[0].name == "good-aaaaaaaa"
 
 
 def test_without_a_finished_cell_there_is_nothing_to_select(experiment, drawn):
     evaluate(experiment, drawn, [("gone-cccccccc", "c" * 12)])
     with pytest.raises(SubmissionError, match="no cell is selected"):
-        selected_cell(experiment)
+        selected_cells(experiment)
 
 
 def test_cells_validated_on_different_images_are_said_to_be(experiment, drawn, two_cells):

@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from pipeline.losses import balanced_pos_weight, build_loss
+from pipeline.losses import LossWeights, balanced_pos_weight, build_loss, loss_weights
 from pipeline.optim import build_optimizer
 from pipeline.schedules import PlateauState, lr_scale
 from pipeline.spec import BceLoss, LossSpec, OptimizerSpec, ScheduleSpec, SoftF1Loss, SoftmaxF1Loss
@@ -30,9 +30,63 @@ def made(kind, **settings):
 def test_bce_is_torch_s_with_its_weights():
     weight_K = torch.tensor([1.0, 2.0, 10.0])
     expected = nn.BCEWithLogitsLoss(pos_weight=weight_K)(logits(), TARGETS)
-    torch.testing.assert_close(build_loss(BceLoss(), weight_K)(logits(), TARGETS), expected)
+    torch.testing.assert_close(build_loss(BceLoss(), LossWeights(weight_K))(logits(), TARGETS), expected)
     plain = nn.BCEWithLogitsLoss()(logits(), TARGETS)
     torch.testing.assert_close(build_loss(BceLoss())(logits(), TARGETS), plain)
+
+
+def test_focal_and_asymmetric_are_bce_without_their_exponents():
+    plain = nn.BCEWithLogitsLoss()(logits(), TARGETS)
+    focal = made(LossSpec, name="focal", gamma=0)
+    asl = made(LossSpec, name="asymmetric", gamma_negative=0, gamma_positive=0, clip=0)
+    for spec in (focal, asl):
+        torch.testing.assert_close(build_loss(spec)(logits(), TARGETS), plain)
+    halved = build_loss(made(LossSpec, name="focal", gamma=0, alpha=0.5))
+    torch.testing.assert_close(halved(logits(), TARGETS), plain / 2)
+
+
+def test_focal_is_torchvision_s():
+    from torchvision.ops import sigmoid_focal_loss
+
+    expected = sigmoid_focal_loss(logits(), TARGETS, alpha=0.25, gamma=2, reduction="mean")
+    found = build_loss(made(LossSpec, name="focal", gamma=2, alpha=0.25))(logits(), TARGETS)
+    torch.testing.assert_close(found, expected)
+
+
+def test_asymmetric_is_the_paper_s_formula_and_drops_easy_negatives():
+    p = torch.sigmoid(logits())
+    lowered = (p - 0.05).clamp(min=0)
+    each = TARGETS * (1 - p) ** 1 * p.log() + (1 - TARGETS) * lowered**4 * (1 - lowered).log()
+    loss = build_loss(made(LossSpec, name="asymmetric", gamma_positive=1))
+    torch.testing.assert_close(loss(logits(), TARGETS), -each.mean())
+    easy = torch.full((1, 1), -4.0, requires_grad=True)
+    loss(easy, torch.zeros(1, 1)).backward()
+    assert easy.grad.item() == 0
+    extreme = torch.tensor([[100.0, -100.0]], requires_grad=True)
+    value = loss(extreme, torch.tensor([[0.0, 1.0]]))
+    value.backward()
+    assert value.isfinite()
+    assert extreme.grad.isfinite().all()
+
+
+def test_smoothing_and_mixture_by_hand():
+    smooth = build_loss(BceLoss(smoothing=0.1))(logits(), TARGETS)
+    torch.testing.assert_close(smooth, nn.BCEWithLogitsLoss()(logits(), TARGETS * 0.8 + 0.1))
+    mixed = build_loss(made(LossSpec, name="bce_soft_f1", share=0.3, average="micro"))(logits(), TARGETS)
+    f1 = build_loss(SoftF1Loss(name="soft_f1", average="micro"))(logits(), TARGETS)
+    torch.testing.assert_close(mixed, 0.7 * nn.BCEWithLogitsLoss()(logits(), TARGETS) + 0.3 * f1)
+
+
+def test_class_balanced_weights_are_one_over_the_effective_number():
+    targets_NK = np.array([[1, 0], [1, 0], [1, 1]], np.uint8)
+    effective = np.array([(1 - 0.9**3) / 0.1, 1.0])
+    expected = (1 / effective) / (1 / effective).mean()
+    spec = made(LossSpec, name="bce", label_weight="class_balanced", class_balanced_beta=0.9)
+    weights = loss_weights(spec, targets_NK)
+    assert weights.label_K.tolist() == pytest.approx(expected)
+    elements = nn.BCEWithLogitsLoss(reduction="none")(logits()[:, :2], TARGETS[:, :2])
+    found = build_loss(spec, weights)(logits()[:, :2], TARGETS[:, :2])
+    torch.testing.assert_close(found, (elements * torch.tensor(expected).float()).mean())
 
 
 @pytest.mark.parametrize("average", ["micro", "macro", "weighted"])
@@ -115,6 +169,14 @@ def test_biases_and_norms_are_not_decayed_unless_asked():
     assert all(p.ndim == 1 for p in spared["params"])
     (everything,) = build_optimizer(made(OptimizerSpec, **spec, decay_bias_and_norm=True), net).param_groups
     assert len(everything["params"]) == 6
+
+
+def test_the_backbone_has_a_rate_of_its_own():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    spec = made(OptimizerSpec, name="adamw", lr=0.1, lr_backbone=0.5)
+    groups = build_optimizer(spec, net, net[2]).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert [rates[id(p)] for p in net.parameters()] == pytest.approx([0.05, 0.05, 0.1, 0.1])
 
 
 def test_frozen_parameters_are_left_out():

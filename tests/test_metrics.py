@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn import metrics as sk
 
+from pipeline.deciding import cross_fitted
 from pipeline.metrics import METRICS, absent_labels, all_metrics, average_precision, per_label
-from pipeline.thresholds import cross_fitted_decisions, decide, tune_per_label
+from pipeline.spec import EvaluateSpec
+from pipeline.thresholds import decide, tune_per_label
 
 
 def oracle(scores, decided, true):
@@ -149,7 +151,8 @@ def test_cross_fitting_does_not_flatter_noise():
     true = (rng.random((200, 20)) < 0.02).astype(np.uint8)
     scores = rng.random(true.shape, dtype=np.float32)
     flattered = decide(scores, tune_per_label(scores, true))
-    honest = cross_fitted_decisions(scores, true)
+    honest, _ = cross_fitted(EvaluateSpec(threshold="per_label"), scores, true)
     f1 = [sk.f1_score(true, decided, average="macro", zero_division=0) for decided in (flattered, honest)]
     assert f1[1] < 0.6 * f1[0]
-    np.testing.assert_array_equal(honest, cross_fitted_decisions(scores, true))
+    again, _ = cross_fitted(EvaluateSpec(threshold="per_label"), scores, true)
+    np.testing.assert_array_equal(honest, again)

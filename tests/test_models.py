@@ -58,11 +58,11 @@ def test_every_family_gets_a_head_of_k_labels_and_trains(family):
     trainable = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     assert {id(p) for p in net.parameters() if p.requires_grad} == {id(p) for p in head.parameters()}
     assert len(trainable) == 2
-    set_training_mode(net, model)
+    set_training_mode(net, model.name, head_only=True)
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.Dropout))
     net(torch.randn(2, 3, image_px, image_px)).sum().backward()
     assert head.weight.grad is not None
-    set_training_mode(net, ModelSpec(name=model.name))
+    set_training_mode(net, model.name, head_only=False)
     assert all(m.training for m in net.modules())
 
 

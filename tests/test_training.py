@@ -29,6 +29,26 @@ RECIPES = {
         "schedule": {"name": "plateau", "patience_epochs": 1},
         "epochs": 3,
     },
+    # all that a recipe can have of its own state or draws
+    "everything": {
+        "model": {"name": "mobilenet_v3_small", "head_bias": "prior"},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "lr_backbone": 0.3},
+        "loss": {"name": "asymmetric", "gamma_negative": 2},
+        "sampling": {"name": "repeat_factor", "threshold": 0.3, "blanks": 0.5},
+        "augment": {
+            "trivial": True,
+            "brightness": 0.3,
+            "erase": 0.3,
+            "mixup": 0.2,
+            "cutmix": 1.0,
+            "mix_share": 0.5,
+        },
+        "ema_epochs": 0.5,
+        "clip_norm": 1.0,
+        "head_first_epochs": 1,
+        "average_flips": True,
+        "epochs": 3,
+    },
 }
 
 
@@ -91,6 +111,17 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     ]
     assert untimed[0] == untimed[1]
     assert killed.run.why_not_done(killed.identity) is None
+
+
+def test_training_stops_when_the_best_epoch_lies_back_too_far(tmp_path, drawn_zip):
+    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=60, patience_epochs=2))
+    assert finish(start(cell)) == 0, cell.run.log.read_text()
+    rows = [row for row in read_jsonl(cell.run.metrics) if "validation/loss" in row]
+    best = load_checkpoint(cell.run.checkpoint_best)["best"]["epoch"]
+    assert [row["epoch"] for row in rows] == list(range(1, best + 3))
+    assert best + 2 < 60
+    assert f"stopped early after epoch {best + 2}: the best is {best}" in cell.run.log.read_text()
+    assert cell.run.why_not_done(cell.identity) is None
 
 
 def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.data.colour import Colour
 from pipeline.data.loading import Rows
 from pipeline.data.seeding import seeded
 from pipeline.spec import AugmentSpec
@@ -58,11 +59,13 @@ class Augmentation:
 
     def __init__(self, spec: AugmentSpec, seed: int, epoch: int, images: int) -> None:
         self.spec = spec
+        self.colour = Colour(spec, seed, epoch, images)
         # every draw of the epoch at once, so that a position's draw depends on nothing else
         self.draws_N7 = seeded(seed, "augment", epoch).random((images, 7), dtype=np.float32)
 
     def __call__(self, images_BHWC: Tensor, positions_B: Rows, image_px: int) -> Tensor:
         """uint8 (B, H, W, C) -> normalised float32 (B, C, S, S), on the device of the images."""
+        images_BHWC = self.colour(images_BHWC, positions_B)
         draws_B7 = self.draws_N7[positions_B]
         if self.spec.crop is None and self.spec.rotate_deg == 0:
             return to_input(self._flipped(images_BHWC, draws_B7), image_px)

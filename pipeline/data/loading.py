@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.packed import PackedSet
+from pipeline.data.sampling import epoch_rows
 from pipeline.data.seeding import seeded
 from pipeline.errors import DataError
 
@@ -43,15 +44,26 @@ class Stream:
     rows: Rows
     batch_size: int
     seed: int
+    repeats_N: npt.NDArray[np.float64] | None = None  # how often a row comes in an epoch; None: once
+
+    @property
+    def images(self) -> int:
+        """Positions in an epoch, the same in every one."""
+        return len(self._rows(0))
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch, the last one perhaps smaller."""
-        return len(_edges(len(self.rows), self.batch_size)) - 1
+        return len(_edges(self.images, self.batch_size)) - 1
+
+    def _rows(self, epoch: int) -> Rows:
+        return (
+            self.rows if self.repeats_N is None else epoch_rows(self.rows, self.repeats_N, self.seed, epoch)
+        )
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (0-based) from `first_step` on; the next one is read ahead."""
-        order = seeded(self.seed, "order", epoch).permutation(self.rows)
+        order = seeded(self.seed, "order", epoch).permutation(self._rows(epoch))
         edges = _edges(len(order), self.batch_size)[first_step:]
         spans = [np.arange(start, stop) for start, stop in itertools.pairwise(edges)]
         yield from _read_ahead(self.packed, [(span, order[span]) for span in spans])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.spec.data import (
     CocoLabels,
@@ -44,16 +44,20 @@ from pipeline.spec.train import (
     Adadelta,
     Adam,
     AdamW,
+    AsymmetricLoss,
     AugmentSpec,
     BceLoss,
+    BceSoftF1Loss,
     Constant,
     Cosine,
+    FocalLoss,
     LossSpec,
     ModelSpec,
     OneCycle,
     OptimizerSpec,
     Plateau,
     RmsProp,
+    SamplingSpec,
     ScheduleSpec,
     Sgd,
     SoftF1Loss,
@@ -64,10 +68,48 @@ from pipeline.spec.train import (
 
 
 class EvaluateSpec(Section):
-    """From scores to decisions, and by what the best cell is chosen."""
+    """From scores to decisions, and by what the best cell is chosen.
 
-    threshold: Literal["per_label"] | Share = 0.5
+    `per_label` thresholds are tuned on validation; `expected_f1` has none: each image gets the labels of
+    the highest expected F1. An image where no label is reached is blank.
+    """
+
+    threshold: Literal["per_label", "expected_f1"] | Share = 0.5
+    # what the rule is to maximise; default: f1_macro of per_label, f1_samples_empty1 of expected_f1
+    tune_for: Literal["f1_macro", "f1_micro", "f1_samples_empty0", "f1_samples_empty1"] | None = None
+    calibrate: Literal["none", "temperature", "platt"] = "none"  # per label, on validation, before deciding
     select_by: MetricName = "f1_micro"
+
+    @property
+    def tuned_for(self) -> str:
+        """`tune_for`, or what suits the rule."""
+        return self.tune_for or ("f1_samples_empty1" if self.threshold == "expected_f1" else "f1_macro")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> EvaluateSpec:
+        if self.threshold == "expected_f1" and not self.tuned_for.startswith("f1_samples"):
+            raise ValueError(
+                f"expected_f1 maximises F1 per image, not {self.tune_for}; "
+                "write tune_for: f1_samples_empty1 (or _empty0), or threshold: per_label"
+            )
+        if self.tune_for and not isinstance(self.threshold, str):
+            raise ValueError(
+                f"threshold {self.threshold:g} is not tuned; write threshold: per_label, or no tune_for"
+            )
+        return self
+
+
+class TopCells(Section):
+    """The best cells by `evaluate.select_by`."""
+
+    top: Annotated[int, Field(ge=2)]
+
+
+class SubmissionSpec(Section):
+    """Whose scores make the submission; `make select` goes before it."""
+
+    # best: the best cell; [prefix, ..] or {top: 3}: the mean of several cells' scores, decided as one
+    cells: Literal["best"] | Annotated[tuple[str, ...], Field(min_length=1)] | TopCells = "best"
 
 
 class ResourceRule(Section):
@@ -114,6 +156,7 @@ class Spec(Section):
     train: TrainSpec = TrainSpec()
     grid: GridSpec = GridSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
+    submission: SubmissionSpec = SubmissionSpec()
     run: RunSpec = RunSpec()
 
 
@@ -123,14 +166,17 @@ __all__ = [
     "Adadelta",
     "Adam",
     "AdamW",
+    "AsymmetricLoss",
     "AugmentSpec",
     "BceLoss",
+    "BceSoftF1Loss",
     "CocoLabels",
     "Constant",
     "Cosine",
     "Count",
     "DataSpec",
     "EvaluateSpec",
+    "FocalLoss",
     "GridSpec",
     "IdListLabels",
     "IdRanges",
@@ -151,6 +197,7 @@ __all__ = [
     "ResourceRule",
     "RmsProp",
     "RunSpec",
+    "SamplingSpec",
     "ScheduleSpec",
     "Section",
     "Seed",
@@ -162,7 +209,9 @@ __all__ = [
     "SplitSpec",
     "Step",
     "StratifiedSplit",
+    "SubmissionSpec",
     "TestSpec",
+    "TopCells",
     "TrainSpec",
     "UnlabelledSpec",
     "expand_path",

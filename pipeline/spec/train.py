@@ -50,6 +50,8 @@ class ModelSpec(Section):
     # none, torchvision's name for them (IMAGENET1K_V1), or a file
     weights: Annotated[str, BeforeValidator(_weights)] = "none"
     trainable: Literal["all", "head"] = "all"
+    # prior: the head's bias starts at the log-odds of each label in training (Lin et al. 2017)
+    head_bias: Literal["default", "prior"] = "default"
 
     @model_validator(mode="after")
     def _sensible(self) -> ModelSpec:
@@ -70,12 +72,44 @@ class ModelSpec(Section):
         return None if self.weights == "none" or self.named_weights else self.weights
 
 
-class BceLoss(Section):
+class _PerLabelLoss(Section):
+    # class_balanced: each label weighed by 1 / its effective number of images (Cui et al. 2019), mean 1
+    label_weight: Literal["none", "class_balanced"] = "none"
+    class_balanced_beta: Decay = 0.999
+
+
+class BceLoss(_PerLabelLoss):
     """Binary cross-entropy on logits."""
 
     name: Literal["bce"] = "bce"
     pos_weight: Literal["none", "balanced"] = "none"  # balanced: negatives / positives in training
     pos_weight_cap: Positive = 10.0
+    smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0  # targets in [smoothing, 1 - smoothing]
+
+
+class FocalLoss(_PerLabelLoss):
+    """Binary cross-entropy times (1 - score of the truth)^gamma (Lin et al. 2017)."""
+
+    name: Literal["focal"]
+    gamma: NonNegative = 2.0
+    alpha: Share | None = None  # weight of positives, 1 - alpha of negatives; none: both 1
+
+
+class AsymmetricLoss(_PerLabelLoss):
+    """ASL (Ridnik et al. 2021): focal with a gamma of its own for negatives, which are dropped below `clip`."""
+
+    name: Literal["asymmetric"]
+    gamma_negative: NonNegative = 4.0
+    gamma_positive: NonNegative = 0.0
+    clip: Annotated[Number, Field(ge=0, lt=1)] = 0.05
+
+
+class BceSoftF1Loss(Section):
+    """A mixture: (1 - share) of BCE and `share` of soft F1."""
+
+    name: Literal["bce_soft_f1"]
+    share: Share = 0.5
+    average: Literal["micro", "macro", "weighted"] = "macro"
 
 
 class SoftF1Loss(Section):
@@ -91,12 +125,23 @@ class SoftmaxF1Loss(Section):
     name: Literal["failed_softmax_f1"]
 
 
-LossSpec = Annotated[BceLoss | SoftF1Loss | SoftmaxF1Loss, Discriminator("name")]
+LossSpec = Annotated[
+    BceLoss | FocalLoss | AsymmetricLoss | SoftF1Loss | BceSoftF1Loss | SoftmaxF1Loss, Discriminator("name")
+]
+
+
+class SamplingSpec(Section):
+    """Which training images an epoch takes, drawn anew each epoch (`pipeline/data/sampling.py`)."""
+
+    name: Literal["each_once", "repeat_factor", "inverse_frequency"] = "each_once"
+    threshold: Share = 0.1  # repeat_factor: an image whose rarest label is rarer than this share is repeated
+    blanks: Share = 1.0  # the share of the images without a label that an epoch takes
 
 
 class _Optimizer(Section):
     weight_decay: NonNegative = 0.0
     decay_bias_and_norm: bool = False
+    lr_backbone: Positive = 1.0  # the learning rate of all but the head, as a factor on lr
 
 
 class Sgd(_Optimizer):
@@ -208,10 +253,20 @@ class AugmentSpec(Section):
     crop: tuple[Share, Share] | None = None  # area of a random-resized crop, e.g. [0.35, 1]
     crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)  # width / height
     rotate_deg: Annotated[Number, Field(ge=0, le=180)] = 0.0  # uniform within +- this
+    brightness: NonNegative = 0.0  # colour jitter: a factor within 1 +- this
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    trivial: bool = False  # one operation on colour, of random kind and strength (TrivialAugment, 2021)
+    erase: Share = 0.0  # probability that a rectangle is erased (Zhong et al. 2020)
+    erase_area: tuple[Share, Share] = (0.02, 0.33)
+    mixup: NonNegative = 0.0  # alpha of its Beta distribution; 0: none
+    cutmix: NonNegative = 0.0  # alpha; with mixup too, each picture takes one of them
+    mix_share: Share = 1.0  # of the pictures that mixup and cutmix mix
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSpec:
-        for name, pair in (("crop", self.crop), ("crop_ratio", self.crop_ratio)):
+        pairs = {"crop": self.crop, "crop_ratio": self.crop_ratio, "erase_area": self.erase_area}
+        for name, pair in pairs.items():
             if pair and not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"{name} is [smallest, largest] above 0, got [{pair[0]:g}, {pair[1]:g}]")
         return self
@@ -230,4 +285,10 @@ class TrainSpec(Section):
     batch_size: Count = 64
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     best_by: Literal[MetricName, "loss"] = "f1_micro"
+    sampling: SamplingSpec = SamplingSpec()
+    ema_epochs: NonNegative = 0.0  # validate and keep the weights averaged over about so many epochs; 0: none
+    clip_norm: NonNegative = 0.0  # gradients are scaled down to this norm; 0: as they are
+    head_first_epochs: Annotated[int, Field(ge=0)] = 0  # only the head learns so long (LP-FT, Kumar 2022)
+    patience_epochs: Count | None = None  # stop when best_by has not improved for so many epochs
+    average_flips: bool = False  # final scores are means over a picture and its mirror image
     seed: Seed = 0

@@ -1,0 +1,50 @@
+"""Which training images an epoch takes, and how often: a function of (seed, epoch), of constant length."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.seeding import seeded
+from pipeline.spec import SamplingSpec
+
+# N training images, K labels
+Rows = npt.NDArray[np.int64]
+
+
+def expected_repeats(spec: SamplingSpec, targets_NK: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """(N,): how often each training image comes in an epoch, on average.
+
+    `repeat_factor` takes an image sqrt(threshold / share) times, by its rarest label, where that is
+    above 1 (Gupta, Dollar & Girshick 2019); `inverse_frequency` in proportion to 1 / share of its rarest
+    label, images without a label being one more label, and as many images as there are in all.
+    """
+    images = len(targets_NK)
+    blank_N = ~targets_NK.any(axis=1)
+    share_K = np.maximum(targets_NK.mean(axis=0), 1 / images)
+    rarest_N = np.where(targets_NK > 0, share_K, 1.0).min(axis=1)
+    repeats_N = np.ones(images)
+    if spec.name == "repeat_factor":
+        repeats_N = np.maximum(1.0, np.sqrt(spec.threshold / rarest_N))
+        repeats_N[blank_N] = 1.0
+    elif spec.name == "inverse_frequency":
+        rarest_N[blank_N] = max(blank_N.mean(), 1 / images)
+        repeats_N = 1 / rarest_N
+        repeats_N *= images / repeats_N.sum()
+    repeats_N[blank_N] *= spec.blanks
+    return repeats_N
+
+
+def epoch_rows(rows: Rows, repeats_N: npt.NDArray[np.float64], seed: int, epoch: int) -> Rows:
+    """The rows of one epoch, some of them several times or not at all; every epoch has the same number.
+
+    Systematic sampling in a random order: an image comes its expected number of times, rounded down or up.
+    """
+    rng = seeded(seed, "sampling", epoch)
+    order = rng.permutation(len(rows))
+    ends_N = np.cumsum(repeats_N[order])
+    total = max(round(float(ends_N[-1])), 1)
+    ends_N *= total / ends_N[-1]
+    ends_N[-1] = total
+    times_N = np.diff(np.floor(ends_N + rng.random()), prepend=0.0).astype(np.int64)
+    return np.repeat(rows[order], times_N)
