@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SPEC_VERBS := wrangle grid evaluate select predict submission report status plan doctor logs cancel retry prune
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data test lint bench $(SPEC_VERBS)
+.PHONY: help setup demo data test lint bench pictures $(SPEC_VERBS)
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z ]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: lint ## lint and all tests
 lint: $(READY) ## format check, ruff, mypy strict, import contracts
 	@$(VENV)/bin/ruff format --check -q . && $(VENV)/bin/ruff check -q . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
 
+pictures: demo ## draw the README's pictures anew (needs Chromium)
+	@$(RUN_PYTHON) tests/pictures.py
+
 bench: $(READY) ## measure, and write the tables of docs/performance.md
 	@$(RUN_PYTHON) tests/bench/bench.py
 
@@ -43,7 +46,7 @@ evaluate: ## decide, measure and rank the finished cells
 select: ## pick the cell of the submission (RUN=cell), or the best again (no RUN)
 predict: ## score the test images under the selected cell
 submission: ## everything up to a checked submission.csv
-report: ## write report.html anew
+report: ## write report.html anew, its figures and tables as files too
 status: ## how every cell stands (WATCH=1 repeats it)
 plan: ## the dry run of grid: cells, scripts, hours, cost
 doctor: ## try all that a grid will need

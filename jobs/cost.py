@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.cluster import Profile, Resources
+from jobs.cluster import Profile
 from jobs.draft import wanted
 from jobs.graph import Plan, PlannedCell
-from jobs.slurm import gpu_count
+from jobs.slurm import hourly
 from pipeline.jsonl import read_jsonl
 
 _START_S = 30.0  # imports, staging, the first batch
@@ -47,20 +46,6 @@ def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Esti
     billed = profile.billing is not None and known > 0
     unit = profile.billing.unit if profile.billing else ""
     return Estimate(len(cells), known, hours, units * len(cells) / known if billed else None, unit)
-
-
-def hourly(asked: Resources, profile: Profile) -> float:
-    """Billing units for an hour of what a job reserves."""
-    price = profile.billing
-    if price is None:
-        return 0.0
-    nvme = re.search(r"nvme:(\d+)", asked.gres or "")
-    return (
-        price.gpu_hour * gpu_count(asked.gres, asked.gpus_per_node)
-        + price.core_hour * asked.cpus
-        + price.mem_gib_hour * (asked.mem_gb or 0)
-        + price.nvme_gib_hour * (int(nvme[1]) if nvme else 0)
-    )
 
 
 def _speeds(plan: Plan) -> dict[tuple[str, str, int], float]:

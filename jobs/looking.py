@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from jobs import here, remote
 from jobs.cost import estimate
 from jobs.graph import Plan, PlannedCell, make_plan
-from jobs.progress import last_epoch
+from jobs.progress import clock, last_epoch, seconds_left
 from jobs.request import Request
 from jobs.scheduler import JobState
 from jobs.slurm import Submitter, refuse_early
 from jobs.standing import Standing
 from pipeline.errors import SpecError
 from pipeline.files import shown
+from pipeline.ownership import owner
 from pipeline.provenance import code
 from pipeline.spec import LOWER_IS_BETTER
 
-_WATCH_S = 30.0
+_WATCH_S = {"local": 2.0, "slurm": 30.0}  # seconds between two looks
 
 
 def status(request: Request) -> int:
     """How every cell stands: state, epoch, best, elapsed, what is left, job, reason. WATCH=1 repeats it."""
+    watch = bool(os.environ.get("WATCH"))
     while True:
         plan = make_plan(request.loaded)
-        print(table(request, plan), flush=True)
-        if not os.environ.get("WATCH") or not plan.missing:
+        clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
+        print(clear + table(request, plan), flush=True)
+        if not watch or not plan.missing:
             return 0
-        time.sleep(_WATCH_S)
-        print()
+        try:
+            time.sleep(_WATCH_S[request.profile.scheduler])
+        except KeyboardInterrupt:
+            return 0
 
 
 def table(request: Request, plan: Plan) -> str:
@@ -59,6 +65,14 @@ def table(request: Request, plan: Plan) -> str:
 def _local(cell: PlannedCell) -> Standing:
     if cell.held is not None:
         return Standing(cell, "held", cell.held)
+    worker = owner(cell.run.path) if cell.reason is not None else ""
+    if worker:
+        elapsed = (
+            max(0, int(time.time() - cell.run.provenance.stat().st_mtime))
+            if cell.run.provenance.exists()
+            else 0
+        )
+        return Standing(cell, "flight", state=JobState("RUNNING", worker, elapsed, in_queue=True))
     return Standing(cell, "done" if cell.reason is None else "submit", cell.reason or "")
 
 
@@ -71,14 +85,14 @@ def _row(cell: Standing, by: str) -> list[str]:
     elapsed = cell.state.elapsed_s if cell.state else 0
     left = ""
     if state == "running" and 0 < epoch < epochs:
-        left = "~" + _clock(_epoch_seconds(cell.state, epoch) * (epochs - epoch))
+        left = "~" + clock(seconds_left(newest, epochs))
     best = newest.get(f"validation/{by}")
     return [
         run.name,
         state,
         f"{epoch}/{epochs}",
         "" if best is None else f"{best:.4f}" + ("" if by not in LOWER_IS_BETTER else " (lower)"),
-        _clock(elapsed) if elapsed else "",
+        clock(elapsed) if elapsed else "",
         left,
         cell.job or "",
         _first_line(cell.state.reason if cell.state and cell.kind == "flight" else cell.why),
@@ -87,16 +101,6 @@ def _row(cell: Standing, by: str) -> list[str]:
 
 def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
-
-
-def _epoch_seconds(state: JobState | None, epoch: int) -> float:
-    return (state.elapsed_s if state else 0) / max(epoch, 1)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def plan(request: Request) -> int:

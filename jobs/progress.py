@@ -1,4 +1,4 @@
-"""What a local run shows: a line per event, and in a terminal one live line below."""
+"""What a local run shows: a line per event, and in a terminal a live block below, a line per running job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Progress:
         self.live = self.out.isatty()
         self.done = 0
         self.running: dict[str, tuple[Path | None, int, float]] = {}
-        self._last = time.monotonic()
+        self.began = self._last = time.monotonic()
+        self._drawn = 0  # lines of the live block
 
     def started(self, name: str, watch: Path | None, epochs: int) -> None:
         """A job began."""
@@ -43,32 +44,55 @@ class Progress:
         self._line(f"  {mark} {self.done}/{self.total} {name}: {text}  ({seconds:.0f} s)")
 
     def tick(self) -> None:
-        """Refresh the live line, or now and then print a plain one."""
+        """Redraw the live block, or now and then print it as one plain line."""
         now = time.monotonic()
         if not self.running or now - self._last < (_REFRESH_S if self.live else _PLAIN_EVERY_S):
             return
         self._last = now
+        head = f"  .... {self.done}/{self.total} {self.what}"
+        if 0 < self.done < self.total:
+            head += f", about {clock((now - self.began) / self.done * (self.total - self.done))} left"
         parts = [self._short(name, *state) for name, state in self.running.items()]
-        text = f"  .... {self.done}/{self.total} {self.what}; " + "; ".join(parts)
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            self.out.write("\r\x1b[K" + text[:width])
-            self.out.flush()
-        else:
-            self._line(text[:200])
+        if not self.live:
+            self._line(f"{head}; {'; '.join(parts)}"[:200])
+            return
+        size = shutil.get_terminal_size()
+        lines = [head, *(f"       {part}" for part in parts)][: max(1, size.lines - 2)]
+        self.out.write(self._erased() + "".join(line[: size.columns - 1] + "\n" for line in lines))
+        self.out.flush()
+        self._drawn = len(lines)
 
     def _short(self, name: str, watch: Path | None, epochs: int, began: float) -> str:
         row = last_epoch(watch) if epochs else {}
         if not row:
-            return f"{name} {_bar(watch) if not epochs else ''}{time.monotonic() - began:.0f} s"
-        score = row.get(f"validation/{self.by}")
-        shown = f" {self.by} {score:.3f}" if score is not None else ""
-        left = (time.monotonic() - began) / max(row["epoch"], 1) * (epochs - row["epoch"])
-        return f"{name} epoch {row['epoch']}/{epochs}{shown} ~{left:.0f} s left"
+            return f"{name}: {_bar(watch) if not epochs else ''}{time.monotonic() - began:.0f} s"
+        parts = [f"{name}: epoch {row['epoch']}/{epochs}"]
+        for tag, shown in (("train/loss", "loss {:.4f}"), (f"validation/{self.by}", self.by + " {:.4f}"),
+                           ("train/images_per_s", "{:.0f} images/s")):  # fmt: skip
+            if row.get(tag) is not None:
+                parts.append(shown.format(row[tag]))
+        return "  ".join([*parts, f"~{clock(seconds_left(row, epochs))} left"])
 
     def _line(self, text: str) -> None:
-        self.out.write(("\r\x1b[K" if self.live else "") + text + "\n")
+        self.out.write(self._erased() + text + "\n")
         self.out.flush()
+
+    def _erased(self) -> str:
+        """What takes the live block away."""
+        up, self._drawn = self._drawn, 0
+        return f"\x1b[{up}F\x1b[J" if up else ""
+
+
+def seconds_left(row: dict[str, Any], epochs: int) -> float:
+    """Of the epochs after `row`'s, by the steps and seconds of those before; scoring is not counted."""
+    epoch = row["epoch"]
+    return float(row["step"] / epoch * row.get("train/seconds_per_step", 0.0) * (epochs - epoch))
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss"""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _bar(log: Path | None) -> str:

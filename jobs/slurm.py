@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import ledger
-from jobs.cluster import Profile
-from jobs.draft import Batch
+from jobs.cluster import Profile, Resources
+from jobs.draft import Batch, wanted
 from jobs.scheduler import cancel
 from pipeline.errors import SpecError, SubmitError
 from pipeline.rundir import ExperimentDir
@@ -86,6 +86,20 @@ def gpu_count(gres: str | None, gpus_per_node: int | None) -> int:
     """GPUs a job asks for."""
     match = re.search(r"gpu(?::[\w.]+)??:(\d+)(?:,|$)", gres or "")
     return gpus_per_node or (int(match[1]) if match else 1 if "gpu" in (gres or "") else 0)
+
+
+def hourly(asked: Resources, profile: Profile) -> float:
+    """Billing units for an hour of what a job reserves."""
+    price = profile.billing
+    if price is None:
+        return 0.0
+    nvme = re.search(r"nvme:(\d+)", asked.gres or "")
+    return (
+        price.gpu_hour * gpu_count(asked.gres, asked.gpus_per_node)
+        + price.core_hour * asked.cpus
+        + price.mem_gib_hour * (asked.mem_gb or 0)
+        + price.nvme_gib_hour * (int(nvme[1]) if nvme else 0)
+    )
 
 
 @contextlib.contextmanager
@@ -195,6 +209,11 @@ class Submitter:
         known = dict(task.jobs_of) | {e["cell"]: e["jobs"][-1] for e in events if "cell" in e}
         return replace(task, jobs_of=tuple(known.items()))
 
+    def _price(self, resources: Resources, side_by_side: int) -> dict[str, Any]:
+        """What an hour of one of so many cells costs, where the site's prices are known."""
+        price = self.profile.billing
+        return {"hourly": hourly(resources, self.profile) / side_by_side, "unit": price.unit} if price else {}
+
     def _events(self, batch: Batch, jobs: Sequence[str]) -> list[dict[str, Any]]:
         common = {"event": "submitted", "cluster": self.cluster, "code": self.code_digest}
         if not batch.cells:
@@ -204,6 +223,7 @@ class Submitter:
         return [
             common
             | {"cell": c.run.name, "identity": c.identity, "jobs": [job], "mem_gb": batch.resources.mem_gb}
+            | self._price(batch.resources, min(wanted(c, self.profile).side_by_side, len(cells)))
             for job, cells in zip(jobs, batch.cells, strict=True)
             for c in cells
         ]

@@ -48,6 +48,15 @@ def check_owned(folder: Path) -> None:
         )
 
 
+def owner(folder: Path) -> str:
+    """Who works in `folder`, in words; empty where nobody does, or where its owner on this host is dead."""
+    seen = _read(folder / ".lock")
+    found = _parsed(seen)
+    if not found or (found["place"] == _identity()["place"] and _start_of(found["pid"]) != found["started"]):
+        return ""
+    return _described(seen)
+
+
 class _Lock:
     def __init__(self, path: Path) -> None:
         self.path, self.me = path, _identity()

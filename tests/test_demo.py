@@ -1,13 +1,15 @@
 """`make demo`, whole: what it prints and how well the best cell sees drawings it never saw."""
 
 import csv
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 from jobs.progress import Progress
-from tests.cells import clean_environment
+from tests.cells import clean_environment, jobs, one_cell, project
 from tests.conftest import ROOT
 
 
@@ -64,3 +66,52 @@ def test_wrangle_has_a_bar_in_a_terminal(tmp_path, monkeypatch):
     progress.started("wrangle photos", log, 0)
     progress.tick()
     assert "[######..................] 1000/4000" in terminal.text
+
+
+def write_epochs(path, epochs):
+    rows = [
+        {
+            "step": 10 * n,
+            "epoch": n,
+            "train/loss": 0.5,
+            "train/seconds_per_step": 6.0,
+            "train/images_per_s": 99.0,
+        }
+        | {"validation/loss": 0.4, "validation/f1_micro": 0.7}
+        for n in range(1, epochs + 1)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_running_cells_have_a_line_each_that_is_redrawn_in_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.progress._REFRESH_S", 0)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("LINES", "40")
+    write_epochs(tmp_path / "metrics.jsonl", 3)
+    terminal = Terminal()
+    progress = Progress("cells", 2, out=terminal)
+    progress.started("first", tmp_path / "metrics.jsonl", 5)
+    progress.started("second", tmp_path / "none", 5)
+    progress.tick()
+    head, first, second = terminal.text.splitlines()
+    assert head == "  .... 0/2 cells"
+    assert first.strip() == "first: epoch 3/5  loss 0.5000  f1_micro 0.7000  99 images/s  ~0:02:00 left"
+    assert second.strip().startswith("second: ")
+    terminal.text = ""
+    progress.ended("first", "done", ok=True)
+    assert terminal.text.startswith("\x1b[3F\x1b[J  ok   1/2 first: done  f1_micro 0.7000")
+    terminal.text = ""
+    progress.tick()
+    assert "\x1b" not in terminal.text
+
+
+def test_status_knows_cells_that_run_here_and_how_long_they_take(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, epochs=5)
+    cell = one_cell(spec)
+    write_epochs(cell.run.metrics, 3)
+    assert f"{cell.run.name} missing" in jobs("status", spec, cwd=tmp_path)[1]
+    with cell.run.owned():
+        status, printed = jobs("status", spec, cwd=tmp_path)
+    assert status == 0
+    assert re.search(rf"{cell.run.name} running 3/5 +0.7000 .*~0:02:00 .*process {os.getpid()} on ", printed)
+    assert "1 running; leaderboard not up to date" in printed
