@@ -115,6 +115,7 @@ def evaluate_experiment(
     selected = experiment.read_selected() | {
         "inputs": evaluation.inputs,
         "select_by": evaluate.select_by,
+        "evaluate": evaluate.model_dump(mode="json"),
         "best_by": best_by,
         "packed": str(packed_dir),
         "split": str(split_file),

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.data.packed import PackedSet
@@ -21,12 +20,17 @@ from pipeline.spec import ModelSpec
 from pipeline.submission import made_of, test_rows
 
 
-def load_network(best: dict[str, Any], settled: Settled) -> nn.Module:
-    """The network of a best checkpoint with its weights, on the device."""
+def load_scorer(best: dict[str, Any], device: str) -> Scorer:
+    """The network of a best checkpoint with its weights, on the device, ready to score."""
+    settled = Settled.choose(device, best["precision"], None)
+    settled.apply()
     model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
     net = build_model(model, len(best["labels"]), best["preprocessing"]["image_px"])
     net.load_state_dict(best["model"])
-    return net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    net = net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    preprocessing = best["preprocessing"]
+    flips = preprocessing.get("flips", False)  # checkpoints of before 24 November 2026 have none
+    return Scorer(net, preprocessing["image_px"], settled, flips)
 
 
 def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: str = "auto") -> Path:
@@ -45,11 +49,7 @@ def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: s
             f"set is packed at {here[0]} px ({here[1]}); use one data.size_px and data.resize for both"
         )
     rows = test_rows(packed, split_file)
-    settled = Settled.choose(device, best["precision"], None)
-    settled.apply()
-    net = load_network(best, settled)
-    flips = wanted.get("flips", False)  # checkpoints of before 24 November 2026 have none
-    scored = score_split(Scorer(net, wanted["image_px"], settled, flips), packed, rows)
+    scored = score_split(load_scorer(best, device), packed, rows)
     with atomic_write(run.scores_test) as file:
         np.savez(
             file,

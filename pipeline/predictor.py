@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.data.augment import to_input
 from pipeline.data.decoding import DECODE_ERRORS, decode, to_pixels
 from pipeline.data.sources import open_source
-from pipeline.device import Settled
+from pipeline.deciding import Rule, Scores, Validation, mean_scores
 from pipeline.errors import CheckpointError, DataError, PipelineError
 from pipeline.folding import folded
-from pipeline.prediction import load_network
+from pipeline.prediction import load_scorer
 from pipeline.rundir import ExperimentDir, RunDir
-from pipeline.thresholds import Scores, decide
+from pipeline.scoring import Scorer
+from pipeline.spec import EvaluateSpec
+from pipeline.specfile import read_spec
 
 # B batch, H W pixels, C channels, K labels
 _CARD = "labelgrid.json"  # inside an exported file
@@ -49,36 +51,37 @@ class Prediction:
 
 
 class Predictor:
-    """One cell's best checkpoint, ready to score pictures."""
+    """A cell's best checkpoint, or those of an ensemble, ready to score pictures."""
 
-    def __init__(self, best: dict[str, Any], thresholds_K: npt.NDArray[np.float32], device: str) -> None:
-        self.labels: list[str] = best["labels"]
-        self.thresholds_K = thresholds_K
-        self.preprocessing: dict[str, Any] = best["preprocessing"]
-        self.settled = Settled.choose(device, best["precision"], None)
-        self.settled.apply()
-        self.net = folded(load_network(best, self.settled).eval())  # as scoring folds it
+    def __init__(self, runs: Sequence[RunDir], evaluate: EvaluateSpec, device: str) -> None:
+        bests = [load_checkpoint(run.verify(run.checkpoint_best)) for run in runs]
+        validation = Validation.mean([Validation.read(run) for run in runs])
+        self.rule = Rule.fit(evaluate, validation.scores_NK, validation.targets_NK)
+        self.labels: list[str] = bests[0]["labels"]
+        self.preprocessing: dict[str, Any] = bests[0]["preprocessing"]
+        scorers = [load_scorer(best, device) for best in bests]
+        self.scorers = [
+            replace(scorer, net=folded(scorer.net)) for scorer in scorers
+        ]  # as scoring folds them
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto") -> Predictor:
-        """Of an experiment's selected cell, or of the cell in `folder`; a CheckpointError where there is none.
+        """Of what an experiment has selected (a cell or an ensemble), or of the cell in `folder`.
 
-        The thresholds are those evaluate decided by, or before it ran those tuned at the end of training.
+        Decides by the rule of evaluate, for a lone cell by its own spec's. A CheckpointError where
+        there is no finished cell.
         """
         path = Path(folder)
-        selected = ExperimentDir(path).read_selected().get("cell")
-        run = RunDir(path / selected) if selected else RunDir(path)
+        selected = ExperimentDir(path).read_selected()
+        if selected.get("cells"):
+            runs = [RunDir(path / name) for name in selected["cells"]]
+            return cls(runs, EvaluateSpec.model_validate(selected["evaluate"]), device)
+        run = RunDir(path)
         if not run.manifest.exists():
             raise CheckpointError(
                 f"{path}: has no selected cell and is none; run `make grid`, or name a cell's folder"
             )
-        best = load_checkpoint(run.verify(run.checkpoint_best))
-        try:
-            entries = json.loads(run.report.read_text(encoding="utf-8"))["per_label"]
-            thresholds = [entry["threshold"] for entry in entries]
-        except (OSError, ValueError, KeyError):
-            thresholds = best["thresholds"]["per_label"]
-        return cls(best, np.array(thresholds, np.float32), device)
+        return cls([run], read_spec(run.spec).spec.evaluate, device)
 
     def __call__(self, image: str | Path | bytes | Image.Image) -> Prediction:
         """Predict one picture: a path, the bytes of a file, or an image as Pillow opened it.
@@ -101,16 +104,15 @@ class Predictor:
     @torch.inference_mode()
     def score(self, images_BHWC: npt.NDArray[np.uint8]) -> Scores:
         """Scores (B, K) of pictures of the packed size, as `packed.gather` gives them."""
-        images = torch.from_numpy(np.require(images_BHWC, requirements="W")).to(self.settled.device)
-        with self.settled.autocast():
-            logits_BK = self.net(to_input(images, self.preprocessing["image_px"]))
-        return np.asarray(torch.sigmoid(logits_BK.float()).cpu().numpy())
+        images = torch.from_numpy(np.require(images_BHWC, requirements="W"))
+        logits = [s.logits(to_input(images.to(s.settled.device), s.image_px)).cpu() for s in self.scorers]
+        return mean_scores([torch.sigmoid(logits_BK).numpy() for logits_BK in logits])
 
     def export(self, path: str | Path) -> Path:
         """Write a file that needs no Labelgrid: `.pt2` (torch.export) or `.onnx`.
 
         Its input is uint8 (batch, H, W, 3) at the packed size, its output scores (batch, K) in float32; the
-        labels, thresholds and preprocessing are inside, as JSON: `labelgrid.json` of a .pt2, the property
+        labels, decision rule and preprocessing are inside, as JSON: `labelgrid.json` of a .pt2, the property
         `labelgrid` of an .onnx.
         """
         path = Path(path)
@@ -121,13 +123,12 @@ class Predictor:
                 f"{path}: needs two more packages: pip install onnx onnxscript; or export a .pt2"
             )
         side = self.preprocessing["packed_px"]
-        module = _Exported(copy.deepcopy(self.net), self.preprocessing).eval()
+        module = _Exported(copy.deepcopy(self.scorers), self.preprocessing).eval()
         module = module.to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        thresholds = [float(value) for value in self.thresholds_K]
         card = json.dumps(
-            {"labels": self.labels, "thresholds": thresholds, "preprocessing": self.preprocessing}
+            {"labels": self.labels, "rule": self.rule.as_dict(), "preprocessing": self.preprocessing}
         )
         if path.suffix == ".pt2":
             torch.export.save(program, path, extra_files={_CARD: card})
@@ -157,23 +158,32 @@ class Predictor:
                 dict(zip(self.labels, scores_K.tolist(), strict=True)),
                 [label for label, decision in zip(self.labels, decisions_K, strict=True) if decision],
             )
-            for scores_K, decisions_K in zip(scores_BK, decide(scores_BK, self.thresholds_K), strict=True)
+            for scores_K, decisions_K in zip(scores_BK, self.rule(scores_BK), strict=True)
         ]
 
 
 class _Exported(nn.Module):
     """From packed pixels to scores, by torch's own operators alone; `to_input` takes faster ways."""
 
-    def __init__(self, net: nn.Module, preprocessing: dict[str, Any]) -> None:
+    def __init__(self, scorers: Sequence[Scorer], preprocessing: dict[str, Any]) -> None:
         super().__init__()
-        self.net, self.image_px = net, preprocessing["image_px"]
+        self.nets = nn.ModuleList(scorer.net for scorer in scorers)
+        self.sides = [(scorer.image_px, scorer.flips) for scorer in scorers]
         self.mean, self.std = (  # plain parameters: constants of the program
             nn.Parameter(255 * torch.tensor(preprocessing[name]).view(1, 3, 1, 1)) for name in ("mean", "std")
         )
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        images_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
-        if images_BCHW.shape[-1] != self.image_px:
-            size = (self.image_px, self.image_px)
-            images_BCHW = functional.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
-        return torch.sigmoid(self.net((images_BCHW - self.mean) / self.std))
+        packed_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
+        scores = []
+        for net, (image_px, flips) in zip(self.nets, self.sides, strict=True):
+            images_BCHW = packed_BCHW
+            if images_BCHW.shape[-1] != image_px:
+                size = (image_px, image_px)
+                images_BCHW = functional.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
+            inputs_BCHW = (images_BCHW - self.mean) / self.std
+            logits_BK = net(inputs_BCHW)
+            if flips:
+                logits_BK = (logits_BK + net(inputs_BCHW.flip(3))) / 2
+            scores.append(torch.sigmoid(logits_BK))
+        return torch.stack(scores).mean(dim=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,12 @@ class Scorer:
     settled: Settled
     flips: bool = False
 
+    def logits(self, inputs_BCHW: Tensor) -> Tensor:
+        """(B, K) float32 of inputs of its size, on its device."""
+        views = [inputs_BCHW, inputs_BCHW.flip(3)] if self.flips else [inputs_BCHW]
+        with self.settled.autocast():
+            return torch.stack([self.net(view).float() for view in views]).mean(dim=0)
+
 
 @torch.inference_mode()
 def logits_together(
@@ -79,16 +85,13 @@ def logits_together(
 def _logits_together(
     scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, batch_size: int
 ) -> list[Tensor]:
-    nets = [folded(scorer.net) for scorer in scorers]
+    scorers = [replace(scorer, net=folded(scorer.net)) for scorer in scorers]
     parts: list[list[Tensor]] = [[] for _ in scorers]
     for batch in in_order(packed, rows, batch_size):
         images_BHWC = torch.from_numpy(batch.images_BHWC).to(scorers[0].settled.device)
         inputs = {px: to_input(images_BHWC, px) for px in {scorer.image_px for scorer in scorers}}
-        for scorer, net, logits in zip(scorers, nets, parts, strict=True):
-            views = [inputs[scorer.image_px]]
-            views += [views[0].flip(3)] if scorer.flips else []
-            with scorer.settled.autocast():
-                logits.append(torch.stack([net(view).float() for view in views]).mean(dim=0).cpu())
+        for scorer, logits in zip(scorers, parts, strict=True):
+            logits.append(scorer.logits(inputs[scorer.image_px]).cpu())
     return [torch.cat(logits) for logits in parts]
 
 

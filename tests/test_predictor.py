@@ -66,7 +66,7 @@ def test_a_torch_export_scores_alike_and_names_its_labels(model, scored, files, 
     program = torch.export.load(path, extra_files=extra)
     card = json.loads(extra["labelgrid.json"])
     assert card["labels"] == model.labels
-    assert card["thresholds"] == pytest.approx(model.thresholds_K.tolist())
+    assert card["rule"]["thresholds"] == model.rule.as_dict()["thresholds"]
     assert card["preprocessing"]["packed_px"] == 32
     for names in (list(files)[:1], list(files)[:5]):
         images = torch.from_numpy(np.stack([model._pixels(files[name]) for name in names]))

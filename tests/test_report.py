@@ -14,7 +14,7 @@ import pytest
 from pipeline.jsonl import read_jsonl
 from pipeline.leaderboard import read_leaderboard
 from pipeline.report import write_report
-from pipeline.rundir import ExperimentDir
+from pipeline.rundir import ExperimentDir, RunDir
 from tests.cells import clean_environment, jobs, project
 from tests.conftest import ROOT
 from tests.sweep import make_sweep
@@ -142,8 +142,7 @@ def test_half_way_through_a_sweep_the_page_shows_what_is_there(browser, finished
     for cell in cells:
         shutil.copytree(cell, experiment.path / cell.name)
     running = experiment.path / cells[1].name
-    manifest = json.loads((running / "manifest.json").read_text()) | {"state": "started"}
-    (running / "manifest.json").write_text(json.dumps(manifest))
+    RunDir(running).write_manifest(RunDir(running).read_manifest()["identity"], "started")
     lines = (running / "metrics.jsonl").read_text().splitlines()
     newest = next(i for i, line in enumerate(lines) if "validation/loss" in line)
     (running / "metrics.jsonl").write_text("\n".join(lines[: newest + 1]) + "\n")

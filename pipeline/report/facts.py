@@ -73,6 +73,11 @@ class Facts:
     axes: dict[str, dict[str, list[CellFacts]]]  # setting -> value -> cells, where they differ
 
     @property
+    def trained(self) -> list[CellFacts]:
+        """The cells without the ensemble of some of them."""
+        return [cell for cell in self.cells if cell.state != "ensemble"]
+
+    @property
     def lower_is_better(self) -> bool:
         """Whether `by` is an error."""
         return self.by in LOWER_IS_BETTER

@@ -33,10 +33,12 @@ class Report:
     def summary(self) -> str:
         """The answer in a few words: what won, by how much, whether that is sure, and what it cost."""
         facts, best = self.facts, self.facts.best
-        states = Counter(_WORDS.get(cell.state, cell.state) for cell in facts.cells)
-        entries = [("Cells", f"{states['done']} of {len(facts.cells)} done", _counted(states))]
+        states = Counter(_WORDS.get(cell.state, cell.state) for cell in facts.trained)
+        entries = [("Cells", f"{states['done']} of {len(facts.trained)} done", _counted(states))]
         if best is not None and (value := best.value(facts.by)) is not None:
-            how = "picked by hand" if facts.selected.get("picked_by") == "user" else "best on validation"
+            how = {"user": "picked by hand", "ensemble": "mean scores of several cells"}.get(
+                str(facts.selected.get("picked_by")), "best on validation"
+            )
             interval = _interval(best, facts.by)
             entries = [
                 ("Selected", best.name, how),
@@ -211,7 +213,7 @@ class Report:
             "again by",
         )
         rows = []
-        for cell in facts.cells:
+        for cell in facts.trained:
             best = _best_epoch(cell, facts.curve_by)
             speeds = [value for _, value in cell.curve("train/images_per_s")]
             units = f"{cell.hours * cell.hourly[0]:.2f} {cell.hourly[1]}" if cell.hourly else ""

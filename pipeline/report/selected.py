@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.data.packed import PackedSet
-from pipeline.errors import DataError
+from pipeline.deciding import Rule, Validation
+from pipeline.errors import CheckpointError, DataError
 from pipeline.files import read_json
 from pipeline.pictures import jpeg
 from pipeline.report import figures
@@ -22,7 +22,8 @@ from pipeline.report.facts import Facts
 from pipeline.report.figures import Plots
 from pipeline.report.page import Table, note, plain
 from pipeline.rundir import RunDir
-from pipeline.thresholds import Decisions, Scores, decide
+from pipeline.spec import EvaluateSpec
+from pipeline.thresholds import Decisions, Scores
 
 _COLUMNS = ("label", "support", "predicted", "precision", "recall", "f1", "ap", "threshold")
 _CONFUSION = "In per cent. A pair bright on the right but dark on the left is seen together where it is not."
@@ -53,17 +54,19 @@ def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]
     """(heading, HTML) of its sections; none before it is evaluated. `table` keeps a table and gives its HTML."""
     if facts.best is None:
         return []
-    run = RunDir(facts.experiment.path / facts.best.name)
+    run, chosen = RunDir(facts.experiment.path / facts.best.name), facts.selected
     try:
         report = read_json(run.report)
-        with np.load(run.scores_val) as file:
-            ids, scores_NK, targets_NK = file["ids"].tolist(), file["scores"], file["targets"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        evaluate = EvaluateSpec.model_validate(chosen["evaluate"])
+        cells = [Validation.read(RunDir(facts.experiment.path / name)) for name in chosen["cells"]]
+    except (OSError, ValueError, KeyError, CheckpointError):
         return []
+    validation = Validation.mean(cells)
+    ids, labels, scores_NK = validation.ids, validation.labels, validation.scores_NK
+    targets_NK = validation.targets_NK
     entries, found = report["per_label"], report.get("calibration", {})
-    labels = [entry["label"] for entry in entries]
-    thresholds_K = np.array([entry["threshold"] for entry in entries], np.float32)
-    judged = Judged(ids, labels, scores_NK, decide(scores_NK, thresholds_K), targets_NK)
+    rule_of = Rule.fit(evaluate, scores_NK, targets_NK)
+    judged = Judged(ids, labels, scores_NK, rule_of(scores_NK), targets_NK)
     rows = [[plain(entry.get(column)) for column in _COLUMNS] for entry in entries]
     curves = plots.add("pr_curves", "precision and recall of each label",
                        lambda: figures.pr_curves(entries, scores_NK, targets_NK))  # fmt: skip
@@ -71,7 +74,7 @@ def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]
                           lambda: figures.confusion(labels, judged.decisions_NK, targets_NK))  # fmt: skip
     calibration = plots.add("calibration", "reliability", lambda: figures.calibration(found))
     which = note(f"Of the selected cell, {escape(run.name)}; {len(ids)} validation images.")
-    rule = note(f"Thresholds: {escape(report['threshold'])}. The diamond is what the decisions come to.")
+    rule = note(f"Decided by: {escape(report['threshold'])}. The diamond is what the decisions come to.")
     return [
         ("Labels", which + table("labels", Table(_COLUMNS, rows)) + rule + curves),
         ("Confusion", confusion and confusion + note(_CONFUSION)),
