@@ -12,12 +12,12 @@ sys.path.insert(0, str(ROOT))
 
 from tests.browser import Browser  # noqa: E402
 
-_WIDTH, _HEIGHT = 1060, 1000
+_WIDTH, _HEIGHT = 1060, 800
 _LIMIT = 150_000  # bytes
 
 
 def main():
-    report = ROOT / "experiments" / "demo" / "report.html"
+    report = Path(sys.argv[1]) if sys.argv[1:] else ROOT / "experiments" / "demo" / "report.html"
     with tempfile.TemporaryDirectory() as folder:
         browser = Browser(folder)
         for name, section in (("report-leaderboard", None), ("report-labels", "confusion")):
