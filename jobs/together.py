@@ -15,14 +15,19 @@ from pipeline.spec import RunSpec, TrainSpec
 CELLS_A_PROCESS = 8  # where the choice is ours: what one crash stops, and what must fit into memory
 _CORES_A_PROCESS = 4  # one network's step keeps no more of them busy
 # what each cell may have of its own; any other field of `train` sets the batches apart
-_OWN = {"model", "loss", "optimizer", "schedule", "epochs", "precision", "best_by"}
+_OWN = {
+    *("model", "loss", "optimizer", "schedule", "epochs", "precision", "best_by", "ema_epochs", "clip_norm"),
+    *("head_first_epochs", "patience_epochs", "average_flips"),
+}
 
 Choice = Literal["auto"] | bool  # of `grid.together`
 
 
 def stream_of(train: TrainSpec, data_digest: str) -> str:
     """Equal for cells that are trained on the very same batches."""
-    return digest([data_digest, train.model_dump(mode="json", exclude=_OWN)])
+    # kept features are those of one frozen network
+    own = _OWN - {"model", "precision"} if train.feature_views else _OWN
+    return digest([data_digest, train.model_dump(mode="json", exclude=own)])
 
 
 def share(tasks: Sequence[Train], size: int) -> list[tuple[Train, ...]]:

@@ -73,9 +73,12 @@ class Learner:
         if model.head_bias == "prior":
             start_at_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
         self.net = net.to(self.settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # what batches go through: with features kept, the rest of the network has been gone through already
+        head = head_of(self.net, model.name)
+        self.trained = self.net if self.train.feature_views is None else head
         horizon = self.train.ema_epochs * self.stream.steps_per_epoch
         self.average = WeightAverage(self.net, horizon) if horizon else None
-        self.optimizer = build_optimizer(self.train.optimizer, self.net, head_of(self.net, model.name))
+        self.optimizer = build_optimizer(self.train.optimizer, self.net, head)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = self.settled.scaler()
         weights_of_loss = loss_weights(self.train.loss, targets_NK)

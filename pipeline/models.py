@@ -63,6 +63,12 @@ def head_of(net: nn.Module, name: str) -> nn.Module:
     return module
 
 
+def without_head(net: nn.Module, name: str) -> nn.Module:
+    """`net`, changed to give what its classification layer would see: (B, features)."""
+    _replace(net, head_of(net, name), nn.Identity())
+    return net
+
+
 def _cnn(name: str, num_labels: int, image_px: int) -> nn.Module:
     """The original work's networks: 3x3 convolutions with padding 1, one pooling, one linear layer."""
     flat = 32 * (image_px // 2) ** 2

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.data.augment import to_input
 from pipeline.data.loading import Rows, in_order
 from pipeline.data.packed import PackedSet
+from pipeline.data.residence import pixels_on
 from pipeline.device import Settled
 from pipeline.errors import DivergedError
 from pipeline.folding import folded
@@ -87,8 +88,9 @@ def _logits_together(
 ) -> list[Tensor]:
     scorers = [replace(scorer, net=folded(scorer.net)) for scorer in scorers]
     parts: list[list[Tensor]] = [[] for _ in scorers]
-    for batch in in_order(packed, rows, batch_size):
-        images_BHWC = torch.from_numpy(batch.images_BHWC).to(scorers[0].settled.device)
+    pixels = pixels_on(packed, scorers[0].settled.device)
+    for batch in in_order(packed, rows, batch_size, read=pixels.read):
+        images_BHWC = pixels.of(batch)
         inputs = {px: to_input(images_BHWC, px) for px in {scorer.image_px for scorer in scorers}}
         for scorer, logits in zip(scorers, parts, strict=True):
             logits.append(scorer.logits(inputs[scorer.image_px]).cpu())

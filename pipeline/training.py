@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoint import load_checkpoint
-from pipeline.data.augment import Augmentation, as_pictures
-from pipeline.data.mixing import Mixing
+from pipeline.data.augment import as_pictures
+from pipeline.features import FeatureFeed, FrozenNetwork
+from pipeline.feeding import PictureFeed
 from pipeline.files import atomic_write
 from pipeline.learner import Learner
 from pipeline.saving import Saving
-from pipeline.scoring import Scored, Scorer, logits_together
+from pipeline.scoring import Scored, Scorer
 from pipeline.stopping import StopFlag
 from pipeline.tracking import SHOWN_IMAGES
 
@@ -34,36 +35,29 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
     if not learners:
         return
     saving = Saving(learners[0].spec.run)
+    feed = _feed(learners[0])
+    steps_per_epoch = feed.steps_per_epoch
     for learner in learners:
         # killed between its last epoch and the end
         if not learner.is_training and learner.attempt.error is None:
-            _finish(learner)
+            _finish(learner, feed)
     while running := [learner for learner in learners if learner.is_training]:
-        recipe, data, settled = running[0].train, running[0].data, running[0].settled
-        stream = running[0].stream
-        steps_per_epoch = stream.steps_per_epoch
+        recipe, data = running[0].train, running[0].data
         position = min(learner.step for learner in running)
         epoch = position // steps_per_epoch
-        augmentation = Augmentation(recipe.augment, recipe.seed, epoch, stream.images)
-        mixing = Mixing(recipe.augment, recipe.seed, epoch, stream.images)
         running = [learner for learner in running if learner.epoch == epoch]
         for learner in running:
             learner.training_mode()
         started, images_seen, steps = time.monotonic(), 0, 0
 
-        for batch in stream.batches(epoch, position - epoch * steps_per_epoch):
-            images_BHWC = torch.from_numpy(batch.images_BHWC).to(settled.device, non_blocking=True)
-            inputs_BCHW = augmentation(images_BHWC, batch.positions_B, recipe.image_px)
-            targets_BK = torch.from_numpy(batch.targets_BK).to(settled.device).float()
-            inputs_BCHW, targets_BK = mixing(inputs_BCHW, targets_BK, batch.positions_B)
-
+        for inputs_BCHW, targets_BK in feed.batches(epoch, position - epoch * steps_per_epoch):
             running = [learner for learner in running if learner.is_training]
             if not running:
                 break  # the last of them failed
             active = [learner for learner in running if learner.step == position]
             for learner in active:
                 with learner.attempt.kept_apart():
-                    if learner.step == 0:
+                    if learner.step == 0 and inputs_BCHW.ndim == 4:
                         learner.tracker.training_images(as_pictures(inputs_BCHW[:SHOWN_IMAGES]))
                     if len(running) > 1:  # each keeps the threads of its first start
                         learner.settled.apply()
@@ -102,7 +96,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
         seconds = max(time.monotonic() - started, 1e-9)
         images_per_s, seconds_per_step = images_seen / seconds, seconds / max(steps, 1)
         running = [learner for learner in running if learner.is_training]
-        for learner, logits_NK in zip(running, _validate(running) if running else (), strict=True):
+        for learner, logits_NK in zip(running, _validate(running, feed), strict=True):
             with learner.attempt.kept_apart():
                 scored = Scored.of(logits_NK, data.packed, data.validation)
                 values = learner.end_epoch(scored, images_per_s, seconds_per_step)
@@ -113,10 +107,18 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
         saving.save(whole if stopped or saving.affordable else ended)
         for learner in ended:
             if learner.attempt.error is None:  # it could be saved
-                _finish(learner)
+                _finish(learner, feed)
         if stopped:
             _say_stopped([learner for learner in running if learner.is_training], stop)
             return
+
+
+def _feed(learner: Learner) -> PictureFeed | FeatureFeed:
+    data = learner.data
+    if learner.train.feature_views is None:
+        return PictureFeed(learner.train, learner.stream, data.validation, learner.settled.device)
+    frozen = FrozenNetwork(learner.net, learner.train, data.packed, learner.settled)
+    return FeatureFeed(frozen, learner.stream, data.validation)
 
 
 def _say_stopped(learners: Sequence[Learner], stop: StopFlag) -> None:
@@ -127,11 +129,11 @@ def _say_stopped(learners: Sequence[Learner], stop: StopFlag) -> None:
             )
 
 
-def _validate(learners: Sequence[Learner], *, flips: bool = False) -> list[Tensor]:
+def _validate(
+    learners: Sequence[Learner], feed: PictureFeed | FeatureFeed, *, flips: bool = False
+) -> list[Tensor]:
     """Logits of the validation images under each, in one pass over them."""
-    scorers = [Scorer(ln.scored_net, ln.train.image_px, ln.settled, flips) for ln in learners]
-    data = learners[0].data
-    return logits_together(scorers, data.packed, data.validation)
+    return feed.logits([Scorer(ln.scored_net, ln.train.image_px, ln.settled, flips) for ln in learners])
 
 
 def _gradients(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Tensor | None:
@@ -149,7 +151,7 @@ def _gradients(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Ten
             inputs_BCHW.tensor_split(parts), targets_BK.tensor_split(parts), strict=True
         ):
             with learner.settled.autocast():
-                logits = learner.net(inputs)
+                logits = learner.trained(inputs)
             loss = learner.loss(logits.float(), targets)
             loss = loss if parts == 1 else loss * (len(targets) / len(targets_BK))
             learner.scaler.scale(loss).backward()
@@ -159,7 +161,7 @@ def _gradients(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Ten
     return torch.stack(losses).sum()
 
 
-def _finish(learner: Learner) -> None:
+def _finish(learner: Learner, feed: PictureFeed | FeatureFeed) -> None:
     """Score validation under the best weights; with that the cell's artifacts are whole."""
     with learner.attempt.kept_apart():
         best = load_checkpoint(learner.run.checkpoint_best, learner.settled.device)
@@ -168,7 +170,7 @@ def _finish(learner: Learner) -> None:
                 f"stopped early after epoch {learner.epoch}: the best is {best['best']['epoch']}", flush=True
             )
         learner.scored_net.load_state_dict(best["model"])
-        (logits_NK,) = _validate([learner], flips=learner.train.average_flips)
+        (logits_NK,) = _validate([learner], feed, flips=learner.train.average_flips)
         scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
         learner.finish(best["model"], scored)
         write_scores(learner.run.scores_val, scored, learner.data.packed.labels)

@@ -28,7 +28,10 @@ _HUNG_S = 900.0  # a batch takes milliseconds; a file system that is failing ove
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images of one epoch: their positions in its order, rows in the packed set, pixels, labels."""
+    """Some images of one epoch: their positions in its order, rows in the packed set, pixels, labels.
+
+    Without pixels where the reader has them elsewhere (`read=False`).
+    """
 
     positions_B: Rows
     rows_B: Rows
@@ -61,19 +64,19 @@ class Stream:
             self.rows if self.repeats_N is None else epoch_rows(self.rows, self.repeats_N, self.seed, epoch)
         )
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int = 0, *, read: bool = True) -> Iterator[Batch]:
         """The batches of `epoch` (0-based) from `first_step` on; the next one is read ahead."""
         order = seeded(self.seed, "order", epoch).permutation(self._rows(epoch))
         edges = _edges(len(order), self.batch_size)[first_step:]
         spans = [np.arange(start, stop) for start, stop in itertools.pairwise(edges)]
-        yield from _read_ahead(self.packed, [(span, order[span]) for span in spans])
+        yield from _batches(self.packed, [(span, order[span]) for span in spans], read=read)
 
 
-def in_order(packed: PackedSet, rows: Rows, batch_size: int) -> Iterator[Batch]:
+def in_order(packed: PackedSet, rows: Rows, batch_size: int, *, read: bool = True) -> Iterator[Batch]:
     """Batches of `rows` as they come, for scoring."""
     starts = range(0, len(rows), batch_size)
     spans = [np.arange(start, min(start + batch_size, len(rows))) for start in starts]
-    yield from _read_ahead(packed, [(span, rows[span]) for span in spans])
+    yield from _batches(packed, [(span, rows[span]) for span in spans], read=read)
 
 
 def _edges(images: int, batch_size: int) -> list[int]:
@@ -83,9 +86,15 @@ def _edges(images: int, batch_size: int) -> list[int]:
     return edges
 
 
+def _batches(packed: PackedSet, plan: list[tuple[Any, Rows]], *, read: bool) -> Iterator[Batch]:
+    if read and plan:
+        yield from _read_ahead(packed, plan)
+    elif plan:
+        no_pixels = np.empty((0, packed.size_px, packed.size_px, 3), np.uint8)
+        yield from (Batch(spot, rows, no_pixels, packed.labels_NK[rows]) for spot, rows in plan)
+
+
 def _read_ahead(packed: PackedSet, plan: list[tuple[Any, Rows]]) -> Iterator[Batch]:
-    if not plan:
-        return
     wanted: SimpleQueue[tuple[Any, Rows] | None] = SimpleQueue()
     ready: SimpleQueue[Batch | Exception] = SimpleQueue()
     # a daemon: one that hangs in a read must not keep the process from ending

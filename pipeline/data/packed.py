@@ -19,7 +19,7 @@ from pipeline.files import sha256_file
 # N images, H W pixels, C channels, K labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedSet:
     """A packed set opened for reading; its pixels stay on disk until they are asked for."""
 

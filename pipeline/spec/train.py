@@ -283,6 +283,9 @@ class TrainSpec(Section):
     schedule: ScheduleSpec = Constant()
     epochs: Count = 15
     batch_size: Count = 64
+    # with model.trainable head: the frozen part sees so many views of each picture, once; epochs take them in
+    # turn, drawn as the first epochs draw theirs (as many views as epochs train as without); null: anew each epoch
+    feature_views: Count | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     best_by: Literal[MetricName, "loss"] = "f1_micro"
     sampling: SamplingSpec = SamplingSpec()
@@ -292,3 +295,18 @@ class TrainSpec(Section):
     patience_epochs: Count | None = None  # stop when best_by has not improved for so many epochs
     average_flips: bool = False  # final scores are means over a picture and its mirror image
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _features_of_what_is_frozen(self) -> TrainSpec:
+        if self.feature_views is not None and self.model.trainable != "head":
+            raise ValueError(
+                "feature_views needs model.trainable: head; a network that learns has no fixed features"
+            )
+        augment = self.augment
+        mixed = augment.mixup or augment.cutmix or augment.erase or self.average_flips
+        if self.feature_views is not None and (mixed or self.sampling != SamplingSpec()):
+            raise ValueError(
+                "feature_views keeps features of single pictures: it excludes mixup, cutmix, erase, sampling and "
+                "average_flips; leave them at their defaults, or leave feature_views out"
+            )
+        return self

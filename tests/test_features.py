@@ -1,0 +1,104 @@
+"""Head-only cells from features that are computed once: the same network, the same rows, next to no time."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.draft import train_task
+from jobs.graph import make_plan
+from jobs.stages import Together
+from pipeline.checkpoint import load_checkpoint
+from pipeline.errors import SpecError
+from pipeline.jsonl import read_jsonl
+from pipeline.models import build_model
+from pipeline.spec import ModelSpec
+from pipeline.specfile import read_spec
+from tests.cells import finish, jobs, project
+from tests.test_together import start
+
+HEAD = {"name": "mobilenet_v3_small", "weights": "net.pth", "trainable": "head"}
+GRID = """
+grid: {axes: {train.optimizer: [{name: adam, lr: 1e-2}, {name: sgd, lr: 0.1}, {name: adadelta}]}}
+run: {threads: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "net.pth"
+    torch.save(build_model(ModelSpec(name="mobilenet_v3_small"), 14, 32).state_dict(), path)
+    return path
+
+
+def planned(tmp_path, drawn_zip, weights, text=GRID, **train):
+    tmp_path.mkdir(exist_ok=True)
+    model = HEAD | {"weights": str(weights)}
+    settings = {"model": model, "epochs": 4, "precision": "fp32", "augment": {"hflip": 0.0}, **train}
+    spec = project(tmp_path, drawn_zip, text, **settings)
+    status, printed = jobs("wrangle", spec, cwd=tmp_path)
+    assert status == 0, printed
+    plan = make_plan(read_spec(spec))
+    return plan, [train_task(plan, cell) for cell in plan.cells]
+
+
+def curves(cell):
+    return [row["validation/loss"] for row in read_jsonl(cell.run.metrics) if "validation/loss" in row]
+
+
+@pytest.mark.parametrize("augment", [{"hflip": 0.0}, {"hflip": 0.5, "crop": [0.5, 1], "rotate_deg": 20}])
+def test_kept_features_train_the_very_cell_that_is_trained_without(tmp_path, drawn_zip, weights, augment):
+    text = "run: {threads: 1}\n"
+    plan, (task,) = planned(tmp_path / "without", drawn_zip, weights, text, augment=augment)
+    assert finish(start(task)) == 0
+    views = 4 if augment["hflip"] else 1
+    kept, (task,) = planned(tmp_path / "kept", drawn_zip, weights, text, augment=augment, feature_views=views)
+    assert finish(start(task)) == 0
+    np.testing.assert_allclose(curves(kept.cells[0]), curves(plan.cells[0]), rtol=2e-4)
+    best, same = (load_checkpoint(p.cells[0].run.checkpoint_best) for p in (plan, kept))
+    assert best["model"].keys() == same["model"].keys()
+    for name, value in best["model"].items():
+        torch.testing.assert_close(same["model"][name], value, atol=2e-3, rtol=2e-3, msg=name)
+    # and predicts as a whole network: through the pictures it gives the scores it had through features
+    status, printed = jobs("submission", kept.loaded.path, cwd=tmp_path / "kept")
+    assert status == 0, printed
+
+
+def test_all_cells_of_a_sweep_and_later_processes_use_one_pass(tmp_path, drawn_zip, weights):
+    plan, tasks = planned(tmp_path, drawn_zip, weights, feature_views=1)
+    assert len({task.stream for task in tasks}) == 1
+    assert finish(start(Together(tuple(tasks[:2])))) == 0
+    folder = plan.cells[0].data.packed / "features"
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    assert len(made) == 2  # of the training and of the validation pictures
+    assert finish(start(tasks[2])) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")} == made
+    assert all(cell.run.why_not_done(cell.identity) is None for cell in plan.cells)
+
+
+def test_damaged_features_are_computed_anew(tmp_path, drawn_zip, weights):
+    plan, tasks = planned(tmp_path, drawn_zip, weights, "run: {threads: 1}\n", feature_views=1, epochs=1)
+    assert finish(start(tasks[0])) == 0
+    before = plan.cells[0].run.scores_val.read_bytes()
+    for path in (plan.cells[0].data.packed / "features").glob("*.npz"):
+        body = bytearray(path.read_bytes())
+        body[len(body) // 2] ^= 255
+        path.write_bytes(body)
+    plan.cells[0].run.checkpoint_best.unlink()
+    assert finish(start(tasks[0])) == 0
+    assert plan.cells[0].run.scores_val.read_bytes() == before
+
+
+def test_features_are_those_of_one_frozen_network(tmp_path, drawn_zip, weights):
+    spec = project(tmp_path, drawn_zip, feature_views=1)
+    with pytest.raises(SpecError, match="feature_views needs model"):
+        read_spec(spec)
+    mixed = {"model": HEAD, "feature_views": 1, "augment": {"mixup": 0.2}}
+    with pytest.raises(SpecError, match="excludes mixup"):
+        read_spec(project(tmp_path, drawn_zip, **mixed))
+    text = "grid: {axes: {train.precision: [fp32, bf16], train.optimizer: [{name: sgd}, {name: adam}]}}\n"
+    _, tasks = planned(tmp_path / "p", drawn_zip, weights, text, feature_views=1)
+    assert len({task.stream for task in tasks}) == 2
+    assert {json.loads(task.spec)["train"]["precision"] for task in tasks} == {"fp32", "bf16"}
