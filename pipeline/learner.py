@@ -26,7 +26,7 @@ from pipeline.metrics import all_metrics
 from pipeline.models import build_model, head_of, set_training_mode, start_at_prior
 from pipeline.optim import build_optimizer
 from pipeline.schedules import PlateauState, lr_scale
-from pipeline.scoring import Scored
+from pipeline.scoring import Scored, Scorer
 from pipeline.spec import LOWER_IS_BETTER, SamplingSpec, Spec
 from pipeline.thresholds import decide, tune_per_label
 from pipeline.tracking import Tracker
@@ -121,6 +121,11 @@ class Learner:
         model = self.train.model
         head_only = model.trainable == "head" or self.epoch < self.train.head_first_epochs
         set_training_mode(self.net, model.name, head_only=head_only)
+
+    def scorer(self, *, final: bool) -> Scorer:
+        """What scores pictures: the epoch's network as it trains, or for good, at the size and views of the spec."""
+        px = (self.train.score_px if final else None) or self.train.image_px
+        return Scorer(self.scored_net, px, self.settled, flips=final and self.train.average_flips)
 
     def count(self, loss: Tensor, images: int) -> None:
         """Take a finished step into the epoch's mean loss."""
@@ -228,7 +233,7 @@ class Learner:
             "model": model,
             "labels": list(packed.labels),
             "preprocessing": {
-                "image_px": self.train.image_px,
+                "image_px": self.train.score_px or self.train.image_px,
                 "packed_px": packed.size_px,
                 "resize": self.spec.data.resize,
                 "mean": list(MEAN),

@@ -17,7 +17,7 @@ from pipeline.feeding import PictureFeed
 from pipeline.files import atomic_write
 from pipeline.learner import Learner
 from pipeline.saving import Saving
-from pipeline.scoring import Scored, Scorer
+from pipeline.scoring import Scored
 from pipeline.stopping import StopFlag
 from pipeline.tracking import SHOWN_IMAGES
 
@@ -130,10 +130,10 @@ def _say_stopped(learners: Sequence[Learner], stop: StopFlag) -> None:
 
 
 def _validate(
-    learners: Sequence[Learner], feed: PictureFeed | FeatureFeed, *, flips: bool = False
+    learners: Sequence[Learner], feed: PictureFeed | FeatureFeed, *, final: bool = False
 ) -> list[Tensor]:
     """Logits of the validation images under each, in one pass over them."""
-    return feed.logits([Scorer(ln.scored_net, ln.train.image_px, ln.settled, flips) for ln in learners])
+    return feed.logits([learner.scorer(final=final) for learner in learners])
 
 
 def _gradients(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Tensor | None:
@@ -170,7 +170,7 @@ def _finish(learner: Learner, feed: PictureFeed | FeatureFeed) -> None:
                 f"stopped early after epoch {learner.epoch}: the best is {best['best']['epoch']}", flush=True
             )
         learner.scored_net.load_state_dict(best["model"])
-        (logits_NK,) = _validate([learner], feed, flips=learner.train.average_flips)
+        (logits_NK,) = _validate([learner], feed, final=True)
         scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
         learner.finish(best["model"], scored)
         write_scores(learner.run.scores_val, scored, learner.data.packed.labels)

@@ -294,6 +294,9 @@ class TrainSpec(Section):
     head_first_epochs: Annotated[int, Field(ge=0)] = 0  # only the head learns so long (LP-FT, Kumar 2022)
     patience_epochs: Count | None = None  # stop when best_by has not improved for so many epochs
     average_flips: bool = False  # final scores are means over a picture and its mirror image
+    # size of the pictures of the final scores, of validation and test; null: image_px. A network trained on
+    # random crops sees objects larger than in whole pictures of that size (Touvron et al. 2019)
+    score_px: Pixels | None = None
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -303,10 +306,16 @@ class TrainSpec(Section):
                 "feature_views needs model.trainable: head; a network that learns has no fixed features"
             )
         augment = self.augment
-        mixed = augment.mixup or augment.cutmix or augment.erase or self.average_flips
-        if self.feature_views is not None and (mixed or self.sampling != SamplingSpec()):
+        mixed = augment.mixup or augment.cutmix or augment.erase or self.average_flips or self.score_px
+        if self.feature_views is not None and mixed:
             raise ValueError(
-                "feature_views keeps features of single pictures: it excludes mixup, cutmix, erase, sampling and "
-                "average_flips; leave them at their defaults, or leave feature_views out"
+                "feature_views keeps features of single pictures: it excludes mixup, cutmix, erase, "
+                "average_flips and score_px; leave them at their defaults, or leave feature_views out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _any_size(self) -> TrainSpec:
+        if self.score_px is not None and (self.model.name in CNNS or self.model.name.startswith("vit_")):
+            raise ValueError(f"{self.model.name} has one size of input; leave score_px out")
         return self
