@@ -49,5 +49,7 @@ def make_sweep(finished, folder, cells, epochs=30):
         shutil.copy(best / file, folder / rows[0]["cell"] / file)
     experiment = ExperimentDir(folder)
     write_table(experiment.leaderboard, COLUMNS, rows)
-    experiment.selected.write_text(json.dumps(selected | {"cell": rows[0]["cell"]}))
+    experiment.selected.write_text(
+        json.dumps(selected | {"cell": rows[0]["cell"], "cells": [rows[0]["cell"]]})
+    )
     return experiment

@@ -173,6 +173,7 @@ def test_a_thousand_cells_stay_small(browser, finished, tmp_path):
     page = browser.page(experiment.report.as_uri())
     text = page.text()
     assert "1000 of 1000 done" in text
+    assert [name for name in SECTIONS if name not in text] == []
     assert all(row["cell"] in text for row in read_leaderboard(experiment.leaderboard))
     page.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,9 @@ def curves(facts: Facts) -> Figure | None:
         if "loss" in tag:
             _without_outliers(axes, [value for cell in cells for _, value in cell.curve(tag)])
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="outside lower center", ncols=3)
+    figure.legend(
+        handles[::-1], names[::-1], loc="outside lower center", ncols=3 if max(map(len, names)) < 36 else 2
+    )
     return figure
 
 
@@ -140,7 +142,7 @@ def _without_outliers(axes: Axes, values: Sequence[float]) -> None:
 
 def effects(facts: Facts) -> Figure | None:
     """The ranking metric against each setting in which cells differ: dots are cells, the bar their mean."""
-    shown = {name: groups for name, groups in facts.axes.items() if len(groups) <= 20}
+    shown = {name: groups for name, groups in facts.axes.items() if len(groups) <= 20 or _numbers(groups)}
     keys = list(shown)[:_PANELS]
     if not keys or not any(cell.value(facts.by) is not None for cell in facts.cells):
         return None
@@ -149,6 +151,10 @@ def effects(facts: Facts) -> Figure | None:
     figure = Figure(figsize=(3.3 * columns + 0.4, 2.7 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, key in zip(panels.flat, keys, strict=False):
+        axes.set_title(key[:44])
+        if len(shown[key]) > 20:
+            _many(axes, facts, shown[key])
+            continue
         for x, cells in enumerate(shown[key].values()):
             values = [value for cell in cells if (value := cell.value(facts.by)) is not None]
             if values:
@@ -159,12 +165,31 @@ def effects(facts: Facts) -> Figure | None:
         crowded = sum(map(len, names)) > 24
         turned = {"rotation": 30, "ha": "right"} if crowded else {}
         axes.set_xticks(range(len(names)), names, fontsize=8, **turned)
-        axes.set_title(key[:44])
     for axes in panels.flat[len(keys) :]:
         axes.set_visible(False)
     for axes in panels[:, 0]:
         axes.set_ylabel(facts.by)
     return figure
+
+
+def _numbers(texts: Iterable[str]) -> list[float]:
+    """The values of a setting where all are numbers, else nothing."""
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return []
+
+
+def _many(axes: Axes, facts: Facts, groups: Mapping[str, Sequence[CellFacts]]) -> None:
+    """Values too many for a place each, as of a random search: where they lie on a scale."""
+    numbers = _numbers(groups)
+    pairs = [
+        (x, cell.value(facts.by)) for x, cells in zip(numbers, groups.values(), strict=True) for cell in cells
+    ]
+    found = [(x, value) for x, value in pairs if value is not None]
+    axes.plot(*zip(*found, strict=True), "o", color=COLOURS[0], markersize=3, alpha=0.5)
+    if min(numbers) > 0 and max(numbers) > 30 * min(numbers):
+        axes.set_xscale("log")
 
 
 def pr_curves(entries: Sequence[dict[str, Any]], scores_NK: Scores, targets_NK: Decisions) -> Figure | None:
