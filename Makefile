@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 SPEC_VERBS := wrangle grid evaluate select predict submission report status plan doctor logs cancel retry prune
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo data test lint bench pictures $(SPEC_VERBS)
+.PHONY: help setup demo data test lint torture bench pictures $(SPEC_VERBS)
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z ]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ lint: $(READY) ## format check, ruff, mypy strict, import contracts
 
 pictures: demo ## draw the README's pictures anew (needs Chromium)
 	@$(RUN_PYTHON) tests/pictures.py
+
+torture: $(READY) ## kill projects 200 times and more, here and on a test cluster, and compare what comes of them
+	@LABELGRID_KILLS=$(or $(KILLS),170) LABELGRID_SLURM_KILLS=$(or $(SLURM_KILLS),40) LABELGRID_SEED=$(or $(SEED),0) \
+	  $(RUN_PYTHON) -m pytest -s tests/torture
 
 bench: $(READY) ## measure, and write the tables of docs/performance.md
 	@$(RUN_PYTHON) tests/bench/bench.py

@@ -41,6 +41,8 @@ class Evaluated:
 
 def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> Evaluated:
     """Measure a finished cell and write its report.json; raises CheckpointError where an artifact is damaged."""
+    for path in (run.spec, run.provenance, run.metrics):
+        run.verify(path)
     return measure(run, "done", Validation.read(run), evaluate)
 
 

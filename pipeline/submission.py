@@ -47,7 +47,7 @@ def made_of(run: RunDir, packed_dir: Path, split_file: Path | None) -> str:
 def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool:
     """True when `scores_test.npz` is there, whole, and made of the present checkpoint and images."""
     try:
-        with np.load(run.scores_test) as file:
+        with run.scores_test.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in file.files}  # reading compares each with its CRC
             return str(arrays["made_of"]) == made_of(run, packed_dir, split_file)
     except (*READ_ERRORS, ValueError, KeyError, SyntaxError):

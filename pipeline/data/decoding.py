@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 from pipeline.data.pixels import PixelFiles
 from pipeline.data.sources import READ_ERRORS, open_source
 
+MAX_PIXELS = 178_956_970  # of one image (13,377 x 13,377); decoded, that is half a gigabyte
+
 # what Pillow raises on files that are damaged, of no known kind, or absurdly large
 DECODE_ERRORS = (
     *READ_ERRORS,
@@ -71,7 +73,8 @@ _decoder: Decoder | None = None  # of this worker process
 def start_worker(source: str, folder: str, size_px: int, resize: str) -> None:
     """Make this process's decoder, once."""
     global _decoder
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that size is an error
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns from there on, and refuses twice as many
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     _decoder = Decoder(source, folder, size_px, resize)
 
 

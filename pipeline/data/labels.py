@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 # N images, K labels
+MAX_LABELS = 5_000  # labels are held densely, and counted in pairs
+_TOO_MANY = f"more than {MAX_LABELS}"
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false", "")
 
 
@@ -56,9 +58,19 @@ def label_members(source: Source, labels: LabelsSpec) -> list[tuple[str, str]]:
 def read_labels(source: Source, labels: LabelsSpec) -> LabelTable:
     """The labels of `source` in the spec's format; a DataError names the file, line and value at fault."""
     members = label_members(source, labels)
+    place = f"{source.path}/{members[0][1]}"
+    if len(members) > MAX_LABELS:
+        raise DataError(f"{place}: is one of {len(members)} labels, {_TOO_MANY}")
+    table = _read(source, labels, members, place)
+    if not 0 < len(table.labels) <= MAX_LABELS:
+        problem = f"{len(table.labels)} labels, {_TOO_MANY}" if table.labels else "no label at all"
+        raise DataError(f"{place}: holds {problem}; does data.labels say how it is to be read?")
+    return table
+
+
+def _read(source: Source, labels: LabelsSpec, members: Sequence[tuple[str, str]], place: str) -> LabelTable:
     if isinstance(labels, IdListLabels):
         return _read_id_lists(source, members)
-    place = f"{source.path}/{members[0][1]}"
     text = _text(source, members[0][1])
     if isinstance(labels, OneHotLabels):
         return _read_onehot(text, place, labels)
@@ -140,7 +152,7 @@ def _read_coco(text: str, place: str, labels: CocoLabels) -> LabelTable:
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         pairs = dict.fromkeys((entry["category_id"], entry["image_id"]) for entry in content["annotations"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"{place}: is no COCO instances file ({what}); it holds images, categories and annotations"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import DataError
+
+MAX_MEMBER_BYTES = 1 << 30  # of an image or label file once inflated: more is a bomb or a mistake
+MAX_MEMBERS = 20_000_000
 
 # what reading a member can raise where an archive or a disk is damaged
 READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
@@ -54,7 +58,12 @@ class _Folder(Source):
         ]
 
     def read(self, member: str) -> bytes:
-        return (self.path / member).read_bytes()
+        path = self.path / member
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("is no regular file")  # reading a pipe or device might never end
+        _refuse_huge(status.st_size)
+        return path.read_bytes()
 
     def fingerprint(self) -> list[object]:
         # a link that leads nowhere is an image that cannot be read, not the end of the listing
@@ -70,6 +79,7 @@ class _Zip(Source):
         self.members = list(self._entries)
 
     def read(self, member: str) -> bytes:
+        _refuse_huge(self._entries[member].file_size)
         return self._archive.read(member)
 
     def checksum(self, member: str) -> tuple[int, int]:
@@ -91,6 +101,7 @@ class _Tar(Source):
 
     def read(self, member: str) -> bytes:
         offset, size = self._places[member]
+        _refuse_huge(size)
         self._file.seek(offset)
         body = self._file.read(size)
         if len(body) < size:
@@ -106,10 +117,14 @@ def open_source(path: str | Path) -> Source:
     path = Path(path)
     kinds: dict[str, Callable[[Path], Source]] = {".zip": _Zip, ".tar": _Tar}
     try:
-        if path.is_dir():
-            return _Folder(path)
-        if path.suffix in kinds:
-            return kinds[path.suffix](path)
+        kind = _Folder if path.is_dir() else kinds.get(path.suffix)
+        if kind is not None:
+            source = kind(path)
+            if len(source.members) > MAX_MEMBERS:
+                raise DataError(
+                    f"{path}: holds {len(source.members):,} files, more than {MAX_MEMBERS:,}; divide it"
+                )
+            return source
         path.stat()
     except FileNotFoundError as error:
         raise DataError(
@@ -236,5 +251,16 @@ def _walk(path: Path) -> Iterable[tuple[Path, list[str], list[str]]]:
     def refuse(error: OSError) -> None:
         raise error
 
+    seen = set()
     for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()  # a link to a folder above it, which would go round in circles
+            continue
+        seen.add((status.st_dev, status.st_ino))
         yield Path(folder), folders, names
+
+
+def _refuse_huge(size: int) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise OSError(f"is {size / 1e9:.1f} GB large, more than {MAX_MEMBER_BYTES / 1e9:.1f} GB")

@@ -141,7 +141,8 @@ def outcome(root):
                 found[f"{cell.name}/{name}"] = (cell / name).read_bytes()
         rows = read_jsonl(cell / "metrics.jsonl")
         found[f"{cell.name}/curves"] = [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
-    for packed in sorted((root / "data" / "packed").iterdir()):
+    # hidden ones are what killed wrangles left; the next wrangle removes those older than an hour
+    for packed in sorted((root / "data" / "packed").glob("[!.]*")):
         for path in sorted(packed.glob("*.npy")) + sorted(packed.glob("split-*")):
             found[f"{packed.name}/{path.name}"] = path.read_bytes()
         assert (packed / DATASET).exists(), "half a packed set was left"
