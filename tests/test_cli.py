@@ -346,7 +346,6 @@ def alive(pid):
         (["grid", "{spec}", "--set", "train.model.weights=w.pth"], "w.pth cannot be read"),
         (["grid", "{spec}", "--set", "data.source=gone.zip"], "gone.zip: there is no such folder or archive"),
         (["select", "{spec}", "--run", "adam"], "RUN=adam: no cell starts with that"),
-        (["report", "{spec}"], "there is no leaderboard yet; run `make grid` first"),
         (["predict", "{spec}"], "no cell is selected; run `make grid`"),
     ],
 )

@@ -34,7 +34,7 @@ class Report:
         """The answer in a few words: what won, by how much, whether that is sure, and what it cost."""
         facts, best = self.facts, self.facts.best
         states = Counter(_WORDS.get(cell.state, cell.state) for cell in facts.trained)
-        entries = [("Cells", f"{states['done']} of {len(facts.trained)} done", _counted(states))]
+        entries = [("Cells", f"{states['done']} of {len(facts.trained)} done", plain(states))]
         if best is not None and (value := best.value(facts.by)) is not None:
             how = {"user": "picked by hand", "ensemble": "mean scores of several cells"}.get(
                 str(facts.selected.get("picked_by")), "best on validation"
@@ -195,7 +195,9 @@ class Report:
         for key, entry in found.items():
             if isinstance(entry, dict) and "examples" in entry:
                 count = entry.get("count", entry.get("groups", 0))
-                examples = [e if isinstance(e, str) else " = ".join(e) for e in entry["examples"][:5]]
+                examples = [
+                    e if isinstance(e, str) else " = ".join(map(str, e)) for e in entry["examples"][:5]
+                ]
                 rows.append([key.replace("_", " "), str(count), "; ".join(examples)[:300]])
         return self._table("problems", Table(("what wrangle found", "number", "for example"), rows))
 
@@ -309,10 +311,6 @@ def _interval(cell: CellFacts, metric: str) -> str:
 def _mean_sd(row: dict[str, str], name: str) -> str:
     mean, spread = row.get(f"{name}_mean"), row.get(f"{name}_sd")
     return f"{float(mean):.4f} ± {float(spread or 0):.4f}" if mean else ""
-
-
-def _counted(states: Counter[str]) -> str:
-    return ", ".join(f"{number} {state}" for state, number in states.items())
 
 
 def _clock(hours: float) -> str:
