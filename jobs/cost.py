@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jobs.cluster import Profile
 from jobs.draft import wanted
@@ -65,7 +67,12 @@ def _speeds(plan: Plan) -> dict[tuple[str, str, int], float]:
 def _training_images(cell: PlannedCell) -> int:
     if cell.data.split is None or not cell.data.split.exists():
         return 0
-    counts = json.loads(cell.data.split.read_text())["counts"]
+    return _images_of(cell.data.split)
+
+
+@functools.lru_cache(maxsize=64)  # cells of a grid share it
+def _images_of(split: Path) -> int:
+    counts = json.loads(split.read_text())["counts"]
     return int(
         counts["train"]["images"] + counts["validation"]["images"] // 3
     )  # scoring is the forward third

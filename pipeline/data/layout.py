@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.labels import label_members
-from pipeline.data.sources import Source, list_images, open_source, read_list
+from pipeline.data.sources import Source, fingerprint, list_images, open_source, read_list
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, write_json
 from pipeline.identity import canonical, digest
@@ -66,21 +66,19 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
     Raises DataError where a source is missing or damaged. `cache` is a folder for digests.
     """
     origin = Origin.of(data, test=test)
-    with contextlib.ExitStack() as stack:
-        sources = {path: open_source(path) for path in {origin.source, origin.labels_source or origin.source}}
-        for source in sources.values():
-            stack.callback(source.close)
-        settings = {
-            "version": PACK_VERSION,
-            "images": origin.images,
-            "image_list": list_digest(origin.image_list),
-            "labels": _settings(origin.labels),
-            "size_px": data.size_px,
-            "resize": data.resize,
-        }
-        seen = [[str(path.resolve()), source.fingerprint()] for path, source in sources.items()]
+    paths = {origin.source, origin.labels_source or origin.source}
+    settings = {
+        "version": PACK_VERSION,
+        "images": origin.images,
+        "image_list": list_digest(origin.image_list),
+        "labels": _settings(origin.labels),
+        "size_px": data.size_px,
+        "resize": data.resize,
+    }
 
-        def compute() -> tuple[str, bool]:
+    def compute() -> tuple[str, bool]:
+        with contextlib.ExitStack() as stack:
+            sources = {path: stack.enter_context(contextlib.closing(open_source(path))) for path in paths}
             source = sources[origin.source]
             images, _ = list_images(source, origin.images, origin.image_list)
             content = [[image.id, image.name, *_checksum(source, image.member)] for image in images]
@@ -91,13 +89,14 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
                     [label, *_checksum(source, member)]
                     for label, member in label_members(source, origin.labels)
                 ]
-            # name pattern and list decide which files are images; which they are is in the content
-            chosen = {**settings, "images": None, "image_list": None}
-            trusted = all(entry[-1] != _UNREADABLE for entry in [*content, *labels])
-            return digest([chosen, content, labels]), trusted
+        # name pattern and list decide which files are images; which they are is in the content
+        chosen = {**settings, "images": None, "image_list": None}
+        trusted = all(entry[-1] != _UNREADABLE for entry in [*content, *labels])
+        return digest([chosen, content, labels]), trusted
 
-        asked = origin.labels.model_dump(mode="json") if origin.labels else None
-        value = _remembered(cache, digest([settings, asked, seen]), compute)
+    asked = origin.labels.model_dump(mode="json") if origin.labels else None
+    seen = [[str(path.resolve()), fingerprint(path)] for path in sorted(paths)]
+    value = _remembered(cache, digest([settings, asked, seen]), compute)
     return PackedIdentity(f"{_slug(origin.source)}-{data.size_px}px", value)
 
 

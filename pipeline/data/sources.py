@@ -145,6 +145,18 @@ def open_source(path: str | Path) -> Source:
     )
 
 
+def fingerprint(path: Path) -> list[object]:
+    """What changes when a source does; an archive is not opened for it. Raises DataError where there is none."""
+    if path.is_file():
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
+    source = open_source(path)
+    try:
+        return source.fingerprint()
+    finally:
+        source.close()
+
+
 def match_members(members: Iterable[str], pattern: str, field: str) -> list[tuple[str, str]]:
     """(what stands for `{field}`, member) of every member that ends in `pattern`, e.g. `images/im{id}.jpg`.
 
