@@ -410,7 +410,7 @@ def make(*arguments):
 
 def test_bare_make_lists_every_verb_and_only_what_works():
     listed = {line.split()[1] for line in make().stdout.splitlines()}
-    assert listed == {"help", "setup", "demo", "data", "test", "lint", "torture", "bench", *VERBS}
+    assert listed == {"help", "setup", "demo", "data", "test", "lint", "torture", "bench", "pictures", *VERBS}
 
 
 def test_a_verb_without_a_spec_says_how_to_name_one():
