@@ -207,20 +207,14 @@ def selected(plan: Plan, run: str | None) -> list[RunDir]:
 def _predict(plan: Plan, runs: Sequence[RunDir]) -> int:
     from pipeline.submission import is_predicted
 
-    for run in runs:
-        test = _test_data(plan, run)
-        status = _wrangle(plan, [test], quiet=True)
-        if not status and not is_predicted(run, test.packed, test.split):
-            task = Predict(
-                run=str(run.path),
-                packed=str(test.packed),
-                split=str(test.split) if test.split else None,
-                device=plan.loaded.spec.run.device,
-            )
-            status = _run_one(plan, f"predict {run.name}", task)
-        if status:
-            return status
-    return 0
+    found = {run: _test_data(plan, run) for run in runs}
+    status = _wrangle(plan, list({test.packed: test for test in found.values()}.values()), quiet=True)
+    missing = {run: test for run, test in found.items() if not is_predicted(run, test.packed, test.split)}
+    if status or not missing:
+        return status
+    tests = {run.name: (str(t.packed), str(t.split) if t.split else None) for run, t in missing.items()}
+    task = Predict(str(plan.experiment.path), tests, plan.loaded.spec.run.device)
+    return _run_one(plan, f"predict {', '.join(tests)}", task)
 
 
 def _test_data(plan: Plan, run: RunDir) -> PlannedData:

@@ -208,11 +208,11 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Score the test images under the selected cell's best checkpoint."""
+    """Score the test images under the best checkpoints of some cells, where that is missing."""
 
-    run: str
-    packed: str
-    split: str | None  # where the test rows are part of the split
+    experiment: str
+    # cell -> packed test images and, where the test rows are part of it, the split
+    tests: dict[str, tuple[str, str | None]]
     device: str
 
     def __call__(self) -> int:
@@ -220,9 +220,14 @@ class Predict:
         from pipeline.prediction import predict
         from pipeline.rundir import RunDir
 
-        split = Path(self.split) if self.split else None
-        predict(RunDir(Path(self.run)), Path(self.packed), split, device=self.device)
+        runs = [RunDir(Path(self.experiment) / name) for name in self.tests]
+        predict(runs, test_images(self.tests), device=self.device)
         return 0
+
+
+def test_images(tests: dict[str, tuple[str, str | None]]) -> dict[str, tuple[Path, Path | None]]:
+    """The test images of each cell, as paths."""
+    return {name: (Path(packed), Path(split) if split else None) for name, (packed, split) in tests.items()}
 
 
 @dataclass(frozen=True)
@@ -243,18 +248,12 @@ class Submit:
         from pipeline.prediction import predict
         from pipeline.rundir import ExperimentDir, RunDir
         from pipeline.spec import EvaluateSpec
-        from pipeline.submission import is_predicted, make_submission
+        from pipeline.submission import make_submission
 
         experiment = ExperimentDir(Path(self.experiment))
         runs = [RunDir(experiment.path / name) for name in self.cells or ()] or selected_cells(experiment)
-        tests = {
-            run.name: (Path(packed), Path(split) if split else None)
-            for run in runs
-            for packed, split in [self.tests[run.name]]
-        }
-        for run in runs:
-            if not is_predicted(run, *tests[run.name]):
-                predict(run, *tests[run.name], device=self.device)
+        tests = test_images({run.name: self.tests[run.name] for run in runs})
+        predict(runs, tests, device=self.device)
         result = make_submission(experiment, runs, tests, EvaluateSpec.model_validate_json(self.evaluate))
         ledger.append(experiment.ledger, "submission", cell=", ".join(tests), test=result.test_metrics)
         print(f"submission: {shown(experiment.submission)}\n{result.text}", flush=True)

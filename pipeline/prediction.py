@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from pipeline.errors import CheckpointError
 from pipeline.files import atomic_write
 from pipeline.models import build_model
 from pipeline.rundir import RunDir
-from pipeline.scoring import Scorer, score_split
+from pipeline.scoring import Scorer, score_together
 from pipeline.spec import ModelSpec
-from pipeline.submission import made_of, test_rows
+from pipeline.submission import TestImages, is_predicted, made_of, test_rows
 
 
 def load_scorer(best: dict[str, Any], device: str) -> Scorer:
@@ -33,14 +34,47 @@ def load_scorer(best: dict[str, Any], device: str) -> Scorer:
     return Scorer(net, preprocessing["image_px"], settled, flips)
 
 
-def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: str = "auto") -> Path:
-    """Write `scores_test.npz`: ids, names, labels, scores (N, K) float32, and what it is made of.
+def predict(runs: Sequence[RunDir], tests: Mapping[str, TestImages], *, device: str = "auto") -> None:
+    """Write `scores_test.npz` of every cell whose test images (by cell name) are not scored yet.
 
-    Labels and preprocessing come from the checkpoint alone. Raises CheckpointError when
-    the checkpoint is damaged or its pictures were packed in another way than these.
+    It holds ids, names, labels, scores (N, K) float32, and what it is made of. Cells that predict the same
+    images share one pass over them. Raises CheckpointError when a checkpoint is damaged or its pictures
+    were packed in another way than these.
     """
-    best = load_checkpoint(run.verify(run.checkpoint_best))
+    missing: dict[TestImages, list[RunDir]] = {}
+    for run in runs:
+        if not is_predicted(run, *tests[run.name]):
+            missing.setdefault(tests[run.name], []).append(run)
+    for images, several in missing.items():
+        _predict(several, *images, device)
+
+
+def _predict(runs: Sequence[RunDir], packed_dir: Path, split_file: Path | None, device: str) -> None:
     packed = PackedSet.open(packed_dir)
+    rows = test_rows(packed, split_file)
+    checkpoints = [_fitting(run, packed) for run in runs]
+    scorers = [load_scorer(best, device) for best in checkpoints]
+    together = score_together(scorers, packed, rows)
+    for run, best, scored in zip(runs, checkpoints, together, strict=True):
+        with atomic_write(run.scores_test) as file:
+            np.savez(
+                file,
+                ids=np.array(scored.ids),
+                names=np.array([packed.names[row] for row in rows]),
+                labels=np.array(best["labels"]),
+                scores=scored.scores_NK,
+                made_of=np.array(made_of(run, packed_dir, split_file)),
+            )
+    print(
+        f"scored {len(rows)} test images under {len(runs)} cells"
+        if len(runs) > 1
+        else f"scored {len(rows)} test images"
+    )
+
+
+def _fitting(run: RunDir, packed: PackedSet) -> dict[str, Any]:
+    """The cell's best checkpoint, if it was trained on pictures packed like these."""
+    best = load_checkpoint(run.verify(run.checkpoint_best))
     wanted = best["preprocessing"]
     trained_on, here = (wanted["packed_px"], wanted["resize"]), (packed.size_px, packed.resize)
     if trained_on != here:
@@ -48,16 +82,4 @@ def predict(run: RunDir, packed_dir: Path, split_file: Path | None, *, device: s
             f"{run.checkpoint_best}: trained on pictures packed at {trained_on[0]} px ({trained_on[1]}), the test "
             f"set is packed at {here[0]} px ({here[1]}); use one data.size_px and data.resize for both"
         )
-    rows = test_rows(packed, split_file)
-    scored = score_split(load_scorer(best, device), packed, rows)
-    with atomic_write(run.scores_test) as file:
-        np.savez(
-            file,
-            ids=np.array(scored.ids),
-            names=np.array([packed.names[row] for row in rows]),
-            labels=np.array(best["labels"]),
-            scores=scored.scores_NK,
-            made_of=np.array(made_of(run, packed_dir, split_file)),
-        )
-    print(f"scored {len(rows)} test images")
-    return run.scores_test
+    return best

@@ -85,7 +85,8 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     straight = one_cell(straight_spec, "run.threads=1")
     assert finish(start(straight)) == 0, straight.run.log.read_text()
 
-    killed = one_cell(wrangled(tmp_path / "b", drawn_zip, **RECIPES[recipe]), "run.threads=1", *OFTEN)
+    killed_spec = wrangled(tmp_path / "b", drawn_zip, **RECIPES[recipe])
+    killed = one_cell(killed_spec, "run.threads=1", *OFTEN)
     assert killed.identity == straight.identity
     process = start(killed)
     wait_for_epoch(killed, 1, process)
@@ -95,13 +96,15 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     steps_per_epoch = read_jsonl(straight.run.metrics)[-1]["step"] // RECIPES[recipe]["epochs"]
     assert state["step"] % steps_per_epoch, "the kill came at an epoch's end: it shows nothing"
 
-    process = start(killed)
+    # another number of threads would give other bits: the one it was begun with is kept
+    process = start(one_cell(killed_spec, "run.threads=2", *OFTEN))
     wait_for_epoch(killed, 2, process)
     process.send_signal(signal.SIGTERM)
     assert finish(process) == EXIT_STOPPED
     assert "stopped by SIGTERM" in killed.run.log.read_text()
     assert finish(start(killed)) == 0, killed.run.log.read_text()
 
+    assert load_checkpoint(killed.run.checkpoint_last)["settled"]["threads"] == 1
     for name, value in weights(straight).items():
         assert torch.equal(value, weights(killed)[name]), name
     assert straight.run.scores_val.read_bytes() == killed.run.scores_val.read_bytes()
