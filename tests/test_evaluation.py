@@ -12,6 +12,7 @@ from pipeline.deciding import cross_fitted
 from pipeline.errors import SubmissionError
 from pipeline.evaluation import baselines, evaluate_cell, views
 from pipeline.experiment import Evaluation, evaluate_experiment, select_cell, selected_cells, show
+from pipeline.files import write_json
 from pipeline.leaderboard import COLUMNS, read_leaderboard, read_table
 from pipeline.metrics import METRICS, all_metrics
 from pipeline.rundir import ExperimentDir
@@ -42,8 +43,16 @@ def finished_cell(experiment, drawn, name, identity, noise, seed=0):
         scores=scores_NK,
         targets=targets_NK,
     )
+    write_rest(run)
     run.write_manifest(identity, "done")
     return run, scores_NK, targets_NK
+
+
+def write_rest(run):
+    """What a finished cell holds beside its scores and is read by evaluate."""
+    run.spec.write_text("name: x\n")
+    write_json(run.provenance, {})
+    run.metrics.write_text("")
 
 
 def evaluation_of(experiment, cells, threshold=0.5, select_by="f1_micro", submission=None):
@@ -248,6 +257,7 @@ def test_cells_validated_on_different_images_are_said_to_be(experiment, drawn, t
             scores=scores_NK[:2],
             targets=targets_NK[:2],
         )
+    write_rest(run)
     run.write_manifest("e" * 12, "done")
     evaluate(experiment, drawn, [*two_cells, (run.name, "e" * 12)])
     assert "validated on different images" in show(experiment, "f1_micro")
