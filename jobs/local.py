@@ -22,11 +22,13 @@ from pipeline.rundir import RunDir
 
 _POLL_S = 0.1
 
-# glibc gives every large tensor back to the kernel, and the page faults cost more than small steps do
-_ALLOCATOR = {
+ENVIRONMENT = {  # of every process that runs a stage
+    # glibc gives every large tensor back to the kernel, and the page faults cost more than small steps do
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "-1",
     "MALLOC_TOP_PAD_": "67108864",
+    # a thread that spins for another one which has no core right now takes the core it waits for
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
@@ -150,7 +152,7 @@ def run_jobs(
 class _Running:
     def __init__(self, job: Job, gpu: str | None, threads: int, code: Path | None) -> None:
         self.job, self.gpu = job, gpu
-        environment = {**_ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         root = str(code or Path(__file__).resolve().parent.parent)

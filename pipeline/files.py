@@ -98,9 +98,12 @@ def read_json(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
-    if content.pop("seal", None) not in (None, _seal(content)):
+    name, value = content.popitem() if content else ("", None)
+    if name == "seal" and value != _seal(content):
         raise ValueError("its seal does not match its content")
-    return content
+    if name != "seal" and value == _seal(content):
+        raise ValueError(f"its seal is called {name!r}")  # a bit of its name has flipped
+    return content if name in ("seal", "") else content | {name: value}
 
 
 def _seal(content: dict[str, Any]) -> str:

@@ -33,6 +33,8 @@ from measure import (
 )
 from peers import PACKAGES, python_of, run
 
+from jobs.local import ENVIRONMENT
+
 OPTIMIZERS = {  # as seed_style.py names them
     "adam": "{name: adam, lr: 1e-3}",
     "adam-1e-4": "{name: adam, lr: 1e-4}",
@@ -181,12 +183,15 @@ def in_process(root: Path, name: str, rounds: int) -> dict[str, list[float]]:
     planned = json.loads(
         subprocess.run(script, cwd=root, env=environment(), capture_output=True, text=True, check=True).stdout
     )
-    allocator = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "67108864"}
     folder = root / f"in-process-{name}"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "bench" / "bare.py")], cwd=root, env=environment(**allocator), text=True,
-        input=json.dumps([*planned, str(folder), rounds]), capture_output=True,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "tests" / "bench" / "bare.py")],
+        cwd=root,
+        env=environment(**ENVIRONMENT),
+        text=True,
+        input=json.dumps([*planned, str(folder), rounds]),
+        capture_output=True,
+    )
     if done.returncode:
         raise SystemExit(f"{run_folder}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
