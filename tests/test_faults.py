@@ -1,9 +1,11 @@
 """Faults in training: memory, loader, disk. Each is told in words, and nothing that was good is lost."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import DataError, TrainingError
 from pipeline.learner import CellData, Learner
+from pipeline.saving import Saving
+from pipeline.spec import RunSpec
 from pipeline.stopping import StopFlag
 from pipeline.training import _gradients, train
 from tests.cells import clean_environment, finish, one_cell, project, start, train_task
@@ -204,3 +208,24 @@ def test_a_full_or_read_only_disk_loses_nothing_that_was_saved(tmp_path, drawn_z
     assert load_checkpoint(cell.run.checkpoint_last)["step"] >= saved
     assert finish(start(cell)) == 0, cell.run.log.read_text()
     assert cell.run.scores_val.read_bytes() == straight.run.scores_val.read_bytes()
+
+
+def test_a_save_waits_until_it_is_a_small_share_of_the_time(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("pipeline.saving.time.monotonic", lambda: clock[0])
+
+    class Slow:  # a save that takes 3 s, on a clock that can be moved
+        attempt = SimpleNamespace(kept_apart=contextlib.nullcontext)
+
+        def save(self):
+            clock[0] += 3
+
+    saving = Saving(RunSpec(save_every_min=1, save_share=0.02))
+    assert saving.affordable  # nothing is known of its cost yet
+    saving.save([Slow()])
+    clock[0] += 149  # the save is 3 of 152 s by now: still more than 2 %
+    assert not saving.affordable
+    assert not saving.due
+    clock[0] += 1
+    assert saving.affordable
+    assert saving.due
