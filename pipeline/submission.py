@@ -50,7 +50,7 @@ def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool
         with run.scores_test.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in file.files}  # reading compares each with its CRC
             return str(arrays["made_of"]) == made_of(run, packed_dir, split_file)
-    except (*READ_ERRORS, ValueError, KeyError, SyntaxError):
+    except (*READ_ERRORS, KeyError, SyntaxError):
         return False
 
 

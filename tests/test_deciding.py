@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.linear_model import LogisticRegression
@@ -31,7 +31,6 @@ def best_by_trying(metric, scores, true):
     return max(all_metrics(scores, decided, true)[metric] for decided in tried)
 
 
-@settings(max_examples=150, deadline=None)
 @given(problems())
 def test_thresholds_for_micro_f1_are_the_best_there_are(problem):
     scores, true = problem
@@ -58,7 +57,6 @@ def test_no_single_threshold_improves_those_for_f1_per_image(metric):
             assert all_metrics(scores, decided, true)[metric] <= reached + 1e-9
 
 
-@settings(max_examples=100, deadline=None)
 @given(npst.arrays(np.float32, (3, 4), elements=st.floats(0, 1, width=32)), st.sampled_from([0.0, 1.0]))
 def test_no_decision_has_a_higher_expected_f1(scores, blank_f1):
     every = np.array(list(itertools.product([0, 1], repeat=4)))

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn import metrics as sk
@@ -63,7 +63,6 @@ def compare(scores, decided, true):
         assert ours[name] == pytest.approx(value, abs=1e-9), name
 
 
-@settings(max_examples=150, deadline=None)
 @given(problems())
 def test_every_metric_is_scikit_learn_s_on_small_and_degenerate_input(problem):
     compare(*problem)
@@ -124,7 +123,6 @@ def test_the_table_per_label_agrees_with_the_averages():
 # ---------------------------------------------------------------- thresholds
 
 
-@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_no_threshold_beats_the_tuned_one(problem):
     scores, _, true = problem

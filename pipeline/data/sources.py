@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -19,7 +20,9 @@ MAX_MEMBER_BYTES = 1 << 30  # of an image or label file once inflated: more is a
 MAX_MEMBERS = 20_000_000
 
 # what reading a member can raise where an archive or a disk is damaged
-READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+# zipfile and tarfile meet damage with all of these: a version of zip to come, an offset before the start, a cut field
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, ValueError, struct.error)
+READ_ERRORS = (OSError, zlib.error, RuntimeError, *DAMAGE)
 
 
 class Source:
@@ -75,7 +78,8 @@ class _Zip(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._archive = zipfile.ZipFile(path)
-        self._entries = {entry.filename: entry for entry in self._archive.infolist() if not entry.is_dir()}
+        entries = (entry for entry in self._archive.infolist() if entry.filename)  # damage can leave no name
+        self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
         self.members = list(self._entries)
 
     def read(self, member: str) -> bytes:
@@ -130,7 +134,7 @@ def open_source(path: str | Path) -> Source:
         raise DataError(
             f"{path}: there is no such folder or archive; correct the path, or fetch it"
         ) from error
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except DAMAGE as error:
         size = path.stat().st_size
         raise DataError(
             f"{path}: is cut short or no {path.suffix} archive ({error}; {size:,} bytes); copy it here again"

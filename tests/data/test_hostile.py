@@ -236,9 +236,7 @@ def test_nested_without_end_is_no_coco(tmp_path):
 # ---------------------------------------------------------------- any bytes at all
 
 
-anything = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+anything = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 csv_like = st.text(st.sampled_from('id,dog;"\n\r01 \x00é\ufeff|'), max_size=80).map(str.encode)
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

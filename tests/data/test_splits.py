@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.layout import split_identity
@@ -64,7 +64,6 @@ def test_drawn_splits_are_disjoint_complete_seeded_and_stable(method):
     assert all((np.diff(part) > 0).all() for part in parts)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(60, 300))
 def test_stratified_gives_every_part_its_share_of_every_label(seed, images):
     rng = np.random.default_rng(seed)
