@@ -2,6 +2,7 @@
 
 import pytest
 
+from jobs.allocation import stage_in
 from jobs.cluster import SHIPPED, default_cluster, load_profile
 from jobs.cost import hourly
 from jobs.draft import draft
@@ -10,6 +11,7 @@ from jobs.health import _quota
 from jobs.remote import place
 from jobs.scheduler import JobState, expand, seconds
 from jobs.slurm import explained, gpu_count, refuse_early
+from pipeline.data.packed import PackedSet
 from pipeline.device import Settled
 from pipeline.errors import SpecError
 from pipeline.specfile import read_spec
@@ -276,3 +278,17 @@ def test_a_gpu_that_torch_cannot_see_is_said(capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
     assert Settled.choose("auto", "fp32", 1).device == "cpu"
     assert "sees none" in capsys.readouterr().out
+
+
+def test_a_staged_copy_that_a_purge_has_thinned_out_is_made_anew(tmp_path, monkeypatch, drawn, capsys):
+    _, packed, _ = drawn
+    monkeypatch.setenv("LOCAL_SCRATCH", str(tmp_path))
+    staged = stage_in(packed, ["$LOCAL_SCRATCH"])
+    assert staged.parent == tmp_path / "labelgrid"
+    assert stage_in(packed, ["$LOCAL_SCRATCH"]) == staged
+    assert capsys.readouterr().out.count("staged ") == 1
+    (staged / "images-000.npy").unlink()
+    (staged / "labels.npy").write_bytes(b"")
+    stage_in(packed, ["$LOCAL_SCRATCH"])
+    assert capsys.readouterr().out.count("staged ") == 1
+    PackedSet.open(staged, verify=True)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED, encode
 from pipeline.attempt import Attempt
@@ -20,6 +21,7 @@ from pipeline.data.splits import read_split
 from pipeline.errors import DataError, TrainingError
 from pipeline.learner import CellData, Learner
 from pipeline.saving import Saving
+from pipeline.scoring import Scorer, score_split
 from pipeline.spec import RunSpec
 from pipeline.stopping import StopFlag
 from pipeline.training import _gradients, train
@@ -73,6 +75,27 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_remembers_it(learner, 
     assert state["settled"]["micro_batch"] == 4
     assert state["step"] == 2 * 12  # as many steps as with whole batches
     assert learner(epochs=2).settled.micro_batch == 4
+
+
+def test_out_of_memory_in_scoring_halves_its_batch_and_changes_no_score(learner, monkeypatch):
+    one = learner()
+    scorer, rows = Scorer(one.net, 32, one.settled), one.data.validation
+    monkeypatch.setattr("pipeline.scoring.folded", nn.Module.eval)  # or the limit below would be lost
+    whole = score_split(scorer, one.data.packed, rows)
+    sizes, forward = [], one.net.forward
+
+    def limited(inputs_BCHW):
+        sizes.append(len(inputs_BCHW))
+        if len(inputs_BCHW) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(inputs_BCHW)
+
+    monkeypatch.setattr(one.net, "forward", limited)
+    found = score_split(scorer, one.data.packed, rows, batch_size=16)
+    assert sizes[:3] == [min(16, len(rows)), 8, 4]
+    assert set(sizes[2:-1]) == {4}
+    np.testing.assert_allclose(found.logits_NK, whole.logits_NK, rtol=1e-5, atol=1e-6)
+    assert found.ids == whole.ids
 
 
 def test_out_of_memory_with_a_single_image_is_an_error(learner, monkeypatch):

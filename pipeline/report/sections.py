@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from html import escape
 from typing import Any
 
@@ -239,10 +239,10 @@ class Report:
         return table + note(text) + specs
 
     def _units(self) -> str:
-        units: Counter[str] = Counter()
+        units: defaultdict[str, float] = defaultdict(float)
         for cell in self.facts.cells:
             if cell.hourly:
-                units[cell.hourly[1]] += cell.hours * cell.hourly[0]  # type: ignore[assignment]
+                units[cell.hourly[1]] += cell.hours * cell.hourly[0]
         return ", ".join(f"{value:.1f} {unit}" for unit, value in units.items())
 
     def _provenance(self) -> str:
