@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.data.layout import is_whole, packed_identity, packed_path, split_identity, split_path
 from pipeline.errors import SpecError
@@ -14,11 +13,9 @@ from pipeline.files import sha256_file
 from pipeline.grid import Cell, expand_grid
 from pipeline.identity import cell_identity, digest
 from pipeline.rundir import ExperimentDir, RunDir
+from pipeline.selection import Evaluation
 from pipeline.spec import DataSpec, ModelSpec
 from pipeline.specfile import Loaded
-
-if TYPE_CHECKING:
-    from pipeline.experiment import Evaluation
 
 
 @dataclass(frozen=True)
@@ -122,8 +119,6 @@ class Plan:
     @property
     def evaluation(self) -> Evaluation:
         """What the leaderboard is made of."""
-        from pipeline.experiment import Evaluation
-
         cells = tuple((cell.run.name, cell.identity, cell.cell.without_seed) for cell in self.cells)
         digests = tuple(data.digest for data in self.datasets)
         return Evaluation(

@@ -63,7 +63,7 @@ def _grid(request: Request) -> tuple[int, bool]:
 
 def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
     """Decide, measure and rank the finished cells."""
-    from pipeline.experiment import show
+    from pipeline.selection import show
 
     plan = make_plan(request.loaded)
     experiment = plan.experiment
@@ -85,7 +85,7 @@ def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
 
 def select(request: Request) -> int:
     """Pick the cell the submission is made of (RUN=cell); without RUN, the best on validation again."""
-    from pipeline.experiment import select_cell
+    from pipeline.selection import select_cell
 
     experiment = experiment_dir(request.loaded)
     picked = experiment.find(request.run) if request.run else None
@@ -199,7 +199,7 @@ def _record(plan: Plan, planned: PlannedCell, status: int | None) -> None:
 
 def selected(plan: Plan, run: str | None) -> list[RunDir]:
     """RUN=cell, or the cells whose mean scores make the submission."""
-    from pipeline.experiment import selected_cells
+    from pipeline.selection import selected_cells
 
     return [plan.experiment.find(run)] if run else selected_cells(plan.experiment)
 

@@ -185,8 +185,9 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.experiment import Evaluation, evaluate_experiment
+        from pipeline.experiment import evaluate_experiment
         from pipeline.rundir import ExperimentDir
+        from pipeline.selection import Evaluation
         from pipeline.spec import EvaluateSpec, SubmissionSpec
 
         evaluation = Evaluation(
@@ -244,9 +245,9 @@ class Submit:
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.experiment import selected_cells
         from pipeline.prediction import predict
         from pipeline.rundir import ExperimentDir, RunDir
+        from pipeline.selection import selected_cells
         from pipeline.spec import EvaluateSpec
         from pipeline.submission import make_submission
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from pipeline.errors import CheckpointError
 from pipeline.files import atomic_write
-from pipeline.metrics import METRICS
-from pipeline.spec import LOWER_IS_BETTER
+from pipeline.spec import LOWER_IS_BETTER, METRICS
 
 VIEWS = ("", "_at50", "_labelled")
 COLUMNS = (

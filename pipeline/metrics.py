@@ -12,17 +12,16 @@ Conventions where a ratio is 0 / 0:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.spec import MetricName
+from pipeline.spec import METRICS
 
 # N images, K labels
 Scores = npt.NDArray[np.float32]
 Decisions = npt.NDArray[np.uint8]
-METRICS: tuple[str, ...] = get_args(MetricName)
 _EPS = 1e-12  # the original work's
 
 

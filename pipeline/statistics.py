@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.seeding import seeded
-from pipeline.metrics import METRICS, WeightedCounts, image_metrics, label_metrics
+from pipeline.metrics import WeightedCounts, image_metrics, label_metrics
+from pipeline.spec import METRICS
 
 # N images, K labels, R resamples
 Scores = npt.NDArray[np.float32]

@@ -89,13 +89,18 @@ def test_doing_it_again_starts_nothing_and_changes_nothing(finished):
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()} == before
 
 
-def test_doing_it_again_imports_neither_torch_nor_torchvision(finished):
+@pytest.mark.parametrize(
+    ("verb", "light"),
+    [("submission", ""), ("plan", "numpy pipeline.metrics"), ("status", "numpy pipeline.metrics")],
+)
+def test_doing_it_again_and_looking_import_only_what_they_need(finished, verb, light):
     spec, results, _ = finished
     code = (
-        "import sys; from jobs.__main__ import main; status = main(['submission', sys.argv[1]]);"
-        "print(status, [m for m in ('torch', 'torchvision', 'tensorboard', 'PIL') if m in sys.modules])"
+        "import sys; from jobs.__main__ import main; status = main([sys.argv[1], sys.argv[2]]);"
+        "print(status, [m for m in sys.argv[3:] if m in sys.modules])"
     )
-    command = [sys.executable, "-c", code, str(spec)]
+    names = ["torch", "torchvision", "tensorboard", "PIL", "matplotlib", *light.split()]
+    command = [sys.executable, "-c", code, verb, str(spec), *names]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=results.parent.parent, env=clean_environment()
     )

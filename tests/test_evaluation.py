@@ -11,12 +11,13 @@ from pipeline.data.splits import read_split
 from pipeline.deciding import cross_fitted
 from pipeline.errors import SubmissionError
 from pipeline.evaluation import baselines, evaluate_cell, views
-from pipeline.experiment import Evaluation, evaluate_experiment, select_cell, selected_cells, show
+from pipeline.experiment import evaluate_experiment
 from pipeline.files import write_json
 from pipeline.leaderboard import COLUMNS, read_leaderboard, read_table
-from pipeline.metrics import METRICS, all_metrics
+from pipeline.metrics import all_metrics
 from pipeline.rundir import ExperimentDir
-from pipeline.spec import EvaluateSpec, SubmissionSpec, TopCells
+from pipeline.selection import Evaluation, select_cell, selected_cells, show
+from pipeline.spec import METRICS, EvaluateSpec, SubmissionSpec, TopCells
 from pipeline.submission import check_submission, write_submission
 from pipeline.thresholds import decide
 

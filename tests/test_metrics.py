@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as npst
 from sklearn import metrics as sk
 
 from pipeline.deciding import cross_fitted
-from pipeline.metrics import METRICS, absent_labels, all_metrics, average_precision, per_label
-from pipeline.spec import EvaluateSpec
+from pipeline.metrics import absent_labels, all_metrics, average_precision, per_label
+from pipeline.spec import METRICS, EvaluateSpec
 from pipeline.thresholds import decide, tune_per_label
 
 

@@ -7,7 +7,8 @@ import pytest
 from sklearn import metrics as sk
 
 from pipeline.calibration import reliability
-from pipeline.metrics import METRICS, all_metrics
+from pipeline.metrics import all_metrics
+from pipeline.spec import METRICS
 from pipeline.statistics import Contender, bootstrap, compare, holm, intervals, over_seeds, resample_counts
 
 

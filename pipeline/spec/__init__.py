@@ -18,7 +18,7 @@ from pipeline.spec.data import (
     OrderedSplit, RandomSplit, RangeSplit, SplitSpec, StratifiedSplit, TestSpec, UnlabelledSpec,
 )
 from pipeline.spec.fields import (
-    LOWER_IS_BETTER, OUTSIDE, Count, MetricName, Positive, Section, Seed, Share, expand_path,
+    LOWER_IS_BETTER, METRICS, OUTSIDE, Count, MetricName, Positive, Section, Seed, Share, expand_path,
 )
 from pipeline.spec.recipe import (
     Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, FocalLoss, LossSpec,

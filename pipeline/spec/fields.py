@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -16,6 +16,7 @@ MetricName = Literal[
     "map_macro", "map_micro", "label_accuracy", "exact_match", "hamming_loss",
     "f1_soft_samples", "f1_weighted_both_classes",
 ]  # fmt: skip
+METRICS: tuple[str, ...] = get_args(MetricName)
 LOWER_IS_BETTER: frozenset[str] = frozenset({"hamming_loss", "loss"})
 
 OUTSIDE: dict[str, Any] = {"identity": False}

@@ -12,10 +12,10 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import PipelineError
-from pipeline.experiment import select_cell
 from pipeline.files import read_json
 from pipeline.jsonl import read_jsonl
 from pipeline.rundir import RunDir
+from pipeline.selection import select_cell
 from pipeline.specfile import read_spec
 from pipeline.submission import is_predicted
 from tests.torture.chain import finish, make_project
