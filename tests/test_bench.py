@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from PIL import Image
+
 from tests.cells import clean_environment
 from tests.conftest import ROOT
 
@@ -16,3 +18,24 @@ def test_a_section_of_the_benchmark_runs_at_toy_size_and_writes_nothing():
     assert "| ratio (goal 1.3 x) |" in done.stdout
     assert "| cnn3, of the step alone" in done.stdout
     assert (ROOT / "docs" / "performance.md").read_text() == page
+
+
+def test_figures_with_a_goal_are_kept_tabled_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "bench"))
+    import headlines
+
+    monkeypatch.setattr(headlines, "KEPT", tmp_path / "performance.json")
+    monkeypatch.setattr(headlines, "PICTURE", tmp_path / "performance.webp")
+    before = {"plan": headlines.Headline(0.6, 0.3, "s", True)}
+    monkeypatch.setattr(headlines, "last_release", lambda: ("v1", before))
+    monkeypatch.setattr(headlines, "measured", {})
+    headlines.headline("plan", [0.2, 0.25, 0.4], 0.3, unit="s", at_most=True)
+    headlines.keep()
+    headlines.measured.clear()
+    headlines.headline("training", headlines.against([30, 20, 10], [10, 10, 10]), 2.3)
+    table = headlines.keep().splitlines()  # what was measured in an earlier run stays
+    assert table[0] == "| what | goal | measured |  | at v1 |"
+    assert "| plan | <= 0.3 s | 0.25 s | met | 0.6 s |" in table
+    assert "| training | >= 2.3 x | 2 x | missed |  |" in table
+    with Image.open(tmp_path / "performance.webp") as picture:
+        assert picture.width == 800

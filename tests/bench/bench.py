@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import sections
+from headlines import keep
 from measure import ROOT, Scale
 from on_report import report
 from on_slurm import slurm
@@ -46,6 +47,8 @@ def main() -> None:
             if not scale.smoke:
                 write(marker, f"{hardware()}\n\n{text}")
             print(text, end="\n\n", flush=True)
+        if not scale.smoke:
+            write("goals", keep())
 
 
 def hardware() -> str:

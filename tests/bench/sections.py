@@ -12,6 +12,7 @@ import zipfile
 from multiprocessing import get_context
 from pathlib import Path
 
+from headlines import against, headline
 from measure import (
     AUGMENT,
     JOBS,
@@ -82,6 +83,7 @@ def wrangle(root: Path, scale: Scale) -> dict[str, str]:
         once([*JOBS, "wrangle", str(path)], root, ours, lambda: forget(root))
         there = f"{ROOT / 'tests' / 'bench'}"
         once([sys.executable, "-c", f"import sys; sys.path.insert(0, {there!r}); {bare}"], root, theirs)
+    headline("wrangle against a bare decode", against(ours.seconds, theirs.seconds), 1.3, at_most=True)
     images = sum(name.endswith(".jpg") for name in zipfile.ZipFile(archive).namelist())
     rows = [
         ["`make wrangle`: decoded, checked, digested, labelled, in place", ours.text, f"{ours.mib:.0f} MiB"],
@@ -111,7 +113,11 @@ def start(root: Path, scale: Scale) -> dict[str, str]:
         "`jobs status`, 100 cells (goal 0.3 s)": [*JOBS, "status", str(many)],
         '`python -c "import torch"`': [sys.executable, "-c", "import torch"],
     }
-    rows = [[name, timed(command, root, repeats).text] for name, command in commands.items()]
+    timings = {name: timed(command, root, repeats) for name, command in commands.items()}
+    for verb in ("plan", "status"):
+        (seconds,) = (one.seconds for name, one in timings.items() if f"jobs {verb}" in name)
+        headline(f"{verb} of 100 cells", seconds, 0.3, unit="s", at_most=True)
+    rows = [[name, timing.text] for name, timing in timings.items()]
     return {"start": table(["command", "time"], rows)}
 
 
@@ -153,6 +159,10 @@ def train(root: Path, scale: Scale) -> dict[str, str]:
         best_val = [max(said[peer][i]["val_images_per_s"] for peer in peers) for i in range(len(our_train))]
         wall = [min(timing.seconds[i] for timing in peers.values()) for i in range(len(our_train))]
         least = min(timing.mib for timing in peers.values())
+        headline("ResNet18, training, against the best peer", against(our_train, best), 2.3)
+        headline("ResNet18, validation, against the best peer", against(inside["validation"], best_val), 3.3)
+        headline("ResNet18, start to validated", against(ours.seconds, wall), 0.5, at_most=True)
+        headline("ResNet18, peak memory", [ours.mib / least], 1, at_most=True)
         rows.append(
             [
                 "against the best of them (goals 2.3 x, 3.3 x, 0.5 x, below 1)",
@@ -209,6 +219,7 @@ def step(root: Path, scale: Scale) -> dict[str, str]:
         path = spec(root, f"step-{network}", text, data, px)
         timed([*JOBS, "grid", str(path)], root, 1)
         rates = in_process(root, f"step-{network}", rounds=scale.of(5, 1))
+        headline(f"{network}, of its bare step", against(rates["loop"], rates["bare"]), goal)
         rows.append(
             [
                 f"{network}, of the step alone (goal {goal})",
@@ -220,6 +231,7 @@ def step(root: Path, scale: Scale) -> dict[str, str]:
         if network == "cnn3" and SHARED:
             options = ("--n", str(images), "--size", str(px), "--bs", "64", "--model", network)
             theirs = [run("seed_style", data, Timing(), *options)["images_per_s"] for _ in rates["loop"]]
+            headline("cnn3, training, against the seed-style script", against(rates["loop"], theirs), 4)
             rows.append(
                 [
                     "cnn3, of the seed-style script (goal 4 x)",
@@ -266,6 +278,8 @@ def grid(root: Path, scale: Scale) -> dict[str, str]:
                 run("seed_style", data, theirs, *options, "--epochs", str(scale.of(3, 1)))
         total = sum(theirs.seconds)
         times = f"{total / ours.seconds[0]:.1f} x" if total else ""
+        if total:
+            headline(f"7 optimizers, {network}, against 7 scripts", [total / ours.seconds[0]], 3.5)
         rows.append(
             [
                 f"{network} at {px} px",
@@ -327,6 +341,7 @@ def head(root: Path, scale: Scale) -> dict[str, str]:
         said = run("seed_style", data, timing, *options, "--frozen", "--weights", str(weights))
         epoch = 0.8 * images / said["images_per_s"] + 0.2 * images / said["val_images_per_s"]
         theirs.append(timing.seconds[0] + (count - 1) * epoch)
+    headline("7 head-only cells, against 7 frozen scripts", [sum(theirs) / ours.median], 60)
     rows = [
         ["labelgrid, data packed and features computed on the way", f"{ours.median:.1f} s"],
         ["7 frozen seed-style runs, one after another (extrapolated)", f"{sum(theirs):.0f} s"],
