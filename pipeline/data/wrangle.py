@@ -56,7 +56,7 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     origin = Origin.of(data, test=test)
     source = open_source(origin.source)
     images, unlisted = list_images(source, origin.images, origin.image_list)
-    find_any = finder(list_images(source, origin.images)[0])
+    find_any = finder(list_images(source, origin.images)[0] if origin.image_list else images)
     source.close()
     table = _labels(origin)
     try:
