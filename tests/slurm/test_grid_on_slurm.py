@@ -454,3 +454,22 @@ def test_the_time_limit_itself_leads_to_a_requeue(lab):
     assert states[-1] == "COMPLETED", timed.tails()
     rows = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
     assert rows == list(range(1, 901))
+
+
+def test_cells_that_share_a_process_in_one_job_end_as_alone_and_their_mean_is_submitted(lab):
+    three = "axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}, {name: adamw}]}"
+    rest = "submission: {cells: {top: 2}}"
+    shared = lab(f"grid: {{together: true, {three}}}\n{rest}", epochs=2, precision="fp32")
+    assert "(3 cells in 1 job)" in shared.ok("submission")
+    alone = lab(f"grid: {{together: false, {three}}}\n{rest}", epochs=2, precision="fp32")
+    assert "(3 cells in 3 jobs)" in alone.ok("submission")
+    for one in (shared, alone):
+        one.settle()
+        assert [row["state"] for row in one.leaderboard().values()].count("done") == 3, one.tails()
+    for mine, theirs in zip(sorted(shared.cells()), sorted(alone.cells()), strict=True):
+        assert mine.name == theirs.name
+        assert same(shared, mine, alone, theirs)
+    selected = shared.experiment.read_selected()
+    assert selected["picked_by"] == "ensemble"
+    assert len(selected["cells"]) == 2
+    assert shared.experiment.submission.read_bytes() == alone.experiment.submission.read_bytes()
