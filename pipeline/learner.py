@@ -72,7 +72,7 @@ class Learner:
         self.stream = Stream(data.packed, data.train, self.train.batch_size, self.train.seed, repeats_N)
         if model.head_bias == "prior":
             start_at_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
-        self.net = net.to(self.settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(self.settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
         # what batches go through: with features kept, the rest of the network has been gone through already
         head = head_of(self.net, model.name)
         self.trained = self.net if self.train.feature_views is None else head

@@ -28,7 +28,7 @@ def load_scorer(best: dict[str, Any], device: str) -> Scorer:
     model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
     net = build_model(model, len(best["labels"]), best["preprocessing"]["image_px"])
     net.load_state_dict(best["model"])
-    net = net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
     preprocessing = best["preprocessing"]
     flips = preprocessing.get("flips", False)  # checkpoints of before 24 November 2026 have none
     return Scorer(net, preprocessing["image_px"], settled, flips)

@@ -124,7 +124,7 @@ class Predictor:
             )
         side = self.preprocessing["packed_px"]
         module = _Exported(copy.deepcopy(self.scorers), self.preprocessing).eval()
-        module = module.to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        module = module.to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
         example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         card = json.dumps(

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 
 from pipeline.deciding import Rule
+from pipeline.predictor import Predictor
 from pipeline.spec import EvaluateSpec
 from tests.cells import jobs, project
 
@@ -40,6 +41,14 @@ def test_a_submission_averages_its_cells_until_the_user_picks_one(tmp_path, draw
     assert len(cells) == 2
     assert "from the mean scores of" in text
     np.testing.assert_array_equal(decisions(folder), expected(folder, cells))
+    model = Predictor.load(folder, device="cpu")  # in Python the same mean, the same rule
+    found = [prediction for _, prediction in model.folder(drawn_zip.test)]
+    scores = np.array([list(prediction.scores.values()) for prediction in found])
+    with np.load(folder / cells[0] / "scores_test.npz") as file:
+        order = np.argsort(file["names"])  # a folder comes in the order of its names
+    np.testing.assert_allclose(scores, mean(folder, "scores_test.npz", cells)[order], atol=1e-5)
+    labels = [[label in one.labels for label in model.labels] for one in found]
+    np.testing.assert_array_equal(labels, decisions(folder)[order])
 
     assert jobs("select", spec, "--run", cells[0], cwd=tmp_path)[0] == 0
     status, text = jobs("submission", spec, cwd=tmp_path)
