@@ -31,7 +31,7 @@ class Headline:
 
     @property
     def text(self) -> str:
-        return f"{self.value:.3g} {self.unit}"
+        return f"{self.value:.4g} {self.unit}"
 
 
 measured: dict[str, Headline] = {}

@@ -99,7 +99,7 @@ def _watch_memory(process: subprocess.Popen, into: Timing) -> None:
     """The highest sum of proportional set sizes of a process and its descendants, sampled."""
     while process.poll() is None:
         into.mib = max(into.mib, sum(_pss_kib(pid) for pid in _family(process.pid)) / 1024)
-        time.sleep(0.1)
+        time.sleep(0.4)  # reading the sizes of a large process holds it up
 
 
 def _family(pid: int) -> list[int]:

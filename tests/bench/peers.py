@@ -12,27 +12,17 @@ from pathlib import Path
 from measure import ROOT, SHARED, Timing, once
 
 _FASTAI = (
-    "fastai fastcore fastdownload fastprogress fasttransform plum-dispatch beartype matplotlib pandas scipy"
+    "fastai fastcore fastdownload fastprogress fasttransform plum-dispatch beartype matplotlib pandas scipy "
+    "scikit-learn pytz python-dateutil six tzdata contourpy cycler fonttools kiwisolver pyparsing threadpoolctl "
+    "joblib cloudpickle rich requests urllib3 idna certifi charset-normalizer"
 )
-# script -> what pip installs for it, on top of our torch; fastai pins an older torch: without its word on that
-PACKAGES = {
+# script -> what pip installs for it on top of our torch, a call each; fastai pins an older torch: without its word
+PACKAGES: dict[str, list[str]] = {
     "seed_style": [],
-    "lightning_peer": ["lightning", "torchmetrics"],
+    "lightning_peer": ["lightning torchmetrics"],
     "timm_peer": ["timm"],
-    "hf_trainer": ["transformers", "accelerate"],
-    "fastai_peer": [
-        *(
-            "--no-deps",
-            *_FASTAI.split(),
-            "scikit-learn",
-            "pytz",
-            "python-dateutil",
-            "six",
-            "tzdata",
-            "contourpy",
-        ),
-        *("cycler", "fonttools", "kiwisolver", "pyparsing", "threadpoolctl", "joblib", "cloudpickle", "rich"),
-    ],
+    "hf_trainer": ["transformers accelerate"],
+    "fastai_peer": [f"--no-deps {_FASTAI}", "python-fasthtml"],
 }
 
 
@@ -47,9 +37,9 @@ def python_of(peer: str) -> Path | None:
             sysconfig.get_path("purelib")
         ]
         (folder / "lib" / inside / "ours.pth").write_text("\n".join(ours) + "\n")
-    if PACKAGES[peer] and not (folder / ".ready").exists():
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[peer]]
-        if subprocess.run(pip).returncode:
+    if not (folder / ".ready").exists():
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        if any(subprocess.run([*pip, *packages.split()]).returncode for packages in PACKAGES[peer]):
             return None
     (folder / ".ready").touch()
     return python
