@@ -18,6 +18,7 @@ from jobs.progress import Progress
 from jobs.scheduler import reasons
 from jobs.stages import EXIT_STOPPED, Evaluate, Submit, Task, Train, run_task
 from jobs.together import process_of, share
+from pipeline.data.layout import is_whole, read_dataset
 
 _KILL_EXPECTED_S = 300.0
 
@@ -104,10 +105,10 @@ def stage_in(packed: Path, scratch: Sequence[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f".{packed.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other jobs of this node wait for the one copy
-            sizes = _sizes(packed)
-            if _sizes(target) != sizes:  # not there, or a purge of old files has taken some
+            dataset = read_dataset(packed)
+            if dataset is None or not is_whole(target, dataset["digest"]):  # or a purge has thinned it out
                 shutil.rmtree(target, ignore_errors=True)
-                size = sum(sizes.values())
+                size = sum(path.stat().st_size for path in packed.iterdir())
                 if shutil.disk_usage(folder).free < 1.2 * size:
                     print(f"{folder}: no room for {size / 1e9:.1f} GB; reading {packed}", flush=True)
                     return packed
@@ -123,11 +124,6 @@ def stage_in(packed: Path, scratch: Sequence[str]) -> Path:
         print(f"{folder}: cannot hold the data ({error}); reading {packed}", file=sys.stderr, flush=True)
         return packed
     return target
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    files = folder.iterdir() if folder.is_dir() else ()
-    return {path.name: path.stat().st_size for path in files if path.is_file()}
 
 
 @dataclass(frozen=True)

@@ -287,6 +287,9 @@ def test_a_staged_copy_that_a_purge_has_thinned_out_is_made_anew(tmp_path, monke
     assert staged.parent == tmp_path / "labelgrid"
     assert stage_in(packed, ["$LOCAL_SCRATCH"]) == staged
     assert capsys.readouterr().out.count("staged ") == 1
+    (staged / "split-of-others.json").touch()  # nothing of the set: other jobs read on undisturbed
+    assert stage_in(packed, ["$LOCAL_SCRATCH"]) == staged
+    assert capsys.readouterr().out == ""
     (staged / "images-000.npy").unlink()
     (staged / "labels.npy").write_bytes(b"")
     stage_in(packed, ["$LOCAL_SCRATCH"])

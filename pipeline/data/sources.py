@@ -19,9 +19,9 @@ from pipeline.errors import DataError
 MAX_MEMBER_BYTES = 1 << 30  # of an image or label file once inflated: more is a bomb or a mistake
 MAX_MEMBERS = 20_000_000
 
-# what reading a member can raise where an archive or a disk is damaged
 # zipfile and tarfile meet damage with all of these: a version of zip to come, an offset before the start, a cut field
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, ValueError, struct.error)
+# what reading a member can raise where an archive or a disk is damaged
 READ_ERRORS = (OSError, zlib.error, RuntimeError, *DAMAGE)
 
 
