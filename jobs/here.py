@@ -168,7 +168,8 @@ def fetch_weights(plan: Plan) -> int:
 def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome:
     spec = plan.loaded.spec
     tasks = [train_task(plan, planned) for planned in plan.cells]
-    groups, slots = on_this_machine(tasks, spec.run, spec.grid.together)
+    features = any(planned.cell.spec.train.feature_views for planned in plan.cells)
+    groups, slots = on_this_machine(tasks, spec.run, spec.grid.together, features=features)
     cells, wanted = {}, {planned.run.name for planned in missing}
     for planned, task in zip(plan.cells, tasks, strict=True):
         epochs = planned.cell.spec.train.epochs

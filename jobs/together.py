@@ -14,6 +14,7 @@ from pipeline.spec import RunSpec, TrainSpec
 
 CELLS_A_PROCESS = 8  # where the choice is ours: what one crash stops, and what must fit into memory
 _CORES_A_PROCESS = 4  # one network's step keeps no more of them busy
+_PROCESSES = 4  # as many even of one core each: a thread alone never waits for another
 # what each cell may have of its own; any other field of `train` sets the batches apart
 _OWN = {
     *("model", "loss", "optimizer", "schedule", "epochs", "precision", "best_by", "ema_epochs", "clip_norm"),
@@ -44,18 +45,19 @@ def share(tasks: Sequence[Train], size: int) -> list[tuple[Train, ...]]:
 
 
 def on_this_machine(
-    tasks: Sequence[Train], run: RunSpec, choice: Choice
+    tasks: Sequence[Train], run: RunSpec, choice: Choice, *, features: bool = False
 ) -> tuple[list[tuple[Train, ...]], Slots]:
     """The processes of a whole grid here, and how many of them run at once.
 
     It pays where cells would otherwise wait for each other or share few cores: a process starts, reads
     and augments once for all its cells. Of the whole grid and not of what is missing: a cell trained
-    later gets the same threads, and so the same bits.
+    later gets the same threads, and so the same bits. `features`: it is made of kept ones, whose single
+    computation wants the threads that as many processes would split.
     """
     alone = Slots.for_cells(len(tasks), run.parallel, run.threads, run.device)
-    at_once = (
-        run.parallel or len(alone.gpus) or (max(1, cores() // _CORES_A_PROCESS) if choice == "auto" else 1)
-    )
+    few = 1 if features else min(_PROCESSES, cores())
+    here = max(few, cores() // _CORES_A_PROCESS) if choice == "auto" else 1
+    at_once = run.parallel or len(alone.gpus) or here
     size = -(-len(tasks) // at_once)
     groups = share(tasks, min(size, CELLS_A_PROCESS) if choice == "auto" else size)
     if len(groups) == len(tasks):

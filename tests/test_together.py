@@ -161,20 +161,23 @@ def test_only_cells_with_the_very_same_batches_share_them(tmp_path, drawn_zip):
 
 
 @pytest.mark.parametrize(
-    ("cores", "run", "choice", "processes", "at_once", "threads"),
+    ("cores", "run", "choice", "features", "processes", "at_once", "threads"),
     [
-        (2, {}, "auto", 1, 1, 2),  # few cores: one process has them all
-        (64, {}, "auto", 7, 7, 9),  # enough for each
-        (16, {}, "auto", 4, 4, 4),
-        (64, {}, True, 1, 1, 64),
-        (2, {"parallel": 2}, "auto", 2, 2, 1),
-        (2, {"threads": 1}, "auto", 1, 1, 1),
+        (2, {}, "auto", False, 2, 2, 1),  # few cores: no thread waits for another
+        (2, {}, "auto", True, 1, 1, 2),  # one computes the features with all of them
+        (64, {}, "auto", False, 7, 7, 9),  # enough for each
+        (8, {}, "auto", False, 4, 4, 2),
+        (16, {}, "auto", False, 4, 4, 4),
+        (16, {}, "auto", True, 4, 4, 4),
+        (64, {}, True, False, 1, 1, 64),
+        (2, {"parallel": 1}, "auto", False, 1, 1, 2),
+        (2, {"threads": 1}, "auto", False, 2, 2, 1),
     ],
 )
-def test_where_sharing_pays(monkeypatch, cores, run, choice, processes, at_once, threads):
+def test_where_sharing_pays(monkeypatch, cores, run, choice, features, processes, at_once, threads):
     monkeypatch.setattr("jobs.together.cores", lambda: cores)
     monkeypatch.setattr("jobs.local.cores", lambda: cores)
     tasks = [Train(f"r{i}", "{}", str(i), "p", "s", "w", stream="x") for i in range(7)]
-    groups, slots = on_this_machine(tasks, RunSpec(device="cpu", **run), choice)
+    groups, slots = on_this_machine(tasks, RunSpec(device="cpu", **run), choice, features=features)
     assert (len(groups), slots.count, slots.threads) == (processes, at_once, threads)
     assert [task for group in groups for task in group] == tasks

@@ -297,7 +297,7 @@ def sweep(train: str, scale: Scale) -> str:
     for name, optimizer in list(OPTIMIZERS.items())[: scale.of(7, 2)]:
         schedule = ", train.schedule: {name: cosine}" if name == "sgd-cosine" else ""
         cells.append(f"{{train.optimizer: {optimizer}{schedule}}}")
-    return f"train: {{{train}, batch_size: 64}}\ngrid: {{cells: [{', '.join(cells)}]}}\nrun: {{parallel: 1}}"
+    return f"train: {{{train}, batch_size: 64}}\ngrid: {{cells: [{', '.join(cells)}]}}\n"
 
 
 def boards(root: Path, name: str) -> list[str]:
