@@ -132,7 +132,7 @@ class Submitter:
                 tasks = [self._knowing(task, events) for task in batch.tasks]
                 ids[batch.key] = self._sbatch(batch, tasks, ids)
                 events += self._events(batch, ids[batch.key])
-        except BaseException:
+        except BaseException:  # Ctrl-C too: half a sweep must not stay queued
             cancel(job.split("_")[0] for jobs in ids.values() for job in jobs)
             for path in set(folder.iterdir()) - before if folder.exists() else ():
                 path.unlink()

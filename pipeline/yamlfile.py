@@ -118,6 +118,9 @@ def read(path: Path, shown: str | None = None, prefix: KeyPath = ()) -> Document
         text = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:
         text = f"cannot be read: {error.strerror or error}"
+        beside = sorted(other.name for other in path.parent.glob("*.yaml"))
+        if not path.exists() and beside:
+            text += f"; beside it there are {', '.join(beside)}"
     return Document(value=None, mistakes=[Mistake(Place(shown), (), text)])
 
 

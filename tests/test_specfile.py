@@ -125,7 +125,10 @@ def test_a_wrong_spec_says_what_to_do(write, text, said):
 
 def test_a_missing_file_and_a_binary_one_are_named(write, tmp_path):
     assert "cannot be read: No such file" in refused(tmp_path / "none.yaml")
-    path = write("x")
+    path = write("x", name="other.yaml")
+    assert refused(path.parent / "none.yaml").endswith(
+        "No such file or directory; beside it there are other.yaml"
+    )
     path.write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8 text" in refused(path)
 

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import atomic_write, sha256_file, write_failed
@@ -96,7 +97,7 @@ def _continue(remote: Remote, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(remote.url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 -- addresses are the table's
     try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310 -- the same address
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is left to send
             error.close()
@@ -112,10 +113,10 @@ def _continue(remote: Remote, part: Path) -> None:
             raise ConnectionError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
 
 
-def _copy(answer: http.client.HTTPResponse, file: object, name: str, have: int, total: int) -> None:
+def _copy(answer: http.client.HTTPResponse, file: IO[bytes], name: str, have: int, total: int) -> None:
     live, shown = sys.stdout.isatty(), 0.0
     while block := answer.read1(_BLOCK):  # what has come; read() would lose it when the rest never does
-        file.write(block)  # type: ignore[attr-defined]
+        file.write(block)
         have += len(block)
         now = time.monotonic()
         if now - shown > (0.5 if live else 30):
