@@ -363,13 +363,16 @@ def quality(root: Path, scale: Scale) -> dict[str, str]:
         ends = [row for row in epochs(root, f"quality-{precision}") if row["epoch"] == last]
         cells = [
             f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}"
-            for tag in ("train/loss", "validation/loss", "validation/map_macro")
+            for tag in ("train/loss", "validation/loss", "validation/f1_micro", "validation/map_macro")
             for values in [[row[tag] for row in ends]]
         ]
         rows.append([precision, *cells])
     return {
         "quality": table(
-            [f"resnet18 at {px} px, 3 seeds (mean +- sd)", "training loss", "validation loss", "map_macro"],
+            [
+                f"resnet18 at {px} px, 3 seeds (mean +- sd)",
+                *("training loss", "validation loss", "f1_micro", "map_macro"),
+            ],
             rows,
         )
     }
