@@ -119,7 +119,7 @@ def read(path: Path, shown: str | None = None, prefix: KeyPath = ()) -> Document
     except OSError as error:
         text = f"cannot be read: {error.strerror or error}"
         beside = sorted(other.name for other in path.parent.glob("*.yaml"))
-        if not path.exists() and beside:
+        if isinstance(error, FileNotFoundError) and beside:
             text += f"; beside it there are {', '.join(beside)}"
     return Document(value=None, mistakes=[Mistake(Place(shown), (), text)])
 
