@@ -10,7 +10,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.browser import Browser  # noqa: E402
+from tests.browser import Browser  # noqa: E402 - found through the path above
 
 _WIDTH, _HEIGHT = 1060, 800
 _LIMIT = 150_000  # bytes

@@ -21,7 +21,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     body = BODY
     ranges = True
     plan: list = []  # noqa: RUF012 -- set per test
-    seen: list = []  # noqa: RUF012
+    seen: list = []  # noqa: RUF012 -- set per test
 
     def do_GET(self):
         wanted = self.headers.get("Range")
