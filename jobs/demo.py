@@ -24,6 +24,8 @@ def demo() -> int:
     drawn = draw(data_root(loaded.root) / "raw")
     print(f"drawn: {shown(drawn.train)} and {shown(drawn.test)}", flush=True)
     status = submission(Request(loaded, "local", load_profile("local")))
+    if status:
+        return status  # stopped or failed, which has been said: there may be nothing to look at
     results = loaded.root / "experiments" / loaded.spec.name
     spec = shown(SPEC)
     print(f"""
