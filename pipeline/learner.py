@@ -88,6 +88,7 @@ class Learner:
         self.step = self.epoch = 0
         self.best: dict[str, Any] | None = None  # {"value", "epoch"}
         self._new_best: dict[str, Tensor] | None = None  # its weights, until they are saved
+        self.best_scored: Scored | None = None  # the best epoch's validation, where this process did it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.settled.device)
         self.images = 0
         if state:
@@ -126,6 +127,11 @@ class Learner:
         """What scores pictures: the epoch's network as it trains, or for good, at the size and views of the spec."""
         px = (self.train.score_px if final else None) or self.train.image_px
         return Scorer(self.scored_net, px, self.settled, flips=final and self.train.average_flips)
+
+    @property
+    def final_scores(self) -> Scored | None:
+        """Scores of the best weights where an epoch scored them just as they are scored for good."""
+        return self.best_scored if self.scorer(final=True) == self.scorer(final=False) else None
 
     def count(self, loss: Tensor, images: int) -> None:
         """Take a finished step into the epoch's mean loss."""
@@ -182,6 +188,7 @@ class Learner:
         if self.best is None or (value > self.best["value"] if higher else value < self.best["value"]):
             self.best = {"value": value, "epoch": self.epoch}
             self._new_best = {k: v.to("cpu", copy=True) for k, v in self.scored_net.state_dict().items()}
+            self.best_scored = scored
         self.tracker.score_histograms(self.step, scored.scores_NK, scored.targets_NK)
         self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
         return values

@@ -31,6 +31,9 @@ def build_model(
     net = _cnn(model.name, num_labels, image_px) if model.name not in HEAD_OF else None
     if net is None:
         net = _torchvision(model.name, num_labels, image_px)
+    if model.head_hidden or model.head_dropout:
+        plain: Any = head_of(net, model.name)
+        _replace(net, plain, _head(model, plain.in_features, num_labels))
     if weights_file is not None:
         _load(net, model.name, image_px, weights_file)
     if model.trainable == "head":
@@ -49,13 +52,14 @@ def set_training_mode(net: nn.Module, name: str, *, head_only: bool) -> None:
 def start_at_prior(net: nn.Module, name: str, share_K: npt.NDArray[np.float64]) -> None:
     """The head's bias at the log-odds of each label's share of the images, of (0, 1) at least a hair inside."""
     share = torch.from_numpy(share_K).float().clamp(1e-4, 1 - 1e-4)
-    bias: Any = head_of(net, name).bias
+    head = head_of(net, name)
+    bias: Any = head[-1].bias if isinstance(head, nn.Sequential) else head.bias
     with torch.no_grad():
         bias.copy_(torch.logit(share))
 
 
 def head_of(net: nn.Module, name: str) -> nn.Module:
-    """The classification layer."""
+    """What makes logits of the features: the classification layer, or several."""
     module: Any = net
     for part in HEAD_OF.get(name, "-1").split("."):
         module = module[int(part)] if part.lstrip("-").isdigit() else getattr(module, part)
@@ -67,6 +71,15 @@ def without_head(net: nn.Module, name: str) -> nn.Module:
     """`net`, changed to give what its classification layer would see: (B, features)."""
     _replace(net, head_of(net, name), nn.Identity())
     return net
+
+
+def _head(model: ModelSpec, features: int, num_labels: int) -> nn.Sequential:
+    if model.head_hidden is None:
+        return nn.Sequential(nn.Dropout(model.head_dropout), nn.Linear(features, num_labels))
+    return nn.Sequential(
+        nn.Dropout(model.head_dropout), nn.Linear(features, model.head_hidden), nn.ReLU(),
+        nn.Dropout(model.head_dropout), nn.Linear(model.head_hidden, num_labels),
+    )  # fmt: skip
 
 
 def _cnn(name: str, num_labels: int, image_px: int) -> nn.Module:
@@ -121,6 +134,8 @@ def _load(net: nn.Module, name: str, image_px: int, path: Path) -> None:
     head = head_of(net, name)
     head_name = next(key for key, module in net.named_modules() if module is head)
     own = net.state_dict()
+    # a head of other layers starts anew
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(head_name + ".")}
     wrong = []
     for key, value in own.items():
         is_head = key.startswith(head_name + ".")

@@ -169,9 +169,11 @@ def _finish(learner: Learner, feed: PictureFeed | FeatureFeed) -> None:
             print(
                 f"stopped early after epoch {learner.epoch}: the best is {best['best']['epoch']}", flush=True
             )
-        learner.scored_net.load_state_dict(best["model"])
-        (logits_NK,) = _validate([learner], feed, final=True)
-        scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
+        scored = learner.final_scores
+        if scored is None:
+            learner.scored_net.load_state_dict(best["model"])
+            (logits_NK,) = _validate([learner], feed, final=True)
+            scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
         learner.finish(best["model"], scored)
         write_scores(learner.run.scores_val, scored, learner.data.packed.labels)
         learner.tracker.close()

@@ -52,6 +52,9 @@ class ModelSpec(Section):
     trainable: Literal["all", "head"] = "all"
     # prior: the head's bias starts at the log-odds of each label in training (Lin et al. 2017)
     head_bias: Literal["default", "prior"] = "default"
+    # units of a hidden layer (with ReLU) between the features and the labels; null: the head is one linear layer
+    head_hidden: Count | None = None
+    head_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # of the features and of the hidden layer
 
     @model_validator(mode="after")
     def _sensible(self) -> ModelSpec:
