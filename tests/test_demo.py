@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -13,31 +14,49 @@ from tests.cells import clean_environment, jobs, one_cell, project
 from tests.conftest import ROOT
 
 
-def test_the_demo_learns_far_beyond_the_prior_and_says_what_to_type_next(tmp_path):
+def start_demo(folder):
+    """`make demo` in a project of its own."""
     for name in ("pipeline", "jobs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "experiments").mkdir()
-    shutil.copy(ROOT / "experiments" / "demo.yaml", tmp_path / "experiments")
-    done = subprocess.run(
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "experiments").mkdir()
+    shutil.copy(ROOT / "experiments" / "demo.yaml", folder / "experiments")
+    return subprocess.Popen(
         [sys.executable, "-m", "jobs", "demo"],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        cwd=tmp_path,
-        env=clean_environment() | {"PYTHONPATH": str(tmp_path)},
-        timeout=600,
+        cwd=folder,
+        env=clean_environment() | {"PYTHONPATH": str(folder)},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_stopped_demo_says_how_to_go_on_and_points_at_nothing_else(tmp_path):
+    process = start_demo(tmp_path)
+    said = iter(process.stdout.readline, "")
+    assert any(line.startswith("train: ") for line in said)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "goes on from here" in printed
+    assert "report" not in printed
+    assert "Type next" not in printed
+
+
+def test_the_demo_learns_far_beyond_the_prior_and_says_what_to_type_next(tmp_path):
+    process = start_demo(tmp_path)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
     with (tmp_path / "experiments/demo/leaderboard.csv").open(newline="") as file:
         rows = {row["cell"]: row for row in csv.DictReader(file)}
     cells = [float(row["f1_micro"]) for row in rows.values() if row["state"] == "done"]
     prior = float(rows["baseline-prior"]["f1_micro"])
     assert len(cells) == 4
     assert max(cells) > 3 * prior
-    held_out = float(re.search(r"truth of these images is known: f1_micro ([\d.]+)", done.stdout)[1])
+    held_out = float(re.search(r"truth of these images is known: f1_micro ([\d.]+)", printed)[1])
     assert held_out > 3 * prior
-    for verb in re.findall(r"^  make (\w+)", done.stdout, re.M):
+    for verb in re.findall(r"^  make (\w+)", printed, re.M):
         assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.M)
-    assert "experiments/demo/report.html" in done.stdout
+    assert "experiments/demo/report.html" in printed
 
 
 class Terminal:

@@ -48,13 +48,17 @@ def curves(cell):
     return [row["validation/loss"] for row in read_jsonl(cell.run.metrics) if "validation/loss" in row]
 
 
+@pytest.mark.parametrize("head", [{}, {"head_hidden": 24, "head_dropout": 0.5}])
 @pytest.mark.parametrize("augment", [{"hflip": 0.0}, {"hflip": 0.5, "crop": [0.5, 1], "rotate_deg": 20}])
-def test_kept_features_train_the_very_cell_that_is_trained_without(tmp_path, drawn_zip, weights, augment):
+def test_kept_features_train_the_very_cell_that_is_trained_without(
+    tmp_path, drawn_zip, weights, augment, head
+):
     text = "run: {threads: 1}\n"
-    plan, (task,) = planned(tmp_path / "without", drawn_zip, weights, text, augment=augment)
+    settings = {"augment": augment, "model": HEAD | {"weights": str(weights)} | head}
+    plan, (task,) = planned(tmp_path / "without", drawn_zip, weights, text, **settings)
     assert finish(start(task)) == 0
     views = 4 if augment["hflip"] else 1
-    kept, (task,) = planned(tmp_path / "kept", drawn_zip, weights, text, augment=augment, feature_views=views)
+    kept, (task,) = planned(tmp_path / "kept", drawn_zip, weights, text, **settings, feature_views=views)
     assert finish(start(task)) == 0
     np.testing.assert_allclose(curves(kept.cells[0]), curves(plan.cells[0]), rtol=2e-4)
     best, same = (load_checkpoint(p.cells[0].run.checkpoint_best) for p in (plan, kept))

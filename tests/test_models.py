@@ -1,9 +1,11 @@
 """Networks by name: shapes, heads, weights of the right and of the wrong kind."""
 
+import math
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch import nn
 from pipeline.errors import CheckpointError, SpecError, TrainingError
 from pipeline.folding import folded
 from pipeline.model_names import CNNS, FAMILIES, HEAD_OF, MODEL_NAMES
-from pipeline.models import build_model, head_of, set_training_mode
+from pipeline.models import build_model, head_of, set_training_mode, start_at_prior
 from pipeline.spec import ModelSpec
 from pipeline.weights import fetch_weights
 from tests.conftest import ROOT
@@ -64,6 +66,26 @@ def test_every_family_gets_a_head_of_k_labels_and_trains(family):
     assert head.weight.grad is not None
     set_training_mode(net, model.name, head_only=False)
     assert all(m.training for m in net.modules())
+
+
+@pytest.mark.parametrize("name", ["cnn3", "resnet18", "mobilenet_v2"])
+def test_a_head_may_have_a_hidden_layer_and_dropout(tmp_path, name):
+    donor = build_model(ModelSpec(name=name), 9, 32)
+    model = ModelSpec(name=name, head_hidden=16, head_dropout=0.5)
+    net = build_model(model, 5, 32, saved(tmp_path / "w.pth", donor))  # of a plain network: all but the head
+    dropout, hidden, _, _, last = head = head_of(net, name)
+    assert (hidden.out_features, last.in_features, last.out_features) == (16, 16, 5)
+    own = {f"{key}.{part}" for key, m in net.named_modules() if m is head for part in head.state_dict()}
+    for key in net.state_dict().keys() - own:
+        torch.testing.assert_close(net.state_dict()[key], donor.state_dict()[key])
+    start_at_prior(net, name, np.full(5, 0.25))
+    torch.testing.assert_close(last.bias, torch.full((5,), -math.log(3)))
+    set_training_mode(net, name, head_only=True)
+    assert dropout.training
+    again = build_model(model, 5, 32, saved(tmp_path / "same.pth", net))  # of the same: the head too
+    torch.testing.assert_close(again.state_dict(), net.state_dict())
+    (_, only) = head_of(build_model(ModelSpec(name=name, head_dropout=0.5), 5, 32), name)
+    assert isinstance(only, nn.Linear)
 
 
 def test_every_name_is_torchvision_s_and_its_head_is_linear():

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED
 from pipeline.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.jsonl import read_jsonl
-from tests.cells import finish, jobs, one_cell, project, start
+from pipeline.scoring import logits_together
+from tests.cells import finish, jobs, one_cell, project, start, train_task
 
 OFTEN = ("run.save_every_min=1e-9", "run.save_share=1e9")  # a checkpoint after every step, whatever it costs
 TIMES = ("train/images_per_s", "train/seconds_per_step")
@@ -164,6 +165,29 @@ def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):
 
     assert finish(start(cell)) == 0  # whole: nothing is trained again
     assert [row for row in read_jsonl(run.metrics) if "validation/loss" in row] == rows
+
+
+@pytest.mark.parametrize(("recipe", "passes"), [({}, 2), ({"average_flips": True}, 3)])
+def test_what_the_best_epoch_scored_is_not_scored_again(tmp_path, drawn_zip, monkeypatch, recipe, passes):
+    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=2, **recipe))
+    scored = []
+
+    def counted(*arguments):
+        scored.append(arguments)
+        return logits_together(*arguments)
+
+    monkeypatch.setattr("pipeline.feeding.logits_together", counted)
+    monkeypatch.setattr(
+        "pipeline.stopping.StopFlag.install", lambda flag: flag
+    )  # the tests keep their Ctrl-C
+    assert train_task(cell)() == 0
+    assert len(scored) == passes
+    # and is what the best weights give when the end is done anew
+    before = cell.run.scores_val.read_bytes()
+    cell.run.scores_val.unlink()
+    assert finish(start(cell)) == 0, cell.run.log.read_text()
+    assert len(scored) == passes
+    assert cell.run.scores_val.read_bytes() == before
 
 
 def test_a_cell_whose_best_weights_are_gone_is_trained_anew(tmp_path, drawn_zip):
