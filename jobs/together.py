@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from jobs.local import Job, Slots
 from jobs.stages import Together, Train
@@ -21,13 +21,18 @@ _OWN = {
     *("head_first_epochs", "patience_epochs", "average_flips"),
 }
 
+# of a network whose features are kept: what does not change them
+_OF_HEAD = {"head_bias", "head_hidden", "head_dropout"}
+
 Choice = Literal["auto"] | bool  # of `grid.together`
 
 
 def stream_of(train: TrainSpec, data_digest: str) -> str:
     """Equal for cells that are trained on the very same batches."""
-    # kept features are those of one frozen network
-    own = _OWN - {"model", "precision"} if train.feature_views else _OWN
+    own: dict[str, Any] = dict.fromkeys(_OWN, True)
+    if train.feature_views:  # those of one frozen network
+        own["model"] = _OF_HEAD
+        del own["precision"]
     return digest([data_digest, train.model_dump(mode="json", exclude=own)])
 
 

@@ -20,7 +20,11 @@ from tests.test_together import start
 
 HEAD = {"name": "mobilenet_v3_small", "weights": "net.pth", "trainable": "head"}
 GRID = """
-grid: {axes: {train.optimizer: [{name: adam, lr: 1e-2}, {name: sgd, lr: 0.1}, {name: adadelta}]}}
+grid:
+  cells:
+    - {train.optimizer: {name: adam, lr: 1e-2}}
+    - {train.optimizer: {name: sgd, lr: 0.1}, train.model.head_hidden: 24, train.model.head_dropout: 0.5}
+    - {train.optimizer: {name: adadelta}, train.model.head_bias: prior}
 run: {threads: 1}
 """
 
@@ -80,6 +84,12 @@ def test_all_cells_of_a_sweep_and_later_processes_use_one_pass(tmp_path, drawn_z
     assert finish(start(tasks[2])) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")} == made
     assert all(cell.run.why_not_done(cell.identity) is None for cell in plan.cells)
+    # each as if alone
+    hidden = plan.cells[1].run
+    alone, tasks = planned(tmp_path / "alone", drawn_zip, weights, feature_views=1)
+    assert finish(start(tasks[1])) == 0
+    assert alone.cells[1].run.name == hidden.name
+    assert alone.cells[1].run.scores_val.read_bytes() == hidden.scores_val.read_bytes()
 
 
 def test_damaged_features_are_computed_anew(tmp_path, drawn_zip, weights):
