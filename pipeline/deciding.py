@@ -84,8 +84,10 @@ class Rule:
         if evaluate.threshold == "expected_f1":
             text = f"highest expected F1 of each image, a rightly blank one counting {blank_f1:g}"
         elif evaluate.threshold == "per_label":
-            thresholds_K = tune(evaluate.tuned_for, calibrated_NK, targets_NK)
-            text = f"thresholds per label tuned for {evaluate.tuned_for} on validation"
+            expected = evaluate.tune_on == "expected"
+            thresholds_K = tune(evaluate.tuned_for, calibrated_NK, calibrated_NK if expected else targets_NK)
+            what = f"expected {evaluate.tuned_for}" if expected else evaluate.tuned_for
+            text = f"thresholds per label tuned for {what} on validation"
         else:
             thresholds_K = np.full(scores_NK.shape[1], evaluate.threshold, np.float32)
             text = f"threshold {evaluate.threshold:g}"

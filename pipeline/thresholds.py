@@ -10,6 +10,7 @@ from pipeline.metrics import WeightedCounts
 # N images, K labels
 Scores = npt.NDArray[np.float32]
 Decisions = npt.NDArray[np.uint8]
+Truth = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # labels, or the probability of each
 Thresholds = npt.NDArray[np.float32]
 _ROUNDS = 30  # each changes something, or is the last
 
@@ -19,35 +20,39 @@ def decide(scores_NK: Scores, thresholds_K: Thresholds) -> Decisions:
     return (scores_NK >= np.asarray(thresholds_K, np.float32)).astype(np.uint8)
 
 
-def tune(metric: str, scores_NK: Scores, targets_NK: Decisions) -> Thresholds:
+def tune(metric: str, scores_NK: Scores, targets_NK: Truth) -> Thresholds:
     """The threshold of each label that together give `metric` its highest value on these images: (K,).
 
     `f1_macro` and `f1_micro` exactly, the two `f1_samples_*` to where no single label's threshold
     improves it. A threshold lies midway between two scores; of equally good ones the highest is taken.
     A label without a positive image has nothing to tune on and keeps 0.5 (0 labels are right for it).
+    For `f1_macro` and `f1_micro` the targets may be probabilities: their F1 is then the ratio of expected
+    counts, whose best threshold is half of the F1 reached (Lipton, Elkan and Naryanaswamy 2014).
     """
     if metric == "f1_micro":
         return _tune_micro(scores_NK, targets_NK)
     if metric == "f1_macro":
         return tune_per_label(scores_NK, targets_NK)
+    assert targets_NK.dtype == np.uint8, "F1 per image is no ratio of expected counts"
+    targets_NK = targets_NK.astype(np.uint8)
     starts = (_tune_micro(scores_NK, targets_NK), tune_per_label(scores_NK, targets_NK))
     blank_f1 = 1.0 if metric == "f1_samples_empty1" else 0.0
     found = [_tune_samples(scores_NK, targets_NK, start_K, blank_f1) for start_K in starts]
     return max(found, key=lambda pair: pair[1])[0]
 
 
-def tune_per_label(scores_NK: Scores, targets_NK: Decisions) -> Thresholds:
+def tune_per_label(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
     """The threshold of each label that gives it the highest F1: (K,)."""
     thresholds_K = np.full(scores_NK.shape[1], 0.5, np.float32)
     for k, (scores_N, targets_N) in enumerate(zip(scores_NK.T, targets_NK.T, strict=True)):
-        positives = targets_N.sum(dtype=np.int64)
+        positives = targets_N.sum(dtype=np.float64)
         if positives:
             order, hits = _ranked(scores_N, targets_N)
             thresholds_K[k] = _cut(scores_N[order], 2 * hits / (np.arange(len(hits)) + positives))
     return thresholds_K
 
 
-def _tune_micro(scores_NK: Scores, targets_NK: Decisions) -> Thresholds:
+def _tune_micro(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
     """2 hits / (decided + true) over all labels is a ratio of sums: Dinkelbach's iteration (1967) is exact.
 
     For a value F it maximises 2 hits - F decided, which every label can do by itself; F is then the
@@ -100,14 +105,17 @@ def _tune_samples(
     return thresholds_K, value
 
 
-def _sums(decided_NK: Decisions, targets_NK: Decisions) -> tuple[int, int, int]:
-    return int((decided_NK & targets_NK).sum()), int(decided_NK.sum()), int(targets_NK.sum())
+def _sums(decided_NK: Decisions, targets_NK: Truth) -> tuple[float, float, float]:
+    hits = (decided_NK * targets_NK).sum(dtype=np.float64)
+    return float(hits), float(decided_NK.sum()), float(targets_NK.sum(dtype=np.float64))
 
 
-def _ranked(scores_N: Scores, targets_N: Decisions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The images by falling score, and the hits among the first 0, 1, ... N of them."""
+def _ranked(
+    scores_N: Scores, targets_N: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The images by falling score, and the (expected) hits among the first 0, 1, ... N of them."""
     order = np.argsort(-scores_N, kind="stable")
-    return order, np.concatenate([[0], np.cumsum(targets_N[order], dtype=np.int64)])
+    return order, np.concatenate([[0.0], np.cumsum(targets_N[order], dtype=np.float64)])
 
 
 def _cut(ranked: Scores, values: npt.NDArray[np.float64]) -> np.float32:

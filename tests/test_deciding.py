@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.calibration import ece, fit_calibration
@@ -38,6 +39,40 @@ def test_thresholds_for_micro_f1_are_the_best_there_are(problem):
     scores = np.where(present, scores, 0)
     reached = all_metrics(scores, decide(scores, tune("f1_micro", scores, true)), true)["f1_micro"]
     assert reached == pytest.approx(best_by_trying("f1_micro", scores, true))
+
+
+@given(npst.arrays(np.float32, (5, 2), elements=st.floats(0, 1, width=16)))
+def test_probabilities_may_stand_for_labels_and_are_cut_at_half_of_the_f1_they_reach(scores):
+    def expected_f1(decided, chance):
+        sizes = decided.sum() + chance.sum(dtype=np.float64)
+        return 2 * (decided * chance).sum(dtype=np.float64) / sizes if sizes else 0.0
+
+    micro, macro = (decide(scores, tune(metric, scores, scores)) for metric in ("f1_micro", "f1_macro"))
+    cuts = [np.append(np.unique(column), 2.0) for column in scores.T]
+    every = [decide(scores, np.array(cut, np.float32)) for cut in itertools.product(*cuts)]
+    reached = expected_f1(micro, scores)
+    assert reached == pytest.approx(max(expected_f1(decided, scores) for decided in every))
+    for k in range(2):
+        best = max(expected_f1(decided[:, k], scores[:, k]) for decided in every)
+        assert expected_f1(macro[:, k], scores[:, k]) == pytest.approx(best)
+    assert (scores[micro == 1] >= reached / 2 - 1e-6).all()
+    assert (scores[micro == 0] <= reached / 2 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"threshold": 0.4, "calibrate": "platt"}, "tunes thresholds, not 0.4; write per_label"),
+        ({"threshold": "per_label"}, "takes scores for probabilities; write calibrate: platt"),
+        (
+            {"threshold": "per_label", "calibrate": "platt", "tune_for": "f1_samples_empty1"},
+            "knows f1_micro and f1_macro, not f1_samples_empty1; .*or threshold: expected_f1",
+        ),
+    ],
+)
+def test_what_has_no_expectation_is_refused(settings, said):
+    with pytest.raises(ValidationError, match=said):
+        EvaluateSpec(tune_on="expected", **settings)
 
 
 @pytest.mark.parametrize("metric", ["f1_samples_empty0", "f1_samples_empty1"])
@@ -120,6 +155,7 @@ def test_calibration_makes_scores_probabilities_and_leaves_what_it_knows_nothing
     [
         {"threshold": 0.5},
         {"threshold": "per_label", "tune_for": "f1_samples_empty1"},
+        {"threshold": "per_label", "tune_for": "f1_micro", "tune_on": "expected", "calibrate": "platt"},
         {"threshold": "expected_f1", "calibrate": "platt"},
     ],
 )

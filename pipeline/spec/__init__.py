@@ -39,6 +39,9 @@ class EvaluateSpec(Section):
     threshold: Literal["per_label", "expected_f1"] | Share = 0.5
     # what the rule is to maximise; default: f1_macro of per_label, f1_samples_empty1 of expected_f1
     tune_for: Literal["f1_macro", "f1_micro", "f1_samples_empty0", "f1_samples_empty1"] | None = None
+    # of per_label: the images' labels, or what calibrated scores expect of them. That fits two numbers a label
+    # instead of the extreme of a jagged curve, and errs less where positives are few (Lipton et al. 2014)
+    tune_on: Literal["labels", "expected"] = "labels"
     calibrate: Literal["none", "temperature", "platt"] = "none"  # per label, on validation, before deciding
     select_by: MetricName = "f1_micro"
 
@@ -58,7 +61,20 @@ class EvaluateSpec(Section):
             raise ValueError(
                 f"threshold {self.threshold:g} is not tuned; write threshold: per_label, or no tune_for"
             )
+        if self.tune_on == "expected":
+            self._refuse_what_has_no_expectation()
         return self
+
+    def _refuse_what_has_no_expectation(self) -> None:
+        if self.threshold != "per_label":
+            raise ValueError(f"tune_on: expected tunes thresholds, not {self.threshold}; write per_label")
+        if self.calibrate == "none":
+            raise ValueError("tune_on: expected takes scores for probabilities; write calibrate: platt")
+        if self.tuned_for.startswith("f1_samples"):
+            raise ValueError(
+                f"tune_on: expected knows f1_micro and f1_macro, not {self.tune_for}; "
+                "write one of them, or threshold: expected_f1, which maximises F1 per image"
+            )
 
 
 class TopCells(Section):
