@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 from jobs.progress import Progress
 from tests.cells import clean_environment, jobs, one_cell, project
@@ -32,8 +33,11 @@ def start_demo(folder):
 
 def test_a_stopped_demo_says_how_to_go_on_and_points_at_nothing_else(tmp_path):
     process = start_demo(tmp_path)
-    said = iter(process.stdout.readline, "")
-    assert any(line.startswith("train: ") for line in said)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("experiments/demo/*/log.txt")):  # a cell's process: it listens by now
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1
