@@ -59,6 +59,18 @@ def test_probabilities_may_stand_for_labels_and_are_cut_at_half_of_the_f1_they_r
     assert (scores[micro == 0] <= reached / 2 + 1e-6).all()
 
 
+def test_a_rule_on_what_is_expected_uses_labels_for_the_calibration_alone():
+    scores, true = overconfident(images=200)
+    settings = {"threshold": "per_label", "tune_for": "f1_micro", "calibrate": "platt"}
+    rule, on_labels = (
+        Rule.fit(EvaluateSpec(tune_on=on, **settings), scores, true) for on in ("expected", "labels")
+    )
+    chance = rule.calibration(scores)
+    np.testing.assert_array_equal(rule.thresholds_K, tune("f1_micro", chance, chance))
+    assert (rule.thresholds_K != on_labels.thresholds_K).all()
+    assert "expected f1_micro" in rule.text
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
