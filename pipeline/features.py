@@ -1,4 +1,4 @@
-"""What a frozen network makes of pictures, computed once for all cells that train only its last layer.
+"""What the frozen part of a network makes of pictures, computed once for all cells that train the rest.
 
 Kept beside the packed set, keyed by everything it depends on; of several processes one computes, the
 others wait and use it.
@@ -16,84 +16,89 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.augment import Augmentation, to_input
 from pipeline.data.loading import STREAM_VERSION, Rows, Stream, in_order
 from pipeline.data.packed import PackedSet
-from pipeline.data.residence import pixels_on
+from pipeline.data.residence import fits_on_gpu, pixels_on
 from pipeline.device import Settled
 from pipeline.files import atomic_write
 from pipeline.folding import folded
 from pipeline.identity import digest
-from pipeline.models import head_of, without_head
-from pipeline.scoring import Scorer
+from pipeline.models import frozen_part, learning_part
+from pipeline.scoring import Scorer, logits_together
 from pipeline.spec import AugmentSpec, TrainSpec
 
-# N rows, D features
-Features = npt.NDArray[np.float32]
-_VERSION = 1  # of what is computed here
+_VERSION = 2  # of what is computed here
+_BATCH = 128
 
 
 class FrozenNetwork:
-    """A network up to its last layer, and where its features of a packed set are kept."""
+    """A network up to what learns, and where its features of a packed set are kept.
+
+    Features are (N, D) or (N, ..., D), maps of them channels last, as the network gives them (bfloat16 too).
+    """
 
     def __init__(self, net: nn.Module, train: TrainSpec, packed: PackedSet, settled: Settled) -> None:
         self.train, self.packed, self.settled = train, packed, settled
-        self._net = without_head(copy.deepcopy(net), train.model.name)
+        self._net = frozen_part(copy.deepcopy(net), train.model)
 
     @property
     def views(self) -> int:
         """How many different views there are of a training picture; 1 where nothing about it is random."""
         return (self.train.feature_views or 1) if self._is_random else 1
 
-    def training(self, rows: Rows, view: int) -> Features:
-        """(N, D) of the training rows, drawn as the epoch `view` draws them."""
+    def training(self, rows: Rows, view: int) -> Tensor:
+        """Features of the training rows, drawn as the epoch `view` draws them."""
         if not self._is_random:
             return self._kept(rows, None)
         return self._kept(rows, view)
 
-    def plain(self, rows: Rows) -> Features:
-        """(N, D) of rows as they are scored."""
+    def plain(self, rows: Rows) -> Tensor:
+        """Features of rows as they are scored."""
         return self._kept(rows, None)
 
     @property
     def _is_random(self) -> bool:
         return self.train.augment != AugmentSpec(hflip=0.0)
 
-    def _kept(self, rows: Rows, view: int | None) -> Features:
+    def _kept(self, rows: Rows, view: int | None) -> Tensor:
         train = self.train
         draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
         parts = [_VERSION, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
         settled = [self.settled.device, self.settled.precision, self.settled.threads]
-        key = digest([*parts, train.model.name, self._weights, train.image_px, settled])
+        key = digest(
+            [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, settled]
+        )
         path = self.packed.path / "features" / f"{key[:32]}.npz"
         with _one_at_a_time(path):
-            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or damaged
-                with np.load(path) as file:
-                    features: Features = file["features"]
-                return features
+            # absent or damaged
+            with (
+                contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
+                np.load(path) as file,
+            ):
+                return torch.from_numpy(file["bytes"]).view(getattr(torch, str(file["dtype"])))
             features = self._compute(rows, view)
             try:
                 with atomic_write(path) as file:
-                    np.savez(file, features=features)
+                    np.savez(file, bytes=features.view(torch.uint8).numpy(), dtype=str(features.dtype)[6:])
             except OSError as error:  # a shared set that only its owner may add to
                 print(f"{path}: cannot be kept ({error.strerror}); used for this run alone", flush=True)
         return features
 
     @torch.inference_mode()
-    def _compute(self, rows: Rows, view: int | None) -> Features:
+    def _compute(self, rows: Rows, view: int | None) -> Tensor:
         train, pixels = self.train, pixels_on(self.packed, self.settled.device)
         net = folded(self._net)
         if view is None:
-            batches, augmentation = in_order(self.packed, rows, 128, read=pixels.read), None
+            batches, augmentation = in_order(self.packed, rows, _BATCH, read=pixels.read), None
         else:
-            batches = Stream(self.packed, rows, 128, train.seed).batches(view, read=pixels.read)
+            batches = Stream(self.packed, rows, _BATCH, train.seed).batches(view, read=pixels.read)
             augmentation = Augmentation(train.augment, train.seed, view, len(rows))
         place = _places(rows, len(self.packed))
-        features: Features | None = None
+        features: Tensor | None = None
         with self.settled.autocast():
             for batch in batches:
                 images_BHWC = pixels.of(batch)
@@ -101,12 +106,13 @@ class FrozenNetwork:
                     inputs = to_input(images_BHWC, train.image_px)
                 else:
                     inputs = augmentation(images_BHWC, batch.positions_B, train.image_px)
-                found = net(inputs).float().cpu().numpy()
+                found = _channels_last(net(inputs).cpu())
                 if features is None:
-                    features = np.empty((len(rows), found.shape[1]), np.float32)
-                features[place[batch.rows_B]] = found
+                    features = torch.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
+                features[torch.from_numpy(place[batch.rows_B])] = found
         assert features is not None
-        print(f"features of {len(rows)} pictures, view {view}: {features.shape[1]} each", flush=True)
+        size = f"{features[0].numel():,} each, {features.nbytes / 2**20:,.0f} MiB"
+        print(f"features of {len(rows)} pictures, view {view}: {size}", flush=True)
         return features
 
     @functools.cached_property
@@ -125,28 +131,45 @@ class FeatureFeed:
         self._device = frozen.settled.device
         self.steps_per_epoch = stream.steps_per_epoch
         self._place = _places(stream.rows, len(frozen.packed))
-        self._view: tuple[int, torch.Tensor] | None = None
-        self._validation = torch.from_numpy(frozen.plain(validation)).to(self._device)
+        self._view: tuple[int, Tensor] | None = None
+        self._rows = validation
+        self._validation = frozen.plain(validation)
 
-    def batches(self, epoch: int, first_step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(features (B, D), targets (B, K)) from `first_step` of `epoch` on; epochs take the views in turn."""
+    def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features (B, ...), targets (B, K)) from `first_step` of `epoch` on; epochs take the views in turn."""
         view = epoch % self.frozen.views
         if self._view is None or self._view[0] != view:
-            features_ND = torch.from_numpy(self.frozen.training(self._stream.rows, view)).to(self._device)
-            self._view = (view, features_ND)
+            self._view = None  # two would be twice the memory
+            features = self.frozen.training(self._stream.rows, view)
+            on_gpu = self._device == "cuda" and fits_on_gpu(features.nbytes)
+            self._view = (view, features.to(self._device) if on_gpu else features)
+        features = self._view[1]
         for batch in self._stream.batches(epoch, first_step, read=False):
-            chosen = torch.from_numpy(self._place[batch.rows_B]).to(self._device)
-            yield self._view[1][chosen], torch.from_numpy(batch.targets_BK).to(self._device).float()
+            chosen = torch.from_numpy(self._place[batch.rows_B]).to(features.device)
+            targets_BK = torch.from_numpy(batch.targets_BK).to(self._device).float()
+            yield _channels_first(features[chosen].to(self._device)), targets_BK
 
     @torch.inference_mode()
-    def logits(self, scorers: Sequence[Scorer]) -> list[torch.Tensor]:
-        """Of the validation rows, under the last layer of each."""
+    def logits(self, scorers: Sequence[Scorer]) -> list[Tensor]:
+        """Of the validation rows under each: from what is kept, or from pictures of other sizes and views."""
+        train = self.frozen.train
+        if any(scorer.flips or scorer.image_px != train.image_px for scorer in scorers):
+            return logits_together(scorers, self.frozen.packed, self._rows)
         result = []
         for scorer in scorers:
-            head = head_of(scorer.net, self.frozen.train.model.name).eval()
+            part = folded(learning_part(scorer.net, train.model))
             with scorer.settled.autocast():
-                result.append(head(self._validation).float().cpu())
+                batches = [_channels_first(b.to(self._device)) for b in self._validation.split(_BATCH)]
+                result.append(torch.cat([part(batch).float().cpu() for batch in batches]))
         return result
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    return (features.permute(0, 2, 3, 1) if features.ndim == 4 else features).contiguous()
+
+
+def _channels_first(features: Tensor) -> Tensor:
+    return features.permute(0, 3, 1, 2) if features.ndim == 4 else features
 
 
 def _places(rows: Rows, total: int) -> Rows:

@@ -23,7 +23,7 @@ from pipeline.errors import CheckpointError, DivergedError, TrainingError
 from pipeline.identity import flattened
 from pipeline.losses import build_loss, loss_weights
 from pipeline.metrics import all_metrics
-from pipeline.models import build_model, head_of, set_training_mode, start_at_prior
+from pipeline.models import build_model, head_of, learning_part, set_training_mode, start_at_prior
 from pipeline.optim import build_optimizer
 from pipeline.schedules import PlateauState, lr_scale
 from pipeline.scoring import Scored, Scorer
@@ -74,8 +74,8 @@ class Learner:
             start_at_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
         self.net = net.to(self.settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
         # what batches go through: with features kept, the rest of the network has been gone through already
-        head = head_of(self.net, model.name)
-        self.trained = self.net if self.train.feature_views is None else head
+        self._learning, head = learning_part(self.net, model), head_of(self.net, model.name)
+        self.trained = self.net if self.train.feature_views is None else self._learning
         horizon = self.train.ema_epochs * self.stream.steps_per_epoch
         self.average = WeightAverage(self.net, horizon) if horizon else None
         self.optimizer = build_optimizer(self.train.optimizer, self.net, head)
@@ -118,10 +118,11 @@ class Learner:
         return self.average.net if self.average else self.net
 
     def training_mode(self) -> None:
-        """Dropout and batch statistics on, except in a frozen backbone; that is frozen in the first epochs too."""
-        model = self.train.model
-        head_only = model.trainable == "head" or self.epoch < self.train.head_first_epochs
-        set_training_mode(self.net, model.name, head_only=head_only)
+        """Dropout and batch statistics on in what learns: the head alone in the first epochs, if so asked."""
+        head_first = self.epoch < self.train.head_first_epochs
+        set_training_mode(
+            self.net, head_of(self.net, self.train.model.name) if head_first else self._learning
+        )
 
     def scorer(self, *, final: bool) -> Scorer:
         """What scores pictures: the epoch's network as it trains, or for good, at the size and views of the spec."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipeline.cutting import cut_at
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.model_names import HEAD_OF
 from pipeline.spec import ModelSpec
@@ -25,8 +26,8 @@ def build_model(
     """A network from (B, 3, image_px, image_px) to logits (B, num_labels), drawn from torch's global seed.
 
     With `weights_file` everything but the head starts from that file (the head too, where its shape
-    fits). With `trainable: head` all other parameters are frozen. Raises CheckpointError for weights of
-    another network, TrainingError where the network cannot work at `image_px`.
+    fits). What comes before `trainable` is frozen. Raises CheckpointError for weights of another network,
+    TrainingError where the network cannot work at `image_px` or has no part of that name.
     """
     net = _cnn(model.name, num_labels, image_px) if model.name not in HEAD_OF else None
     if net is None:
@@ -36,17 +37,33 @@ def build_model(
         _replace(net, plain, _head(model, plain.in_features, num_labels))
     if weights_file is not None:
         _load(net, model.name, image_px, weights_file)
-    if model.trainable == "head":
+    if model.trainable != "all":
         net.requires_grad_(False)
-        head_of(net, model.name).requires_grad_(True)
+        learning_part(net, model).requires_grad_(True)
     return net
 
 
-def set_training_mode(net: nn.Module, name: str, *, head_only: bool) -> None:
-    """Dropout and batch statistics on; with `head_only` the rest is frozen and stays as it predicts."""
-    net.train(not head_only)
-    net.requires_grad_(not head_only)
-    head_of(net, name).train().requires_grad_(True)
+def learning_part(net: nn.Module, model: ModelSpec) -> nn.Module:
+    """What `trainable` names and all that follows, sharing the parameters of `net`: features to logits."""
+    if model.trainable == "all":
+        return net
+    if model.trainable == "head":
+        return head_of(net, model.name)
+    return cut_at(net, model.trainable)[1]
+
+
+def frozen_part(net: nn.Module, model: ModelSpec) -> nn.Module:
+    """What comes before `learning_part`: pictures to features. Of a head it is `net`, changed."""
+    if model.trainable != "head":
+        return cut_at(net, model.trainable)[0]
+    _replace(net, head_of(net, model.name), nn.Identity())
+    return net
+
+
+def set_training_mode(net: nn.Module, learning: nn.Module) -> None:
+    """Dropout and batch statistics on in the part that learns; the rest is frozen and stays as it predicts."""
+    net.eval().requires_grad_(False)
+    learning.train().requires_grad_(True)
 
 
 def start_at_prior(net: nn.Module, name: str, share_K: npt.NDArray[np.float64]) -> None:
@@ -65,12 +82,6 @@ def head_of(net: nn.Module, name: str) -> nn.Module:
         module = module[int(part)] if part.lstrip("-").isdigit() else getattr(module, part)
     assert isinstance(module, nn.Module)
     return module
-
-
-def without_head(net: nn.Module, name: str) -> nn.Module:
-    """`net`, changed to give what its classification layer would see: (B, features)."""
-    _replace(net, head_of(net, name), nn.Identity())
-    return net
 
 
 def _head(model: ModelSpec, features: int, num_labels: int) -> nn.Sequential:

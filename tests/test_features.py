@@ -52,7 +52,7 @@ def curves(cell):
     return [row["validation/loss"] for row in read_jsonl(cell.run.metrics) if "validation/loss" in row]
 
 
-@pytest.mark.parametrize("head", [{}, {"head_hidden": 24, "head_dropout": 0.5}])
+@pytest.mark.parametrize("head", [{}, {"head_hidden": 24, "head_dropout": 0.5}, {"trainable": "features.9"}])
 @pytest.mark.parametrize("augment", [{"hflip": 0.0}, {"hflip": 0.5, "crop": [0.5, 1], "rotate_deg": 20}])
 def test_kept_features_train_the_very_cell_that_is_trained_without(
     tmp_path, drawn_zip, weights, augment, head
@@ -64,11 +64,13 @@ def test_kept_features_train_the_very_cell_that_is_trained_without(
     views = 4 if augment["hflip"] else 1
     kept, (task,) = planned(tmp_path / "kept", drawn_zip, weights, text, **settings, feature_views=views)
     assert finish(start(task)) == 0
-    np.testing.assert_allclose(curves(kept.cells[0]), curves(plan.cells[0]), rtol=2e-4)
+    # convolutions that learn carry the rounding of folded batch norms on, from step to step
+    rtol = 5e-3 if "trainable" in head else 2e-4
+    np.testing.assert_allclose(curves(kept.cells[0]), curves(plan.cells[0]), rtol=rtol)
     best, same = (load_checkpoint(p.cells[0].run.checkpoint_best) for p in (plan, kept))
     assert best["model"].keys() == same["model"].keys()
     for name, value in best["model"].items():
-        torch.testing.assert_close(same["model"][name], value, atol=2e-3, rtol=2e-3, msg=name)
+        torch.testing.assert_close(same["model"][name], value, atol=10 * rtol, rtol=10 * rtol, msg=name)
     # and predicts as a whole network: through the pictures it gives the scores it had through features
     status, printed = jobs("submission", kept.loaded.path, cwd=tmp_path / "kept")
     assert status == 0, printed

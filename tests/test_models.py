@@ -13,7 +13,14 @@ from torch import nn
 from pipeline.errors import CheckpointError, SpecError, TrainingError
 from pipeline.folding import folded
 from pipeline.model_names import CNNS, FAMILIES, HEAD_OF, MODEL_NAMES
-from pipeline.models import build_model, head_of, set_training_mode, start_at_prior
+from pipeline.models import (
+    build_model,
+    frozen_part,
+    head_of,
+    learning_part,
+    set_training_mode,
+    start_at_prior,
+)
 from pipeline.spec import ModelSpec
 from pipeline.weights import fetch_weights
 from tests.conftest import ROOT
@@ -60,12 +67,54 @@ def test_every_family_gets_a_head_of_k_labels_and_trains(family):
     trainable = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     assert {id(p) for p in net.parameters() if p.requires_grad} == {id(p) for p in head.parameters()}
     assert len(trainable) == 2
-    set_training_mode(net, model.name, head_only=True)
+    set_training_mode(net, head)
     assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.Dropout))
     net(torch.randn(2, 3, image_px, image_px)).sum().backward()
     assert head.weight.grad is not None
-    set_training_mode(net, model.name, head_only=False)
+    set_training_mode(net, net)
     assert all(m.training for m in net.modules())
+
+
+# a late part of each family's smallest
+PARTS = {
+    "resnet": "layer4", "resnext": "layer4.1", "regnet": "trunk_output.block4", "mobilenet": "features.9",
+    "efficientnet": "features.6", "convnext": "features.7", "densenet": "features.denseblock4",
+    "vit": "encoder.layers.encoder_layer_10", "swin": "features.5",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_trained_from_a_part_on(family):
+    model = ModelSpec(name=SMALLEST[family], weights="w.pth", trainable=PARTS[family])
+    net = build_model(model, 5, 64)
+    frozen, learning = frozen_part(net, model), learning_part(net, model)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(learning(frozen(x)), net.eval()(x), atol=0, rtol=0)
+    set_training_mode(net, learning)
+    names = [name for name, _ in net.named_modules()]
+    after = list(net.modules())[names.index(PARTS[family]) :]
+    own = {id(p) for module in after for p in module.parameters(recurse=False)}
+    assert {id(p) for p in net.parameters() if p.requires_grad} == own
+    assert 0 < len(own) < len(list(net.parameters()))
+    assert all(module.training for module in after)
+    frozen_norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d) and m not in after]
+    assert not any(norm.training for norm in frozen_norms)
+    net(x).square().sum().backward()
+    assert {id(p) for p in net.parameters() if p.grad is not None} == own
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("layer5", "no part 'layer5'; did you mean `layer"),
+        ("nonsense", "it has conv1, bn1, relu, maxpool, layer1, layer1.0"),
+        ("layer4.1.conv2", "layer4.1.conv2"),
+    ],
+)
+def test_a_part_that_cannot_be_trained_alone_is_refused_with_the_names_there_are(part, said):
+    with pytest.raises(TrainingError, match=re.escape(said)):
+        build_model(ModelSpec(name="resnet18", weights="w.pth", trainable=part), 5, 64)
 
 
 @pytest.mark.parametrize("name", ["cnn3", "resnet18", "mobilenet_v2"])
@@ -80,7 +129,7 @@ def test_a_head_may_have_a_hidden_layer_and_dropout(tmp_path, name):
         torch.testing.assert_close(net.state_dict()[key], donor.state_dict()[key])
     start_at_prior(net, name, np.full(5, 0.25))
     torch.testing.assert_close(last.bias, torch.full((5,), -math.log(3)))
-    set_training_mode(net, name, head_only=True)
+    set_training_mode(net, head)
     assert dropout.training
     again = build_model(model, 5, 32, saved(tmp_path / "same.pth", net))  # of the same: the head too
     torch.testing.assert_close(again.state_dict(), net.state_dict())

@@ -156,11 +156,11 @@ def test_the_average_of_weights_is_the_recursion_and_forgets_the_beginning():
 
 def test_head_first_freezes_all_but_the_head_and_thaws_it():
     net = build_model(ModelSpec(name="mobilenet_v2"), 3, 32)
-    set_training_mode(net, "mobilenet_v2", head_only=True)
+    set_training_mode(net, head_of(net, "mobilenet_v2"))
     assert {id(p) for p in net.parameters() if p.requires_grad} == {
         id(p) for p in head_of(net, "mobilenet_v2").parameters()
     }
-    set_training_mode(net, "mobilenet_v2", head_only=False)
+    set_training_mode(net, net)
     assert all(p.requires_grad for p in net.parameters())
     assert all(m.training for m in net.modules())
 

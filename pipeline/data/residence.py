@@ -44,10 +44,15 @@ def pixels_on(packed: PackedSet, device: str) -> Pixels:
     return Pixels(packed, device)
 
 
-def _on_gpu(packed: PackedSet) -> Tensor | None:
+def fits_on_gpu(size: int) -> bool:
+    """Whether so many bytes leave the GPU room for the training itself."""
     free, _ = torch.cuda.mem_get_info()
+    return size <= _GPU_SHARE * free
+
+
+def _on_gpu(packed: PackedSet) -> Tensor | None:
     shape = (len(packed), packed.size_px, packed.size_px, 3)
-    if np.prod(shape, dtype=np.int64) > _GPU_SHARE * free:
+    if not fits_on_gpu(int(np.prod(shape, dtype=np.int64))):
         return None
     resident = torch.empty(shape, dtype=torch.uint8, device="cuda")
     for start in range(0, len(packed), _ROWS):

@@ -49,7 +49,8 @@ class ModelSpec(Section):
     name: Annotated[str, BeforeValidator(_known_model)] = "cnn3"
     # none, torchvision's name for them (IMAGENET1K_V1), or a file
     weights: Annotated[str, BeforeValidator(_weights)] = "none"
-    trainable: Literal["all", "head"] = "all"
+    # all, head, or a part of the network (layer4, features.14): it and all after it; the rest stays frozen
+    trainable: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")] = "all"
     # prior: the head's bias starts at the log-odds of each label in training (Lin et al. 2017)
     head_bias: Literal["default", "prior"] = "default"
     # units of a hidden layer (with ReLU) between the features and the labels; null: the head is one linear layer
@@ -60,8 +61,10 @@ class ModelSpec(Section):
     def _sensible(self) -> ModelSpec:
         if self.name in CNNS and self.named_weights:
             raise ValueError(f"{self.name} has no published weights; write weights: none or a file")
-        if self.trainable == "head" and self.weights == "none":
-            raise ValueError("trainable: head on random weights learns nothing; give weights, or train all")
+        if self.trainable != "all" and self.weights == "none":
+            raise ValueError(
+                f"trainable: {self.trainable} on random weights learns nothing; give weights, or train all"
+            )
         return self
 
     @property
@@ -113,7 +116,7 @@ class TrainSpec(Section):
     schedule: ScheduleSpec = Constant()
     epochs: Count = 15
     batch_size: Count = 64
-    # with model.trainable head: the frozen part sees so many views of each picture, once; epochs take them in
+    # without model.trainable all: the frozen part sees so many views of each picture, once; epochs take them in
     # turn, drawn as the first epochs draw theirs (as many views as epochs train as without); null: anew each epoch
     feature_views: Count | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -131,16 +134,16 @@ class TrainSpec(Section):
 
     @model_validator(mode="after")
     def _features_of_what_is_frozen(self) -> TrainSpec:
-        if self.feature_views is not None and self.model.trainable != "head":
+        if self.feature_views is not None and self.model.trainable == "all":
             raise ValueError(
-                "feature_views needs model.trainable: head; a network that learns has no fixed features"
+                "feature_views needs model.trainable: head, or a part of the network; "
+                "a network that learns as a whole has no fixed features"
             )
-        augment = self.augment
-        mixed = augment.mixup or augment.cutmix or augment.erase or self.average_flips or self.score_px
+        mixed = self.augment.mixup or self.augment.cutmix or self.augment.erase
         if self.feature_views is not None and mixed:
             raise ValueError(
-                "feature_views keeps features of single pictures: it excludes mixup, cutmix, erase, "
-                "average_flips and score_px; leave them at their defaults, or leave feature_views out"
+                "feature_views keeps features of single pictures: it excludes mixup, cutmix and erase; "
+                "leave them at their defaults, or leave feature_views out"
             )
         return self
 
