@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs import ledger
 from jobs.draft import evaluate_task, train_task
 from jobs.graph import Plan, PlannedCell, PlannedData, data_root, experiment_dir, make_plan
-from jobs.local import Job, Outcome, Slots, last_error, mark_killed, run_jobs
+from jobs.local import Job, Outcome, Slots, last_error, mark_killed, run_jobs, started_early
 from jobs.progress import Progress
 from jobs.request import Request
 from jobs.snapshot import snapshot
@@ -48,11 +48,9 @@ def _grid(request: Request) -> tuple[int, bool]:
         print(f"  {cell.run.name}: held back: {cell.held}", flush=True)
     failed = FAILED if held else 0
     if missing:
-        status = _wrangle(plan, list({c.data.split: c.data for c in missing}.values()), quiet=True)
-        status = status or fetch_weights(plan)
-        if status:
-            return status, False
         outcome = _train(plan, missing)
+        if outcome is None:
+            return FAILED, False
         if outcome.stopped:
             print(f"stopped; `make grid SPEC={spec}` goes on from here", flush=True)
             return FAILED, False
@@ -165,7 +163,30 @@ def fetch_weights(plan: Plan) -> int:
     return 0
 
 
-def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome:
+def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
+    """Train the missing cells, once what they need is there; None where that failed."""
+    jobs, slots = _processes(plan, missing)
+    code = snapshot(plan.experiment.code)
+    datasets = list({cell.data.split: cell.data for cell in missing}.values())
+    waits = any(plan.named_weights()) or any(data.reason for data in datasets)
+    with started_early(jobs if waits else [], slots, code) as early:
+        if _wrangle(plan, datasets, quiet=True) or fetch_weights(plan):
+            return None
+        where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{count(slots.threads, 'thread')} each"
+        shared = f" in {count(len(jobs), 'process', 'es')}" if len(jobs) < len(missing) else ""
+        at_once = min(slots.count, len(jobs))
+        print(f"train: {count(len(missing), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
+        for planned in missing:
+            ledger.append(plan.experiment.ledger, "queued", cell=planned.run.name, cluster="local")
+        progress = Progress("cells", len(missing), plan.loaded.spec.train.best_by)
+        outcome = run_jobs(jobs, slots, progress, code=code, early=early)
+    for planned in missing:
+        _record(plan, planned, outcome.status.get(planned.run.name))
+    return outcome
+
+
+def _processes(plan: Plan, missing: Sequence[PlannedCell]) -> tuple[list[Job], Slots]:
+    """The processes that train the missing cells."""
     spec = plan.loaded.spec
     tasks = [train_task(plan, planned) for planned in plan.cells]
     features = any(planned.cell.spec.train.feature_views for planned in plan.cells)
@@ -176,18 +197,7 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome:
         if planned.run.name in wanted:
             cells[task] = Job(planned.run.name, task, planned.run.log, planned.run.metrics, epochs)
     parts = [[cells[task] for task in group if task in cells] for group in groups]
-    jobs = [process_of(part) for part in parts if part]
-    where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{count(slots.threads, 'thread')} each"
-    shared = f" in {count(len(jobs), 'process', 'es')}" if len(jobs) < len(cells) else ""
-    at_once = min(slots.count, len(jobs))
-    print(f"train: {count(len(cells), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
-    for job in cells.values():
-        ledger.append(plan.experiment.ledger, "queued", cell=job.name, cluster="local")
-    progress = Progress("cells", len(cells), plan.loaded.spec.train.best_by)
-    outcome = run_jobs(jobs, slots, progress, code=snapshot(plan.experiment.code))
-    for planned in missing:
-        _record(plan, planned, outcome.status.get(planned.run.name))
-    return outcome
+    return [process_of(part) for part in parts if part], slots
 
 
 def _record(plan: Plan, planned: PlannedCell, status: int | None) -> None:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import IO
 
 from jobs.progress import Progress
-from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Task, Train, encode
+from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Task, Train, encode, needed
 from pipeline.errors import SubmitError
 from pipeline.host import cores
 from pipeline.rundir import RunDir
@@ -92,6 +92,11 @@ class Slots:
         count = parallel or len(gpus) or max(1, min(cells, usable))
         return cls(count=count, threads=threads or max(1, usable // count), gpus=gpus)
 
+    @property
+    def places(self) -> list[str | None]:
+        """The GPU of each job that runs at once; None without."""
+        return [self.gpus[i % len(self.gpus)] if self.gpus else None for i in range(self.count)]
+
 
 def visible_gpus() -> tuple[str, ...]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; found without torch."""
@@ -113,22 +118,27 @@ def run_jobs(
     *,
     code: Path | None = None,
     stop: Stop | None = None,
+    early: Sequence[Process] = (),
 ) -> Outcome:
     """Run every job, at most `slots.count` at once; one that fails does not stop the others.
 
-    The processes import from `code` (a snapshot; default: where this file is). Ctrl-C or SIGTERM, or
-    what `stop` listens to, lets what runs save and end, and starts no more.
+    The processes import from `code` (a snapshot; default: where this file is); those of the first jobs
+    may have been started `early`. Ctrl-C or SIGTERM, or what `stop` listens to, lets what runs save and
+    end, and starts no more.
     """
     outcome = Outcome()
     stop = stop or Stop()
     waiting = list(jobs)
-    running: dict[str, _Running] = {}
-    free = [slots.gpus[i % len(slots.gpus)] if slots.gpus else None for i in range(slots.count)]
+    started = {process.job.name: process for process in early}
+    running: dict[str, Process] = {}
+    free = slots.places
     with stop.listening():
         while waiting or running:
             while waiting and free and not stop.count:
-                job = waiting.pop(0)
-                running[job.name] = _Running(job, free.pop(0), slots.threads, code)
+                job, gpu = waiting.pop(0), free.pop(0)
+                child = started.get(job.name) or Process(job, gpu, slots.threads, code)
+                running[job.name] = child
+                child.begin()
                 for part in job.reported:
                     progress.started(part.name, part.watch, part.epochs)
             for name, child in list(running.items()):
@@ -149,24 +159,40 @@ def run_jobs(
     return outcome
 
 
-class _Running:
+@contextlib.contextmanager
+def started_early(jobs: Sequence[Job], slots: Slots, code: Path) -> Iterator[list[Process]]:
+    """Processes of the jobs that `run_jobs` will start first: they import while other work is done.
+
+    Those that were given no task by the end are gone again, without a trace.
+    """
+    early: list[Process] = []
+    try:
+        for job, gpu in zip(jobs, slots.places, strict=False):
+            early.append(Process(job, gpu, slots.threads, code))
+        yield early
+    finally:
+        for process in early:
+            process.discard()
+
+
+class Process:
+    """A process of its own for a job: it imports what that needs, and begins once it is given the task."""
+
     def __init__(self, job: Job, gpu: str | None, threads: int, code: Path | None) -> None:
-        self.job, self.gpu = job, gpu
+        self.job, self.gpu, self.begun = job, gpu, False
         environment = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(threads)}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         root = str(code or Path(__file__).resolve().parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         try:
-            # what earlier attempts said is no reason of this one
-            self.log_starts = []
             for part in job.reported:
                 part.log.parent.mkdir(parents=True, exist_ok=True)
-                self.log_starts.append(part.log.stat().st_size if part.log.exists() else 0)
             self.log: IO[bytes] = job.log.open("ab")
             # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-P", "-m", "jobs.stages"],  # -P: not from the current folder
+                # -P: not from the current folder
+                [sys.executable, "-u", "-P", "-m", "jobs.stages", *needed(job.task)],
                 stdin=subprocess.PIPE,
                 stdout=self.log,
                 stderr=subprocess.STDOUT,
@@ -175,16 +201,37 @@ class _Running:
             )
         except OSError as error:
             raise SubmitError(f"{job.name}: cannot be started with its log {job.log}: {error}") from error
+
+    def begin(self) -> None:
+        """Give it the task."""
+        self.begun = True
+        # what earlier attempts said is no reason of this one
+        logs = [part.log for part in self.job.reported]
+        self.log_starts = [log.stat().st_size if log.exists() else 0 for log in logs]
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status tells
-            self.process.stdin.write(encode(job.task).encode())
+            self.process.stdin.write(encode(self.job.task).encode())
             self.process.stdin.flush()  # and stays open: when we die, it notices
 
     def close(self) -> None:
+        """Let go of one that has ended."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.log.close()
+
+    def discard(self) -> None:
+        """End one that has not begun, and take its empty log and folder away."""
+        if self.begun:
+            return
+        self.process.kill()
+        self.process.wait()
+        self.close()
+        for part in self.job.reported:
+            if part.log.exists() and not part.log.stat().st_size:
+                part.log.unlink()
+            with contextlib.suppress(OSError):  # it holds more
+                part.log.parent.rmdir()
 
 
 class Stop:
@@ -219,7 +266,7 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def pass_on(self, running: Iterable[_Running]) -> None:
+    def pass_on(self, running: Iterable[Process]) -> None:
         """Send what is due to the children."""
         late = self._passed_on == 1 and time.monotonic() - self._since > self.grace_s
         if self._passed_on < min(self.count, 2 if self.insist else 1) or late:

@@ -1,12 +1,14 @@
 """The stages as small picklable values; what they need of the pipeline is imported when they run.
 
-`python -m jobs.stages` reads one task as a JSON line and runs it, so that each stage and cell is a
+`python -m jobs.stages [module ...]` reads one task as a JSON line and runs it, so that each stage and cell is a
 process of its own. When the writer of that line goes away, the stage saves and stops.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import signal
@@ -18,6 +20,7 @@ from typing import Any
 
 from jobs import ledger
 from pipeline.files import shown
+from pipeline.model_names import CNNS
 
 EXIT_FAILED = 2  # a PipelineError: said in one line, worth no traceback
 EXIT_STOPPED = 75  # stopped by a signal with everything saved; starting again goes on
@@ -281,11 +284,27 @@ def run_task(task: Task) -> int:
         return EXIT_FAILED
 
 
+def needed(task: Task) -> list[str]:
+    """The slow imports of a task, which a process can do before it is given the task itself."""
+    trains = task.trains if isinstance(task, Together) else (task,) if isinstance(task, Train) else ()
+    names = {json.loads(train.spec)["train"]["model"]["name"] for train in trains}
+    return ["pipeline.training"][: len(trains)] + ["torchvision.models"][: len(names - {*CNNS})]
+
+
 def main() -> int:
-    """Read a task from standard input and run it."""
+    """Import the modules that the arguments name, read a task from standard input and run it."""
     # a stage that is stopped still tidies up after itself; a training cell saves instead
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
-    message = json.loads(sys.stdin.readline())
+    gc.disable()  # what imports make, stays: looking for garbage among it is a tenth of the start
+    for name in sys.argv[1:]:
+        with contextlib.suppress(Exception):  # the task meets it again, and says it in its own way
+            importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
+    line = sys.stdin.readline()
+    if not line:
+        return EXIT_STOPPED  # whoever started it needs it no more
+    message = json.loads(line)
     threading.Thread(target=_stop_with_writer, daemon=True).start()
     return run_task(_TASKS[message["task"]](**message["arguments"]))
 

@@ -96,7 +96,7 @@ def test_doing_it_again_starts_nothing_and_changes_nothing(finished):
 def test_doing_it_again_and_looking_import_only_what_they_need(finished, verb, light):
     spec, results, _ = finished
     code = (
-        "import sys; from jobs.__main__ import main; status = main([sys.argv[1], sys.argv[2]]);"
+        "import sys; from jobs.cli import main; status = main([sys.argv[1], sys.argv[2]]);"
         "print(status, [m for m in sys.argv[3:] if m in sys.modules])"
     )
     names = ["torch", "torchvision", "tensorboard", "PIL", "matplotlib", *light.split()]

@@ -279,7 +279,7 @@ def test_an_unknown_model_is_refused_without_importing_torch(tmp_path):
     spec = tmp_path / "x.yaml"
     spec.write_text("data: {source: a.zip}\ntrain: {model: {name: resnet35}}\n")
     code = (
-        "import sys; from jobs.__main__ import main; status = main(['grid', sys.argv[1]]);"
+        "import sys; from jobs.cli import main; status = main(['grid', sys.argv[1]]);"
         "print(status, [m for m in ('torch', 'torchvision', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(spec)], capture_output=True, text=True, cwd=ROOT)
