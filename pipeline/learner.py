@@ -89,6 +89,7 @@ class Learner:
         self.best: dict[str, Any] | None = None  # {"value", "epoch"}
         self._new_best: dict[str, Tensor] | None = None  # its weights, until they are saved
         self.best_scored: Scored | None = None  # the best epoch's validation, where this process did it
+        self.sealed = False  # whether the best weights are saved with their thresholds
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.settled.device)
         self.images = 0
         if state:
@@ -207,7 +208,8 @@ class Learner:
         self._refuse_broken_weights()
         metrics_digest = self.tracker.flush()
         if self._new_best is not None:
-            self._save_best(self._new_best, thresholds_K=None)
+            # of the last epoch, and scored for good: once is enough
+            self.save_best(self._new_best, None if self.is_training else self.final_scores)
             self._new_best = None
         state = {
             "version": CHECKPOINT_VERSION,
@@ -229,11 +231,17 @@ class Learner:
         }
         save_checkpoint(self.run.checkpoint_last, state, keep_as=self.run.checkpoint_previous)
 
-    def _save_best(self, model: dict[str, Tensor], thresholds_K: dict[str, list[float]] | None) -> None:
-        """Write the best weights with all that predicting needs, so that nothing can be mismatched."""
+    def save_best(self, model: dict[str, Tensor], scored: Scored | None) -> None:
+        """Write the best weights with all that predicting needs, so that nothing can be mismatched.
+
+        With their final scores on validation, thresholds are tuned on these.
+        """
         assert self.best is not None
         self.run.check_owned()
-        packed = self.data.packed
+        packed, thresholds = self.data.packed, None
+        if scored is not None:
+            tuned = tune_per_label(scored.scores_NK, scored.targets_NK)
+            thresholds = {"per_label": [float(value) for value in tuned]}
         state = {
             "version": CHECKPOINT_VERSION,
             "identity": self.identity,
@@ -250,14 +258,13 @@ class Learner:
             },
             "precision": self.settled.precision,
             "best": self.best,
-            "thresholds": thresholds_K,
+            "thresholds": thresholds,
         }
         save_checkpoint(self.run.checkpoint_best, state)
+        self.sealed = scored is not None
 
-    def finish(self, best_model: dict[str, Tensor], scored: Scored) -> None:
-        """Give the best checkpoint its thresholds, tuned on the validation scores it was chosen by."""
-        tuned = tune_per_label(scored.scores_NK, scored.targets_NK)
-        self._save_best(best_model, {"per_label": [float(value) for value in tuned]})
+    def show_result(self, scored: Scored) -> None:
+        """The final scores on validation, for TensorBoard."""
         packed, rows = self.data.packed, self.data.validation
         self.tracker.result(
             self.step,

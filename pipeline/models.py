@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.cutting import cut_at
 from pipeline.errors import CheckpointError, TrainingError
-from pipeline.model_names import HEAD_OF
+from pipeline.model_names import HEAD_OF, LAST_STAGE_OF
 from pipeline.spec import ModelSpec
 
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -49,15 +49,19 @@ def learning_part(net: nn.Module, model: ModelSpec) -> nn.Module:
         return net
     if model.trainable == "head":
         return head_of(net, model.name)
-    return cut_at(net, model.trainable)[1]
+    return cut_at(net, _part(model))[1]
 
 
 def frozen_part(net: nn.Module, model: ModelSpec) -> nn.Module:
     """What comes before `learning_part`: pictures to features. Of a head it is `net`, changed."""
     if model.trainable != "head":
-        return cut_at(net, model.trainable)[0]
+        return cut_at(net, _part(model))[0]
     _replace(net, head_of(net, model.name), nn.Identity())
     return net
+
+
+def _part(model: ModelSpec) -> str:
+    return LAST_STAGE_OF[model.name] if model.trainable == "last_stage" else model.trainable
 
 
 def set_training_mode(net: nn.Module, learning: nn.Module) -> None:

@@ -164,17 +164,19 @@ def _gradients(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Ten
 def _finish(learner: Learner, feed: PictureFeed | FeatureFeed) -> None:
     """Score validation under the best weights; with that the cell's artifacts are whole."""
     with learner.attempt.kept_apart():
-        best = load_checkpoint(learner.run.checkpoint_best, learner.settled.device)
-        if learner.epoch < learner.train.epochs:
+        if learner.epoch < learner.train.epochs and learner.best is not None:
             print(
-                f"stopped early after epoch {learner.epoch}: the best is {best['best']['epoch']}", flush=True
+                f"stopped early after epoch {learner.epoch}: the best is {learner.best['epoch']}", flush=True
             )
         scored = learner.final_scores
-        if scored is None:
-            learner.scored_net.load_state_dict(best["model"])
-            (logits_NK,) = _validate([learner], feed, final=True)
-            scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
-        learner.finish(best["model"], scored)
+        if scored is None or not learner.sealed:
+            model = load_checkpoint(learner.run.checkpoint_best, learner.settled.device)["model"]
+            if scored is None:
+                learner.scored_net.load_state_dict(model)
+                (logits_NK,) = _validate([learner], feed, final=True)
+                scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
+            learner.save_best(model, scored)
+        learner.show_result(scored)
         write_scores(learner.run.scores_val, scored, learner.data.packed.labels)
         learner.tracker.close()
         learner.attempt.done()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.cutting import cut_at
 from pipeline.errors import CheckpointError, SpecError, TrainingError
 from pipeline.folding import folded
-from pipeline.model_names import CNNS, FAMILIES, HEAD_OF, MODEL_NAMES
+from pipeline.model_names import CNNS, FAMILIES, HEAD_OF, LAST_STAGE_OF, MODEL_NAMES
 from pipeline.models import (
     build_model,
     frozen_part,
@@ -75,17 +76,9 @@ def test_every_family_gets_a_head_of_k_labels_and_trains(family):
     assert all(m.training for m in net.modules())
 
 
-# a late part of each family's smallest
-PARTS = {
-    "resnet": "layer4", "resnext": "layer4.1", "regnet": "trunk_output.block4", "mobilenet": "features.9",
-    "efficientnet": "features.6", "convnext": "features.7", "densenet": "features.denseblock4",
-    "vit": "encoder.layers.encoder_layer_10", "swin": "features.5",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_can_be_trained_from_a_part_on(family):
-    model = ModelSpec(name=SMALLEST[family], weights="w.pth", trainable=PARTS[family])
+def test_every_family_can_be_trained_from_its_last_stage_on(family):
+    model = ModelSpec(name=SMALLEST[family], weights="w.pth", trainable="last_stage")
     net = build_model(model, 5, 64)
     frozen, learning = frozen_part(net, model), learning_part(net, model)
     x = torch.randn(2, 3, 64, 64)
@@ -93,7 +86,7 @@ def test_every_family_can_be_trained_from_a_part_on(family):
         torch.testing.assert_close(learning(frozen(x)), net.eval()(x), atol=0, rtol=0)
     set_training_mode(net, learning)
     names = [name for name, _ in net.named_modules()]
-    after = list(net.modules())[names.index(PARTS[family]) :]
+    after = list(net.modules())[names.index(LAST_STAGE_OF[model.name]) :]
     own = {id(p) for module in after for p in module.parameters(recurse=False)}
     assert {id(p) for p in net.parameters() if p.requires_grad} == own
     assert 0 < len(own) < len(list(net.parameters()))
@@ -144,6 +137,19 @@ def test_every_name_is_torchvision_s_and_its_head_is_linear():
         # no memory and no time for the large ones; a regnet cannot be made without
         with torch.device("cpu" if name.startswith("regnet") else "meta"):
             assert isinstance(head_of(get_model(name), name), nn.Linear), name
+
+
+@pytest.mark.parametrize("name", sorted(set(LAST_STAGE_OF) - set(FAMILIES["vit"][1])))
+def test_the_last_stage_is_where_the_resolution_falls_for_the_last_time(name):
+    from torchvision.models import get_model
+
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        before, after = cut_at(get_model(name).eval(), LAST_STAGE_OF[name])
+        x = before(torch.zeros(1, 3, 64, 64))
+        sides = [x.shape[1 if name.startswith("swin") else 2]]
+        part = dict(after.named_modules())[LAST_STAGE_OF[name]]
+        sides.append(part(x).shape[1 if name.startswith("swin") else 2])
+    assert sides == [4, 2]
 
 
 def test_an_impossible_size_is_refused_with_a_remedy():

@@ -167,10 +167,24 @@ def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):
     assert [row for row in read_jsonl(run.metrics) if "validation/loss" in row] == rows
 
 
-@pytest.mark.parametrize(("recipe", "passes"), [({}, 2), ({"average_flips": True}, 3)])
-def test_what_the_best_epoch_scored_is_not_scored_again(tmp_path, drawn_zip, monkeypatch, recipe, passes):
-    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=2, **recipe))
-    scored = []
+@pytest.mark.parametrize(
+    ("recipe", "passes", "writes"),
+    [
+        ({"epochs": 2, "best_by": "loss"}, 2, 2),  # the last is the best: written with its thresholds at once
+        ({"epochs": 2, "best_by": "loss", "average_flips": True}, 3, 3),
+    ],
+)
+def test_what_the_best_epoch_scored_is_not_scored_again(
+    tmp_path, drawn_zip, monkeypatch, recipe, passes, writes
+):
+    cell = one_cell(wrangled(tmp_path, drawn_zip, **recipe))
+    scored, written = [], []
+
+    def counted_write(path, *arguments, **options):
+        written.append(path)
+        return save_checkpoint(path, *arguments, **options)
+
+    monkeypatch.setattr("pipeline.learner.save_checkpoint", counted_write)
 
     def counted(*arguments):
         scored.append(arguments)
@@ -182,12 +196,16 @@ def test_what_the_best_epoch_scored_is_not_scored_again(tmp_path, drawn_zip, mon
     )  # the tests keep their Ctrl-C
     assert train_task(cell)() == 0
     assert len(scored) == passes
+    losses = [row["validation/loss"] for row in read_jsonl(cell.run.metrics) if "validation/loss" in row]
+    assert losses[1] < losses[0]
+    assert written.count(cell.run.checkpoint_best) == writes
     # and is what the best weights give when the end is done anew
-    before = cell.run.scores_val.read_bytes()
+    whole = [cell.run.scores_val, cell.run.checkpoint_best]
+    before = [path.read_bytes() for path in whole]
     cell.run.scores_val.unlink()
     assert finish(start(cell)) == 0, cell.run.log.read_text()
     assert len(scored) == passes
-    assert cell.run.scores_val.read_bytes() == before
+    assert [path.read_bytes() for path in whole] == before
 
 
 def test_a_cell_whose_best_weights_are_gone_is_trained_anew(tmp_path, drawn_zip):

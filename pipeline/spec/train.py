@@ -49,7 +49,8 @@ class ModelSpec(Section):
     name: Annotated[str, BeforeValidator(_known_model)] = "cnn3"
     # none, torchvision's name for them (IMAGENET1K_V1), or a file
     weights: Annotated[str, BeforeValidator(_weights)] = "none"
-    # all, head, or a part of the network (layer4, features.14): it and all after it; the rest stays frozen
+    # all, head, last_stage (from where the resolution falls for the last time), or a part by its name in the
+    # network (layer3, features.11): it and all after it; what comes before stays frozen
     trainable: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")] = "all"
     # prior: the head's bias starts at the log-odds of each label in training (Lin et al. 2017)
     head_bias: Literal["default", "prior"] = "default"
@@ -61,6 +62,8 @@ class ModelSpec(Section):
     def _sensible(self) -> ModelSpec:
         if self.name in CNNS and self.named_weights:
             raise ValueError(f"{self.name} has no published weights; write weights: none or a file")
+        if self.trainable == "last_stage" and self.name in CNNS:
+            raise ValueError(f"{self.name} has no stages; write trainable: all, head, or a part of it")
         if self.trainable != "all" and self.weights == "none":
             raise ValueError(
                 f"trainable: {self.trainable} on random weights learns nothing; give weights, or train all"
@@ -136,7 +139,7 @@ class TrainSpec(Section):
     def _features_of_what_is_frozen(self) -> TrainSpec:
         if self.feature_views is not None and self.model.trainable == "all":
             raise ValueError(
-                "feature_views needs model.trainable: head, or a part of the network; "
+                "feature_views needs model.trainable: head, last_stage or another part; "
                 "a network that learns as a whole has no fixed features"
             )
         mixed = self.augment.mixup or self.augment.cutmix or self.augment.erase
