@@ -35,6 +35,7 @@ class Timing:
     """Repeats of one thing."""
 
     seconds: list[float] = field(default_factory=list)
+    began: list[float] = field(default_factory=list)  # as files' times count
     mib: float = 0.0  # peak of all its processes together
     printed: str = ""  # by the last repeat
 
@@ -64,6 +65,7 @@ def once(
 ) -> Timing:
     """Run it once more; its time, memory and output go into `into`."""
     before()
+    into.began.append(time.time())
     started = time.perf_counter()
     process = subprocess.Popen(
         list(command),
@@ -92,7 +94,9 @@ def timed(command: Sequence[str], cwd: Path, repeats: int) -> Timing:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **more}
+    # users' Python keeps what it compiles; where it must not, each start compiles this project anew
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **more}
 
 
 def _watch_memory(process: subprocess.Popen, into: Timing) -> None:

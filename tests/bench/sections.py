@@ -136,22 +136,32 @@ def train(root: Path, scale: Scale) -> dict[str, str]:
     installed = [peer for peer in PACKAGES if SHARED and python_of(peer)]
     peers = {peer: Timing() for peer in (installed[:1] if scale.smoke else installed)}
     said: dict[str, list[dict]] = {peer: [] for peer in peers}
-    ours, our_train = Timing(), []
+    ours, our_train, validated = Timing(), [], []
     options = ("--n", str(images), "--size", str(px), "--bs", "64", "--model", network)
     for _ in range(scale.of(3, 1)):
         once([*JOBS, "grid", str(path)], root, ours, lambda: forget(root))
         our_train.append(epochs(root, "ours")[0]["train/images_per_s"])
+        (manifest,) = root.glob("experiments/ours/*/manifest.json")  # last written when the cell is whole
+        validated.append(manifest.stat().st_mtime - ours.began[-1])
         for peer, timing in peers.items():
             said[peer].append(run(peer, data, timing, *options))
     inside = in_process(root, "ours", rounds=scale.of(3, 1))
     rows = [
-        ["labelgrid", spread(our_train), spread(inside["validation"]), ours.text, f"{ours.mib:.0f} MiB"],
+        [
+            "labelgrid",
+            spread(our_train),
+            spread(inside["validation"]),
+            spread(validated, " s"),
+            ours.text,
+            f"{ours.mib:.0f} MiB",
+        ],
         *[
             [
                 peer,
                 spread([one["images_per_s"] for one in said[peer]]),
                 spread([one["val_images_per_s"] for one in said[peer]]),
                 timing.text,
+                "",
                 f"{timing.mib:.0f} MiB",
             ]
             for peer, timing in peers.items()
@@ -164,13 +174,14 @@ def train(root: Path, scale: Scale) -> dict[str, str]:
         least = min(timing.mib for timing in peers.values())
         headline("ResNet18, training, against the best peer", against(our_train, best), 2.3)
         headline("ResNet18, validation, against the best peer", against(inside["validation"], best_val), 3.3)
-        headline("ResNet18, start to validated", against(ours.seconds, wall), 0.5, at_most=True)
+        headline("ResNet18, start to validated", against(validated, wall), 0.5, at_most=True)
         headline("ResNet18, peak memory", [ours.mib / least], 1, at_most=True)
         rows.append(
             [
                 "against the best of them (goals 2.3 x, 3.3 x, 0.5 x, below 1)",
                 ratio(our_train, best),
                 ratio(inside["validation"], best_val),
+                ratio(validated, wall),
                 ratio(ours.seconds, wall),
                 f"{ours.mib / least:.2f} x",
             ]
@@ -180,7 +191,9 @@ def train(root: Path, scale: Scale) -> dict[str, str]:
         "train images/s",
         "validation images/s",
     ]
-    return {"train": table([*head, "start to validated", "peak memory"], rows)}
+    return {
+        "train": table([*head, "start to validated", "and to leaderboard and report", "peak memory"], rows)
+    }
 
 
 def in_process(root: Path, name: str, rounds: int) -> dict[str, list[float]]:
