@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import SubmitError
 
 _ACTIVE = frozenset(
-    {
+    (
         "PENDING",
         "RUNNING",
         "REQUEUED",
@@ -22,7 +22,7 @@ _ACTIVE = frozenset(
         "RESIZING",
         "SIGNALING",
         "STOPPED",
-    }
+    )
 )
 _TIMEOUT_S = 60.0
 

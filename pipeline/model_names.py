@@ -43,19 +43,11 @@ HEAD_OF: dict[str, str] = {name: head for head, names in FAMILIES.values() for n
 
 # where the resolution falls for the last time; of a vit, which keeps one, the last quarter of its layers
 _LAST_STAGES: dict[str, str] = {
-    "resnet": "layer4",
-    "resnext": "layer4",
-    "regnet": "trunk_output.block4",
-    "mobilenet_v2": "features.14",
-    "mobilenet_v3_small": "features.9",
-    "mobilenet_v3_large": "features.13",
-    "efficientnet": "features.6",
-    "convnext": "features.6",
-    "densenet": "features.transition3",
-    "vit_b": "encoder.layers.encoder_layer_9",
-    "vit_l": "encoder.layers.encoder_layer_18",
-    "swin": "features.6",
-}
+    "resnet": "layer4", "resnext": "layer4", "regnet": "trunk_output.block4", "efficientnet": "features.6",
+    "mobilenet_v2": "features.14", "mobilenet_v3_small": "features.9", "mobilenet_v3_large": "features.13",
+    "convnext": "features.6", "densenet": "features.transition3", "swin": "features.6",
+    "vit_b": "encoder.layers.encoder_layer_9", "vit_l": "encoder.layers.encoder_layer_18",
+}  # fmt: skip
 LAST_STAGE_OF: dict[str, str] = {
     name: next(part for key, part in _LAST_STAGES.items() if key == family or name.startswith(key))
     for family, (_, names) in FAMILIES.items()

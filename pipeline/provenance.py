@@ -35,7 +35,7 @@ def provenance() -> dict[str, Any]:
 
 
 def code() -> dict[str, Any]:
-    """Digest of the Python files of this project, and git's commit and diff where there is a checkout.
+    """Digest of the code of this project, and git's commit and diff where there is a checkout.
 
     Code that runs from a snapshot (`jobs/snapshot.py`) carries what was true when that was made.
     """
@@ -59,7 +59,8 @@ def code() -> dict[str, Any]:
 
 def code_files() -> list[Path]:
     """The files a job needs, of this checkout."""
-    return sorted(path for package in ("pipeline", "jobs") for path in (_ROOT / package).rglob("*.py"))
+    found = [path for package in ("pipeline", "jobs") for path in (_ROOT / package).rglob("*.*")]
+    return sorted(path for path in found if path.suffix in (".py", ".css", ".js"))
 
 
 def _version(package: str) -> str | None:

@@ -31,40 +31,19 @@ OVERSAMPLE = 2  # drawn larger and averaged down, for smooth edges
 
 # name -> weight; names in LABELS are labels, the others distractors
 SHAPES: dict[str, float] = {
-    "circle": 32,
-    "square": 14,
-    "triangle": 10,
-    "star": 7,
-    "ring": 5,
-    "heart": 3,
-    "blob": 9,
-    "bar": 7,
-    "crescent": 7,
-}
+    "circle": 32, "square": 14, "triangle": 10, "star": 7, "ring": 5, "heart": 3, "blob": 9, "bar": 7, "crescent": 7,
+}  # fmt: skip
 COLOURS: dict[str, float] = {
-    "red": 30,
-    "blue": 17,
-    "yellow": 10,
-    "green": 5,
-    "violet": 2.5,
-    "white": 14,
-    "charcoal": 14,
-    "sand": 14,
-}
+    "red": 30, "blue": 17, "yellow": 10, "green": 5, "violet": 2.5, "white": 14, "charcoal": 14, "sand": 14,
+}  # fmt: skip
 FILLS: dict[str, float] = {"stripes": 13, "dots": 6, "checker": 3, "plain": 80}
 DISTRACTORS = frozenset({"blob", "bar", "crescent", "white", "charcoal", "sand", "plain"})
 LABELS = tuple(sorted((SHAPES.keys() | COLOURS.keys() | FILLS.keys()) - DISTRACTORS))
 
 _RGB = {
-    "red": (214, 48, 49),
-    "blue": (41, 98, 220),
-    "yellow": (250, 204, 40),
-    "green": (46, 160, 83),
-    "violet": (150, 70, 190),
-    "white": (243, 241, 236),
-    "charcoal": (52, 56, 66),
-    "sand": (196, 164, 132),
-}
+    "red": (214, 48, 49), "blue": (41, 98, 220), "yellow": (250, 204, 40), "green": (46, 160, 83),
+    "violet": (150, 70, 190), "white": (243, 241, 236), "charcoal": (52, 56, 66), "sand": (196, 164, 132),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,19 +111,9 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     spec = next((cell.settings for cell in cells if cell.settings), {})
     best_by = str(spec.get("train.best_by", "f1_micro"))
     by = str(selected.get("select_by") or spec.get("evaluate.select_by", best_by))
-    chosen = selected.get("cell")
-    return Facts(
-        experiment,
-        selected,
-        cells,
-        baselines,
-        read_table(experiment.seeds),
-        read_table(experiment.comparisons),
-        by,
-        best_by,
-        next((cell for cell in cells if cell.name == chosen), None),
-        _axes(cells),
-    )
+    best = next((cell for cell in cells if cell.name == selected.get("cell")), None)
+    seeds, comparisons = read_table(experiment.seeds), read_table(experiment.comparisons)
+    return Facts(experiment, selected, cells, baselines, seeds, comparisons, by, best_by, best, _axes(cells))
 
 
 def short(key: str) -> str:

@@ -29,20 +29,12 @@ _FOREST = 30
 _PANELS = 6
 _LABELS = 24
 _STYLE: dict[Any, Any] = {  # matplotlib names every key in its type
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.2,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "path.simplify_threshold": 0.5,
+    "svg.fonttype": "none", "pdf.fonttype": 42, "path.simplify_threshold": 0.5,
+    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.2, "grid.linewidth": 0.6,
     **{f"{what}color": _INK for what in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.", "grid.")},
-}
+}  # fmt: skip
 
 
 class Plots:

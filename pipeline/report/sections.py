@@ -19,6 +19,9 @@ _SHOWN = (
     "f1_micro", "f1_macro", "f1_weighted", "f1_samples_empty0", "f1_samples_empty1", "map_macro",
     "label_accuracy", "exact_match", "f1_micro_at50", "f1_micro_labelled",
 )  # fmt: skip
+_CELLS = (
+    "cell", "state", "epochs", "best epoch", "device", "images/s", "training", "units", "again by",
+)  # fmt: skip
 _SPECS = 10  # cells whose spec stands in the page in full
 
 
@@ -132,13 +135,8 @@ class Report:
         svg = self.plots.add("curves", "training curves of all cells", lambda: figures.curves(facts))
         if not svg:
             return note("No epoch is finished yet.")
-        tags = (
-            "train/loss",
-            "validation/loss",
-            f"validation/{facts.curve_by}",
-            "train/lr",
-            "train/images_per_s",
-        )
+        metric = f"validation/{facts.curve_by}"
+        tags = ("train/loss", "validation/loss", metric, "train/lr", "train/images_per_s")
         rows = [
             [cell.name, str(row["epoch"]), *(f"{row[tag]:.6g}" if tag in row else "" for tag in tags)]
             for cell in facts.cells
@@ -203,17 +201,6 @@ class Report:
 
     def _cells(self) -> str:
         facts = self.facts
-        columns = (
-            "cell",
-            "state",
-            "epochs",
-            "best epoch",
-            "device",
-            "images/s",
-            "training",
-            "units",
-            "again by",
-        )
         rows = []
         for cell in facts.trained:
             best = _best_epoch(cell, facts.curve_by)
@@ -226,7 +213,7 @@ class Report:
             rows.append(
                 [cell.name, _WORDS.get(cell.state, cell.state), *done, units, f"make grid SPEC={spec}"]
             )
-        table = self._table("cells", Table(columns, rows), 20)
+        table = self._table("cells", Table(_CELLS, rows), 20)
         specs = "".join(
             fold(f"spec of {cell.name}", f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>")
             for cell in facts.cells[:_SPECS]
@@ -258,17 +245,10 @@ class Report:
                     f"{name} {version}" for name, version in facts.get("packages", {}).items()
                 )
                 settled = ", ".join(f"{key} {value}" for key, value in facts.get("settled", {}).items())
-                texts = {
-                    "commit": commit,
-                    "code": str(code.get("digest"))[:12],
-                    "host": str(facts.get("host")),
-                }
-                texts |= {"machine": str(facts.get("machine")), "settled": settled}
-                texts |= {
-                    "python": str(facts.get("python")),
-                    "packages": packages,
-                    "data": str(facts.get("data"))[:12],
-                }
+                texts = {"commit": commit, "code": str(code.get("digest"))[:12]}
+                texts |= {name: str(facts.get(name)) for name in ("host", "machine")} | {"settled": settled}
+                texts |= {"python": str(facts.get("python")), "packages": packages}
+                texts |= {"data": str(facts.get("data"))[:12]}
                 seen[tuple(texts.items())] += 1
         rows = [[str(count), *(text for _, text in texts)] for texts, count in seen.most_common()]
         names = [name for name, _ in next(iter(seen), ())]
