@@ -34,7 +34,7 @@ def start_demo(folder):
 def test_a_stopped_demo_says_how_to_go_on_and_points_at_nothing_else(tmp_path):
     process = start_demo(tmp_path)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("experiments/demo/*/log.txt")):  # a cell's process: it listens by now
+    while not list(tmp_path.glob("experiments/demo/*/manifest.json")):  # a cell has begun
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
