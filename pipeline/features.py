@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import Augmentation, to_input
 from pipeline.data.loading import STREAM_VERSION, Rows, Stream, in_order
-from pipeline.data.mixing import Mixing
 from pipeline.data.packed import PackedSet
 from pipeline.data.residence import fits_on_gpu, pixels_on
 from pipeline.device import Settled
@@ -45,8 +44,6 @@ class FrozenNetwork:
     def __init__(self, net: nn.Module, train: TrainSpec, packed: PackedSet, settled: Settled) -> None:
         self.train, self.packed, self.settled = train, packed, settled
         self._net = frozen_part(copy.deepcopy(net), train.model)
-        # what features depend on: they themselves are mixed
-        self._drawn = train.augment.model_copy(update={"mixup": 0.0, "mix_share": 1.0})
 
     @property
     def views(self) -> int:
@@ -65,11 +62,11 @@ class FrozenNetwork:
 
     @property
     def _is_random(self) -> bool:
-        return self._drawn != AugmentSpec(hflip=0.0)
+        return self.train.augment != AugmentSpec(hflip=0.0)
 
     def _kept(self, rows: Rows, view: int | None) -> Tensor:
         train = self.train
-        draws = None if view is None else [self._drawn.model_dump(mode="json"), train.seed, view]
+        draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
         parts = [_VERSION, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
         settled = [self.settled.device, self.settled.precision, self.settled.threads]
         key = digest(
@@ -146,13 +143,11 @@ class FeatureFeed:
             features = self.frozen.training(self._stream.rows, view)
             on_gpu = self._device == "cuda" and fits_on_gpu(features.nbytes)
             self._view = (view, features.to(self._device) if on_gpu else features)
-        features, train, stream = self._view[1], self.frozen.train, self._stream
-        mixing = Mixing(train.augment, train.seed, epoch, stream.images)
-        for batch in stream.batches(epoch, first_step, read=False):
+        features = self._view[1]
+        for batch in self._stream.batches(epoch, first_step, read=False):
             chosen = torch.from_numpy(self._place[batch.rows_B]).to(features.device)
             targets_BK = torch.from_numpy(batch.targets_BK).to(self._device).float()
-            inputs = _channels_first(features[chosen].to(self._device))
-            yield mixing(inputs, targets_BK, batch.positions_B)
+            yield _channels_first(features[chosen].to(self._device)), targets_BK
 
     @torch.inference_mode()
     def logits(self, scorers: Sequence[Scorer]) -> list[Tensor]:

@@ -10,12 +10,7 @@ from jobs.draft import train_task
 from jobs.graph import make_plan
 from jobs.stages import Together
 from pipeline.checkpoint import load_checkpoint
-from pipeline.data.loading import Stream
-from pipeline.data.mixing import Mixing
-from pipeline.data.packed import PackedSet
-from pipeline.device import Settled
 from pipeline.errors import SpecError
-from pipeline.features import FeatureFeed, FrozenNetwork
 from pipeline.jsonl import read_jsonl
 from pipeline.models import build_model
 from pipeline.spec import ModelSpec
@@ -115,43 +110,12 @@ def test_damaged_features_are_computed_anew(tmp_path, drawn_zip, weights):
     assert plan.cells[0].run.scores_val.read_bytes() == before
 
 
-@pytest.mark.parametrize("trainable", ["head", "features.9"])
-def test_mixup_mixes_kept_features_and_they_are_the_same_without(tmp_path, drawn_zip, weights, trainable):
-    model = HEAD | {"weights": str(weights), "trainable": trainable}
-    text = "grid: {axes: {train.augment.mixup: [0, 0.4]}}\nrun: {threads: 1}\n"
-    augment = {"hflip": 0.5}
-    plan, tasks = planned(tmp_path, drawn_zip, weights, text, model=model, augment=augment, feature_views=2)
-    folder = plan.cells[0].data.packed / "features"
-    assert finish(start(tasks[0])) == 0
-    made = sorted(path.name for path in folder.glob("*.npz"))
-    assert len(made) == 3
-    assert finish(start(tasks[1])) == 0
-    assert sorted(path.name for path in folder.glob("*.npz")) == made
-    assert curves(plan.cells[0]) != curves(plan.cells[1])
-    # what it trains on: features and labels, mixed as pictures and labels are (tests/test_recipe.py)
-    spec, kept, rows = plan.cells[1].cell.spec, PackedSet.open(plan.cells[0].data.packed), np.arange(64)
-    frozen = FrozenNetwork(
-        build_model(spec.train.model, 14, 32, weights), spec.train, kept, Settled("cpu", "fp32", 1)
-    )
-    stream = Stream(kept, rows, 16, 0)
-    inputs, targets = next(FeatureFeed(frozen, stream, rows[:16]).batches(3, 0))
-    batch = next(stream.batches(3, read=False))
-    features = frozen.training(rows, 1)[torch.from_numpy(batch.rows_B)]
-    labels = torch.from_numpy(batch.targets_BK).float()
-    mixing = Mixing(spec.train.augment, 0, 3, 64)
-    expected, shares = mixing(features, labels, batch.positions_B)
-    torch.testing.assert_close(inputs.permute(0, 2, 3, 1) if inputs.ndim == 4 else inputs, expected)
-    torch.testing.assert_close(targets, shares)
-    assert not torch.equal(expected, features)
-    assert not torch.equal(shares, labels)
-
-
 def test_features_are_those_of_one_frozen_network(tmp_path, drawn_zip, weights):
     spec = project(tmp_path, drawn_zip, feature_views=1)
     with pytest.raises(SpecError, match="feature_views needs model"):
         read_spec(spec)
-    mixed = {"model": HEAD, "feature_views": 1, "augment": {"cutmix": 0.2}}
-    with pytest.raises(SpecError, match="excludes cutmix"):
+    mixed = {"model": HEAD, "feature_views": 1, "augment": {"mixup": 0.2}}
+    with pytest.raises(SpecError, match="excludes mixup"):
         read_spec(project(tmp_path, drawn_zip, **mixed))
     text = "grid: {axes: {train.precision: [fp32, bf16], train.optimizer: [{name: sgd}, {name: adam}]}}\n"
     _, tasks = planned(tmp_path / "p", drawn_zip, weights, text, feature_views=1)

@@ -29,7 +29,7 @@ class Mixing:
     def __call__(
         self, inputs_BCSS: Tensor, targets_BK: Tensor, positions_B: npt.NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
-        """Normalised pictures (mixup: or features of any shape) and targets to mixed ones, these in [0, 1]."""
+        """Normalised pictures and targets to mixed ones; a target is then anywhere in [0, 1]."""
         if self.spec.mixup or self.spec.cutmix:
             inputs_BCSS, targets_BK = self._mix(inputs_BCSS, targets_BK, positions_B)
         if self.spec.erase:
@@ -57,17 +57,15 @@ class Mixing:
         mixed_B = draws_B5[:, 1] < self.spec.mix_share
         cut_B = mixed_B & ((draws_B5[:, 2] < 0.5) | (not self.spec.mixup)) & bool(self.spec.cutmix)
         blend_B = np.where(mixed_B & ~cut_B, self.mixup_N[positions_B], 1.0)
+        areas_B = np.where(cut_B, 1 - self.cutmix_N[positions_B], 0.0)
+        box_BSS, pasted_B = _boxes(areas_B, np.ones(len(areas_B)), draws_B5[:, 3:], inputs_BCSS.shape[-1])
         device, other = inputs_BCSS.device, torch.from_numpy(partner_B).to(inputs_BCSS.device)
-        blend = torch.from_numpy(blend_B.astype(np.float32)).to(device, inputs_BCSS.dtype)
-        others_BCSS, pasted_B = inputs_BCSS[other], np.zeros(len(blend_B))
-        mixed_BCSS = torch.lerp(others_BCSS, inputs_BCSS, blend.view(-1, *[1] * (inputs_BCSS.ndim - 1)))
-        if self.spec.cutmix:
-            areas_B = np.where(cut_B, 1 - self.cutmix_N[positions_B], 0.0)
-            ones_B, side = np.ones(len(areas_B)), inputs_BCSS.shape[-1]
-            box_BSS, pasted_B = _boxes(areas_B, ones_B, draws_B5[:, 3:], side)
-            mixed_BCSS = torch.where(box_BSS[:, None].to(device), others_BCSS, mixed_BCSS)
         own_B = torch.from_numpy((blend_B * (1 - pasted_B)).astype(np.float32)).to(device)
-        return mixed_BCSS, torch.lerp(targets_BK[other], targets_BK, own_B[:, None])
+        blend = torch.from_numpy(blend_B.astype(np.float32)).to(device)[:, None, None, None]
+        others_BCSS = inputs_BCSS[other]
+        blended = torch.lerp(others_BCSS, inputs_BCSS, blend)
+        inputs_BCSS = torch.where(box_BSS[:, None].to(device), others_BCSS, blended)
+        return inputs_BCSS, torch.lerp(targets_BK[other], targets_BK, own_B[:, None])
 
 
 def _boxes(

@@ -95,8 +95,7 @@ class AugmentSpec(Section):
     trivial: bool = False  # one operation on colour, of random kind and strength (TrivialAugment, 2021)
     erase: Share = 0.0  # probability that a rectangle is erased (Zhong et al. 2020)
     erase_area: tuple[Share, Share] = (0.02, 0.33)
-    # alpha of its Beta distribution; 0: none. With feature_views it mixes features (Verma et al. 2019)
-    mixup: NonNegative = 0.0
+    mixup: NonNegative = 0.0  # alpha of its Beta distribution; 0: none
     cutmix: NonNegative = 0.0  # alpha; with mixup too, each picture takes one of them
     mix_share: Share = 1.0  # of the pictures that mixup and cutmix mix
 
@@ -143,9 +142,10 @@ class TrainSpec(Section):
                 "feature_views needs model.trainable: head, last_stage or another part; "
                 "a network that learns as a whole has no fixed features"
             )
-        if self.feature_views is not None and (self.augment.cutmix or self.augment.erase):
+        mixed = self.augment.mixup or self.augment.cutmix or self.augment.erase
+        if self.feature_views is not None and mixed:
             raise ValueError(
-                "feature_views keeps features of whole pictures: it excludes cutmix and erase; "
+                "feature_views keeps features of single pictures: it excludes mixup, cutmix and erase; "
                 "leave them at their defaults, or leave feature_views out"
             )
         return self
