@@ -18,6 +18,7 @@ setup: $(READY) ## make .venv with the pinned packages (SITE_TORCH=1: on a site'
 $(READY): setup.cfg pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "making $(VENV) with the pinned packages: a few minutes"
 	$(PYTHON) -m venv $(if $(SITE_TORCH),--system-site-packages) $(VENV)
 	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check $(if $(SITE_TORCH),-e .,-c requirements.lock -e '.[test]')
 	@touch $@

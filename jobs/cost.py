@@ -8,12 +8,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.cluster import Profile
 from jobs.draft import wanted
 from jobs.graph import Plan, PlannedCell
 from jobs.slurm import hourly
 from pipeline.jsonl import read_jsonl
+from pipeline.spec import TrainSpec
 
 _START_S = 30.0  # imports, staging, the first batch
 
@@ -36,7 +38,7 @@ def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Esti
     known = 0
     for cell in cells:
         train = cell.cell.spec.train
-        speed = speeds.get((train.model.name, train.model.trainable, train.image_px))
+        speed = speeds.get(_kind(train))
         images = _training_images(cell)
         if not speed or not images:
             continue
@@ -50,17 +52,20 @@ def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Esti
     return Estimate(len(cells), known, hours, units * len(cells) / known if billed else None, unit)
 
 
-def _speeds(plan: Plan) -> dict[tuple[str, str, int], float]:
+def _kind(train: TrainSpec) -> tuple[Any, ...]:
+    """Cells of one are about as fast as each other."""
+    return train.model.name, train.model.trainable, train.image_px, train.feature_views is None
+
+
+def _speeds(plan: Plan) -> dict[tuple[Any, ...], float]:
     """Median images/s, validation included, of finished cells by network and picture size."""
-    found: dict[tuple[str, str, int], list[float]] = {}
+    found: dict[tuple[Any, ...], list[float]] = {}
     for cell in plan.cells:
         if cell.reason is None:
             rows = read_jsonl(cell.run.metrics)
             speeds = [row["train/images_per_s"] for row in rows if row.get("train/images_per_s")]
             if speeds:
-                train = cell.cell.spec.train
-                key = (train.model.name, train.model.trainable, train.image_px)
-                found.setdefault(key, []).append(statistics.median(speeds))
+                found.setdefault(_kind(cell.cell.spec.train), []).append(statistics.median(speeds))
     return {key: statistics.median(speeds) for key, speeds in found.items()}
 
 

@@ -163,7 +163,7 @@ def run_jobs(
 def started_early(jobs: Sequence[Job], slots: Slots, code: Path) -> Iterator[list[Process]]:
     """Processes of the jobs that `run_jobs` will start first: they import while other work is done.
 
-    Those that were given no task by the end are gone again, without a trace.
+    Those that were given no task by the end are gone again, and the folders they made.
     """
     early: list[Process] = []
     try:
@@ -185,9 +185,13 @@ class Process:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         root = str(code or Path(__file__).resolve().parent.parent)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        logs = [part.log for part in job.reported]
+        self._new = [log for log in logs if not log.parent.exists()]
         try:
-            for part in job.reported:
-                part.log.parent.mkdir(parents=True, exist_ok=True)
+            # what earlier attempts said is no reason of this one
+            self.log_starts = [log.stat().st_size if log.exists() else 0 for log in logs]
+            for log in logs:
+                log.parent.mkdir(parents=True, exist_ok=True)
             self.log: IO[bytes] = job.log.open("ab")
             # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
             self.process = subprocess.Popen(
@@ -205,9 +209,6 @@ class Process:
     def begin(self) -> None:
         """Give it the task."""
         self.begun = True
-        # what earlier attempts said is no reason of this one
-        logs = [part.log for part in self.job.reported]
-        self.log_starts = [log.stat().st_size if log.exists() else 0 for log in logs]
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status tells
             self.process.stdin.write(encode(self.job.task).encode())
@@ -221,17 +222,16 @@ class Process:
         self.log.close()
 
     def discard(self) -> None:
-        """End one that has not begun, and take its empty log and folder away."""
+        """End one that has not begun, and take the folders away that it made and nobody else uses."""
         if self.begun:
             return
         self.process.kill()
         self.process.wait()
         self.close()
-        for part in self.job.reported:
-            if part.log.exists() and not part.log.stat().st_size:
-                part.log.unlink()
-            with contextlib.suppress(OSError):  # it holds more
-                part.log.parent.rmdir()
+        for log in self._new:
+            if {*log.parent.iterdir()} <= {log} and (not log.exists() or not log.stat().st_size):
+                log.unlink(missing_ok=True)
+                log.parent.rmdir()
 
 
 class Stop:

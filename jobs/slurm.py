@@ -79,7 +79,7 @@ def refuse_early(profile: Profile, cluster: str, batches: Sequence[Batch]) -> No
             wrong.append(f"{batch.key}: {gpus} GPUs; a node has {profile.gpus_per_node}")
         share = gpus * (profile.cores_per_gpu or asked.cpus)
         if gpus and asked.cpus > share:
-            wrong.append(f"{batch.key}: {asked.cpus} cores; {gpus} GPUs come with {share} (cpus)")
+            wrong.append(f"{batch.key}: {asked.cpus} cores; {gpus} GPUs come with {share}; lower cpus")
     if wrong:
         unique = "\n  ".join(dict.fromkeys(wrong))
         raise SpecError(f"cluster {cluster} cannot give what is asked:\n  {unique}")

@@ -61,12 +61,13 @@ def retry(request: Request) -> int:
 
 
 def prune(request: Request) -> int:
-    """Delete what neither a selection nor a resume needs: old training states, replaced cells, old jobs."""
+    """Delete what neither a selection nor a resume needs: training states, kept features, replaced cells, old jobs."""
     plan = make_plan(request.loaded)
     experiment = plan.experiment
     with submitting(experiment):
         freed = sum(_training_states(experiment, cell.run.path) for cell in plan.cells if cell.reason is None)
         freed += _remove(experiment.path / "replaced")
+        freed += sum(_remove(data.packed / "features") for data in plan.datasets)  # made again where needed
         if request.profile.scheduler == "slurm":
             freed += _ended_jobs(experiment)
     print(f"freed {freed / 1e6:.1f} MB in {shown(experiment.path)}")

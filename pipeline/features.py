@@ -32,13 +32,13 @@ from pipeline.scoring import Scorer, logits_together
 from pipeline.spec import AugmentSpec, TrainSpec
 
 _VERSION = 2  # of what is computed here
-_BATCH = 128
+_BATCH = 64
 
 
 class FrozenNetwork:
     """A network up to what learns, and where its features of a packed set are kept.
 
-    Features are (N, D) or (N, ..., D), maps of them channels last, as the network gives them (bfloat16 too).
+    Features are (N, ...) in the network's own precision; maps (N, D, H, W) are kept as (N, H, W, D).
     """
 
     def __init__(self, net: nn.Module, train: TrainSpec, packed: PackedSet, settled: Settled) -> None:
@@ -52,9 +52,7 @@ class FrozenNetwork:
 
     def training(self, rows: Rows, view: int) -> Tensor:
         """Features of the training rows, drawn as the epoch `view` draws them."""
-        if not self._is_random:
-            return self._kept(rows, None)
-        return self._kept(rows, view)
+        return self._kept(rows, view if self._is_random else None)
 
     def plain(self, rows: Rows) -> Tensor:
         """Features of rows as they are scored."""

@@ -57,7 +57,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
             active = [learner for learner in running if learner.step == position]
             for learner in active:
                 with learner.attempt.kept_apart():
-                    if learner.step == 0 and inputs_BCHW.shape[1:2] == (3,):  # no features
+                    if learner.step == 0 and learner.train.feature_views is None:
                         learner.tracker.training_images(as_pictures(inputs_BCHW[:SHOWN_IMAGES]))
                     if len(running) > 1:  # each keeps the threads of its first start
                         learner.settled.apply()

@@ -42,10 +42,9 @@ def test_it_imports_before_it_is_given_its_task_and_then_does_that(tmp_path, dra
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert not any(cell.run.manifest.exists() for cell in plan.cells)
-        begun = {process.process.pid for process in early}
         outcome = run_jobs(work, slots, Progress("cells", 2), code=ROOT, early=early)
     assert outcome.status == {job.name: 0 for job in work}
-    assert len(begun) == 2
+    assert [process.process.returncode for process in early] == [0, 0]  # it was they
     assert all(cell.run.why_not_done(cell.identity) is None for cell in plan.cells)
 
 
@@ -54,13 +53,13 @@ def test_what_was_not_needed_leaves_no_process_and_no_trace(tmp_path, drawn_zip)
     plan, work = cell_jobs(spec)
     kept = plan.cells[1].run
     kept.path.mkdir(parents=True)
-    kept.log.write_text("of an earlier attempt\n")
+    kept.log.write_text("")  # of another process, which has said nothing so far
     with started_early(work, Slots(count=2, threads=1), ROOT) as early:
         pids = [process.process.pid for process in early]
         assert all(cell.run.log.exists() for cell in plan.cells)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert not plan.cells[0].run.path.exists()
-    assert kept.log.read_text() == "of an earlier attempt\n"
+    assert kept.log.exists()
 
 
 def test_a_grid_whose_pictures_cannot_be_packed_leaves_no_cells(tmp_path, drawn_zip):

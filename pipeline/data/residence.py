@@ -46,6 +46,7 @@ def pixels_on(packed: PackedSet, device: str) -> Pixels:
 
 def fits_on_gpu(size: int) -> bool:
     """Whether so many bytes leave the GPU room for the training itself."""
+    torch.cuda.empty_cache()  # what torch holds and does not use is free too
     free, _ = torch.cuda.mem_get_info()
     return size <= _GPU_SHARE * free
 

@@ -62,8 +62,11 @@ class ModelSpec(Section):
     def _sensible(self) -> ModelSpec:
         if self.name in CNNS and self.named_weights:
             raise ValueError(f"{self.name} has no published weights; write weights: none or a file")
-        if self.trainable == "last_stage" and self.name in CNNS:
-            raise ValueError(f"{self.name} has no stages; write trainable: all, head, or a part of it")
+        if self.trainable not in ("all", "head") and self.name in CNNS:
+            raise ValueError(f"{self.name} has no stages; write trainable: all or head")
+        close = get_close_matches(self.trainable, ("all", "head", "last_stage"), n=1, cutoff=0.8)
+        if close and close[0] != self.trainable:
+            raise ValueError(f"trainable: {self.trainable}: did you mean `{close[0]}`?")
         if self.trainable != "all" and self.weights == "none":
             raise ValueError(
                 f"trainable: {self.trainable} on random weights learns nothing; give weights, or train all"
