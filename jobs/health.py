@@ -43,11 +43,12 @@ def checks(request: Request) -> Iterator[Check]:
         yield Check("data and weights", False, str(error))
         return
     yield Check("grid", True, f"{len(plan.cells)} cells, {len(plan.missing)} missing")
-    yield _torch()
+    yield (torch := _torch())
     yield _writable(plan)
     yield from _quota(plan)
     yield from _data(plan)
     yield from _weights(plan)
+    yield from _networks(plan) if torch.ok else ()
     yield from _artifacts(plan)
     if request.profile.scheduler == "slurm":
         yield from _slurm(request, plan)
@@ -112,6 +113,19 @@ def _weights(plan: Plan) -> Iterator[Check]:
         there = folder.exists() and any(folder.glob(f"{model.name}-*"))
         found = "fetched" if there else "not there yet; `make grid` fetches them where there is internet"
         yield Check("weights", True, f"{model.name} {model.weights}: {found}")
+
+
+def _networks(plan: Plan) -> Iterator[Check]:
+    """Whether the parts that are trained exist, which only the network itself knows."""
+    from pipeline.models import build_model
+
+    trains = [cell.cell.spec.train for cell in plan.cells if cell.cell.spec.train.model.trainable != "all"]
+    for model, image_px in dict.fromkeys((train.model, train.image_px) for train in trains):
+        try:
+            build_model(model, 2, image_px)
+            yield Check("network", True, f"{model.name} at {image_px} px, {model.trainable} is trained")
+        except PipelineError as error:
+            yield Check("network", False, str(error))
 
 
 def _artifacts(plan: Plan) -> Iterator[Check]:

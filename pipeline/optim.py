@@ -9,12 +9,9 @@ from torch import nn, optim
 from pipeline.spec import OptimizerSpec
 
 _OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
-    "sgd": optim.SGD,
-    "adam": optim.Adam,
-    "adamw": optim.AdamW,
-    "rmsprop": optim.RMSprop,
+    "sgd": optim.SGD, "adam": optim.Adam, "adamw": optim.AdamW, "rmsprop": optim.RMSprop,
     "adadelta": optim.Adadelta,
-}
+}  # fmt: skip
 
 
 # one pass over the weights: 1.6 to 3 times the speed on a CPU, where fused SGD is slower than the plain one

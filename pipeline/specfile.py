@@ -186,17 +186,11 @@ def _plain_key(tree: Any, location: tuple[str | int, ...]) -> KeyPath:
 
 
 _EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "tuple_type": "a list, e.g. [a, b]",
-    "dict_type": "a mapping",
-    "model_type": "a mapping of keys",
-    "model_attributes_type": "a mapping of keys",
-}
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "finite_number": "a finite number", "string_type": "text", "bool_type": "true or false",
+    "tuple_type": "a list, e.g. [a, b]", "dict_type": "a mapping",
+    "model_type": "a mapping of keys", "model_attributes_type": "a mapping of keys",
+}  # fmt: skip
 
 
 def _explain(item: dict[str, Any], tree: Any, key: KeyPath) -> str:

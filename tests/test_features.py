@@ -142,6 +142,15 @@ def test_a_part_that_cannot_be_trained_is_refused_before_anything_runs(tmp_path,
         read_spec(project(tmp_path, drawn_zip, model=model))
 
 
+def test_doctor_looks_for_the_parts_that_are_trained(tmp_path, drawn_zip, weights):
+    text = "grid: {axes: {train.model.trainable: [last_stage, features.99]}}\n"
+    spec = project(tmp_path, drawn_zip, text, model=HEAD | {"weights": str(weights)})
+    status, printed = jobs("doctor", spec, cwd=tmp_path)
+    assert status == 1
+    assert "mobilenet_v3_small at 32 px, last_stage is trained" in printed
+    assert "train.model.trainable: the network has no part 'features.99'; did you mean `features.9" in printed
+
+
 def test_a_last_stage_is_scored_at_another_size_from_pictures(tmp_path, drawn_zip, weights):
     text, model = "run: {threads: 1}\n", HEAD | {"weights": str(weights), "trainable": "last_stage"}
     plan, (task,) = planned(
