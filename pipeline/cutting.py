@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from pipeline.errors import TrainingError
 
-_REMEDY = "name the part around it, or write all or head"
+_REMEDY = "name the part around it, or write last_stage, all or head"
 
 
 def cut_at(net: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
@@ -18,7 +18,7 @@ def cut_at(net: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
     """
     parts = [key for key, _ in net.named_modules() if key]
     if name not in parts:
-        close = get_close_matches(name, ["all", "head", "last_stage", *parts], n=1)
+        close = get_close_matches(name, parts, n=1)
         large = ", ".join(part for part in parts if part.count(".") < 2)
         hint = f"did you mean `{close[0]}`?" if close else f"it has {large}"
         raise TrainingError(f"train.model.trainable: the network has no part {name!r}; {hint}")
