@@ -64,6 +64,8 @@ def test_kept_features_train_the_very_cell_that_is_trained_without(
     text = "run: {threads: 1}\n"
     flips = augment["hflip"] > 0  # then the final scores are of pictures that no features are kept of
     settings = {"augment": augment, "model": HEAD | {"weights": str(weights)} | head, "average_flips": flips}
+    # Adam makes as large a step of a gradient that is rounding alone as of any other
+    settings["optimizer"] = {"name": "sgd", "lr": 0.1}
     plan, (task,) = planned(tmp_path / "without", drawn_zip, weights, text, **settings)
     assert finish(start(task)) == 0
     views = 4 if augment["hflip"] else 1
@@ -76,11 +78,17 @@ def test_kept_features_train_the_very_cell_that_is_trained_without(
     assert best["model"].keys() == same["model"].keys()
     begun = build_model(plan.cells[0].cell.spec.train.model, 14, 32, weights)
     learnt = {name for name, parameter in begun.named_parameters() if parameter.requires_grad}
+    first, one, other = (
+        torch.cat([state[name].flatten() for name in sorted(learnt)])
+        for state in (begun.state_dict(), best["model"], same["model"])
+    )
+    assert (other - one).norm() < 0.03 * (
+        one - first
+    ).norm()  # what training did is the same, but for rounding
     for name, value in best["model"].items():
-        if name in learnt:  # what training did to it is the same, but for rounding
-            did, here = value - begun.state_dict()[name], same["model"][name] - value
-            assert here.norm() <= 0.05 * did.norm(), name
-        elif "running" in name or "tracked" in name:
+        if name in learnt:
+            continue
+        if "running" in name or "tracked" in name:
             torch.testing.assert_close(same["model"][name], value, atol=1e-3, rtol=1e-2, msg=name)
         else:
             assert torch.equal(same["model"][name], value), name
