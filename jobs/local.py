@@ -229,9 +229,10 @@ class Process:
         self.process.wait()
         self.close()
         for log in self._new:
-            if {*log.parent.iterdir()} <= {log} and (not log.exists() or not log.stat().st_size):
-                log.unlink(missing_ok=True)
-                log.parent.rmdir()
+            with contextlib.suppress(OSError):  # gone already
+                if {*log.parent.iterdir()} <= {log} and (not log.exists() or not log.stat().st_size):
+                    log.unlink(missing_ok=True)
+                    log.parent.rmdir()
 
 
 class Stop:

@@ -14,14 +14,14 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the tests run the checkout, installed or not
 
-from pipeline.data.drawn import draw  # noqa: E402
-from pipeline.data.layout import split_path  # noqa: E402
-from pipeline.data.packed import PackedSet  # noqa: E402
-from pipeline.data.splits import make_split, write_split  # noqa: E402
-from pipeline.data.wrangle import wrangle  # noqa: E402
-from pipeline.spec import DataSpec  # noqa: E402
-from tests.browser import Browser  # noqa: E402
-from tests.cells import jobs, project  # noqa: E402
+from pipeline.data.drawn import draw  # noqa: E402 - found through the path above
+from pipeline.data.layout import split_path  # noqa: E402 - found through the path above
+from pipeline.data.packed import PackedSet  # noqa: E402 - found through the path above
+from pipeline.data.splits import make_split, write_split  # noqa: E402 - found through the path above
+from pipeline.data.wrangle import wrangle  # noqa: E402 - found through the path above
+from pipeline.spec import DataSpec  # noqa: E402 - found through the path above
+from tests.browser import Browser  # noqa: E402 - found through the path above
+from tests.cells import jobs, project  # noqa: E402 - found through the path above
 
 # The same examples in every run: a red test speaks of the change at hand. LABELGRID_FUZZ=N looks for N new ones.
 FUZZ = int(os.environ.get("LABELGRID_FUZZ", "0"))

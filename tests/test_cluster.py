@@ -4,7 +4,7 @@ import pytest
 
 from jobs.allocation import stage_in
 from jobs.cluster import SHIPPED, default_cluster, load_profile
-from jobs.cost import hourly
+from jobs.cost import _kind, hourly
 from jobs.draft import draft
 from jobs.graph import make_plan
 from jobs.health import _quota
@@ -14,6 +14,7 @@ from jobs.slurm import explained, gpu_count, refuse_early
 from pipeline.data.packed import PackedSet
 from pipeline.device import Settled
 from pipeline.errors import SpecError
+from pipeline.spec import TrainSpec
 from pipeline.specfile import read_spec
 from tests.cells import project
 
@@ -296,3 +297,11 @@ def test_a_staged_copy_that_a_purge_has_thinned_out_is_made_anew(tmp_path, monke
     stage_in(packed, ["$LOCAL_SCRATCH"])
     assert capsys.readouterr().out.count("staged ") == 1
     PackedSet.open(staged, verify=True)
+
+
+def test_cells_on_kept_features_say_nothing_of_the_speed_of_others():
+    model = {"name": "resnet18", "weights": "w.pth", "trainable": "head"}
+    plain, kept, again = (
+        TrainSpec.model_validate({"model": model, "feature_views": views}) for views in (None, 1, 4)
+    )
+    assert _kind(plain) != _kind(kept) == _kind(again)

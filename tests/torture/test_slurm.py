@@ -62,7 +62,7 @@ def disturb(lab, rng, kind, folder):
 
 
 @pytest.mark.skipif(not KILLS, reason="LABELGRID_SLURM_KILLS is not set: `make torture` sets it")
-def test_whatever_happens_to_its_jobs_the_outcome_is_the_same(cluster, tmp_path, drawn_zip):  # noqa: F811
+def test_whatever_happens_to_its_jobs_the_outcome_is_the_same(cluster, tmp_path, drawn_zip):  # noqa: F811 - the fixture above
     def new(name):
         make_project(tmp_path / name, drawn_zip)
         return Lab(tmp_path / name, cluster)
