@@ -16,46 +16,35 @@ MANIFEST_VERSION = 1
 HASH_LENGTH = 8
 
 
+class _File:
+    """A file or folder that lies in another folder under this name."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        self.name, self.__doc__ = name, doc
+
+    def __get__(self, folder: ExperimentDir | RunDir, _: object) -> Path:
+        return folder.path / self.name
+
+
 @dataclass(frozen=True)
 class ExperimentDir:
     """`experiments/<spec name>/`: one folder per cell and the files about all of them."""
 
     path: Path
 
-    @property
-    def ledger(self) -> Path:
-        """What was started and how it ended, one JSON object a line, only ever appended to."""
-        return self.path / "ledger.jsonl"
-
-    @property
-    def leaderboard(self) -> Path:
-        """A row per cell and baseline."""
-        return self.path / "leaderboard.csv"
-
-    @property
-    def seeds(self) -> Path:
-        """Cells that were trained with several seeds: mean and spread."""
-        return self.path / "leaderboard_seeds.csv"
-
-    @property
-    def comparisons(self) -> Path:
-        """The best cells, two by two: which is really better."""
-        return self.path / "comparisons.csv"
-
-    @property
-    def report(self) -> Path:
-        """The page to look at."""
-        return self.path / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        """The report's figures as PDF and PNG, its tables as CSV."""
-        return self.path / "figures"
-
-    @property
-    def selected(self) -> Path:
-        """The cell the submission is made of, and why."""
-        return self.path / "selected.json"
+    ledger = _File(
+        "ledger.jsonl", "What was started and how it ended, one JSON object a line, only ever appended to."
+    )
+    leaderboard = _File("leaderboard.csv", "A row per cell and baseline.")
+    seeds = _File("leaderboard_seeds.csv", "Cells that were trained with several seeds: mean and spread.")
+    comparisons = _File("comparisons.csv", "The best cells, two by two: which is really better.")
+    report = _File("report.html", "The page to look at.")
+    figures = _File("figures", "The report's figures as PDF and PNG, its tables as CSV.")
+    selected = _File("selected.json", "The cell the submission is made of, and why.")
+    submission = _File("submission.csv", "The decisions on the test images.")
+    logs = _File("logs", "Logs of the stages that are no cells.")
+    slurm = _File("slurm", "submitit's own files.")
+    code = _File("code", "Snapshots of the code that ran.")
 
     def read_selected(self) -> dict[str, Any]:
         """selected.json, {} where it is missing or unreadable."""
@@ -68,26 +57,6 @@ class ExperimentDir:
                 f"{self.selected}: is damaged ({error}); cells are ranked anew, a pick of yours is forgotten"
             )
             return {}
-
-    @property
-    def submission(self) -> Path:
-        """The decisions on the test images."""
-        return self.path / "submission.csv"
-
-    @property
-    def logs(self) -> Path:
-        """Logs of the stages that are no cells."""
-        return self.path / "logs"
-
-    @property
-    def slurm(self) -> Path:
-        """submitit's own files."""
-        return self.path / "slurm"
-
-    @property
-    def code(self) -> Path:
-        """Snapshots of the code that ran."""
-        return self.path / "code"
 
     def folders(self) -> dict[str, list[str]]:
         """The names of what is there by the hash they end in: one listing for a whole plan."""
@@ -129,60 +98,25 @@ class RunDir:
         """`<slug>-<hash8>`."""
         return self.path.name
 
-    @property
-    def spec(self) -> Path:
-        """The resolved spec this cell was made of."""
-        return self.path / "spec.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        """Identity, state, and size and digest of every finished artifact."""
-        return self.path / "manifest.json"
-
-    @property
-    def provenance(self) -> Path:
-        """What ran, where, on which code and data."""
-        return self.path / "provenance.json"
-
-    @property
-    def checkpoint_last(self) -> Path:
-        """The newest state of training."""
-        return self.path / "checkpoint_last.pt"
-
-    @property
-    def checkpoint_previous(self) -> Path:
-        """The state before the newest."""
-        return self.path / "checkpoint_previous.pt"
-
-    @property
-    def checkpoint_best(self) -> Path:
-        """The weights of the best epoch, with all that predicting needs."""
-        return self.path / "checkpoint_best.pt"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per logged step or epoch; TensorBoard's tags are its keys."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def scores_val(self) -> Path:
-        """ids, labels, scores, targets of the validation images under the best checkpoint."""
-        return self.path / "scores_val.npz"
-
-    @property
-    def scores_test(self) -> Path:
-        """ids, labels, scores of the test images under the best checkpoint."""
-        return self.path / "scores_test.npz"
-
-    @property
-    def report(self) -> Path:
-        """What evaluate found: thresholds, metrics, the table per label."""
-        return self.path / "report.json"
-
-    @property
-    def log(self) -> Path:
-        """What the cell's process printed."""
-        return self.path / "log.txt"
+    spec = _File("spec.yaml", "The resolved spec this cell was made of.")
+    manifest = _File("manifest.json", "Identity, state, and size and digest of every finished artifact.")
+    provenance = _File("provenance.json", "What ran, where, on which code and data.")
+    checkpoint_last = _File("checkpoint_last.pt", "The newest state of training.")
+    checkpoint_previous = _File("checkpoint_previous.pt", "The state before the newest.")
+    checkpoint_best = _File(
+        "checkpoint_best.pt", "The weights of the best epoch, with all that predicting needs."
+    )
+    metrics = _File(
+        "metrics.jsonl", "One JSON object per logged step or epoch; TensorBoard's tags are its keys."
+    )
+    scores_val = _File(
+        "scores_val.npz", "ids, labels, scores, targets of the validation images under the best checkpoint."
+    )
+    scores_test = _File(
+        "scores_test.npz", "ids, labels, scores of the test images under the best checkpoint."
+    )
+    report = _File("report.json", "What evaluate found: thresholds, metrics, the table per label.")
+    log = _File("log.txt", "What the cell's process printed.")
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or {} where there is none or it cannot be read."""
