@@ -64,17 +64,8 @@ def _fetch(remote: Remote, folder: Path, pause_s: float) -> Path:
             try:
                 _continue(remote, part)
                 break
-            except (
-                urllib.error.HTTPError,
-                urllib.error.URLError,
-                http.client.HTTPException,
-                OSError,
-            ) as error:
-                if (
-                    isinstance(error, OSError)
-                    and error.filename
-                    and not isinstance(error, urllib.error.URLError)
-                ):
+            except (OSError, http.client.HTTPException) as error:  # urllib's own are OSErrors
+                if getattr(error, "filename", None) and not isinstance(error, urllib.error.URLError):
                     raise  # the disk, not the network
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if refused or not tries_left:

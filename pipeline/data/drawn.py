@@ -213,22 +213,12 @@ def _outlines(rng: np.random.Generator, shape: str) -> list[Outline]:
         "square": lambda: [np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.8],
         "triangle": lambda: [_upright(3)],
         "star": lambda: [_upright(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]],
-        "cross": lambda: [np.array(_CROSS)],
         "heart": lambda: [_heart()],
-        "arrow": lambda: [np.array(_ARROW)],
         "bar": lambda: [np.array([(-1, -0.2), (1, -0.2), (1, 0.2), (-1, 0.2)])],
         "blob": lambda: [_blob(rng)],
         "crescent": lambda: [_regular(48), _regular(48) * 0.85 + (0.45, 0)],
     }
     return shapes[shape]()
-
-
-_C = 0.3
-_CROSS = [
-    *((-_C, -1), (_C, -1), (_C, -_C), (1, -_C), (1, _C), (_C, _C)),
-    *((_C, 1), (-_C, 1), (-_C, _C), (-1, _C), (-1, -_C), (-_C, -_C)),
-]
-_ARROW = [(-1, -0.22), (0.1, -0.22), (0.1, -0.7), (1, 0), (0.1, 0.7), (0.1, 0.22), (-1, 0.22)]
 
 
 def _regular(corners: int) -> Outline:

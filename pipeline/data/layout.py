@@ -18,7 +18,7 @@ from pipeline.data.sources import Source, fingerprint, list_images, open_source,
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, write_json
 from pipeline.identity import canonical, digest
-from pipeline.spec import DataSpec, LabelsSpec, ListSplit
+from pipeline.spec import DataSpec, LabelsSpec, ListSplit, TestSpec
 
 PACK_VERSION = 1  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1
@@ -31,25 +31,16 @@ DATASET, LABELS, INDEX, REPORT = (
 )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where the images and labels of one packed set come from: `data` itself, or `data.test`."""
+def origin(data: DataSpec, *, test: bool) -> DataSpec | TestSpec:
+    """The section that says where images and labels come from: `data` itself, or `data.test`."""
+    part = data.test if test else data
+    assert part is not None
+    return part
 
-    source: Path
-    images: str
-    image_list: str | None
-    labels: LabelsSpec | None
-    labels_source: Path | None
 
-    @classmethod
-    def of(cls, data: DataSpec, *, test: bool = False) -> Origin:
-        """Of the training and validation images, or of the separate test images."""
-        part = data.test if test else data
-        assert part is not None
-        labels_source = None
-        if part.labels is not None:
-            labels_source = Path(part.labels.source or part.source)
-        return cls(Path(part.source), part.images, part.image_list, part.labels, labels_source)
+def labels_source(part: DataSpec | TestSpec) -> Path:
+    """The folder or archive of the labels: their own, or the one that holds the images."""
+    return Path((part.labels and part.labels.source) or part.source)
 
 
 @dataclass(frozen=True)
@@ -65,13 +56,13 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
 
     Raises DataError where a source is missing or damaged. `cache` is a folder for digests.
     """
-    origin = Origin.of(data, test=test)
-    paths = {origin.source, origin.labels_source or origin.source}
+    part = origin(data, test=test)
+    paths = {Path(part.source), labels_source(part)}
     settings = {
         "version": PACK_VERSION,
-        "images": origin.images,
-        "image_list": list_digest(origin.image_list),
-        "labels": _settings(origin.labels),
+        "images": part.images,
+        "image_list": list_digest(part.image_list),
+        "labels": _settings(part.labels),
         "size_px": data.size_px,
         "resize": data.resize,
     }
@@ -79,25 +70,25 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
     def compute() -> tuple[str, bool]:
         with contextlib.ExitStack() as stack:
             sources = {path: stack.enter_context(contextlib.closing(open_source(path))) for path in paths}
-            source = sources[origin.source]
-            images, _ = list_images(source, origin.images, origin.image_list)
+            source = sources[Path(part.source)]
+            images, _ = list_images(source, part.images, part.image_list)
             content = [[image.id, image.name, *_checksum(source, image.member)] for image in images]
             labels: list[Any] = []
-            if origin.labels is not None and origin.labels_source is not None:
-                source = sources[origin.labels_source]
+            if part.labels is not None:
+                source = sources[labels_source(part)]
                 labels = [
                     [label, *_checksum(source, member)]
-                    for label, member in label_members(source, origin.labels)
+                    for label, member in label_members(source, part.labels)
                 ]
         # name pattern and list decide which files are images; which they are is in the content
         chosen = {**settings, "images": None, "image_list": None}
         trusted = all(entry[-1] != _UNREADABLE for entry in [*content, *labels])
         return digest([chosen, content, labels]), trusted
 
-    asked = origin.labels.model_dump(mode="json") if origin.labels else None
+    asked = part.labels.model_dump(mode="json") if part.labels else None
     seen = [[str(path.resolve()), fingerprint(path)] for path in sorted(paths)]
     value = _remembered(cache, digest([settings, asked, seen]), compute)
-    return PackedIdentity(f"{_slug(origin.source)}-{data.size_px}px", value)
+    return PackedIdentity(f"{_slug(Path(part.source))}-{data.size_px}px", value)
 
 
 def packed_path(data_root: Path, identity: PackedIdentity) -> Path:

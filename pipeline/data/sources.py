@@ -41,11 +41,6 @@ class Source:
         body = self.read(member)
         return len(body), zlib.crc32(body)
 
-    def fingerprint(self) -> list[object]:
-        """What changes when the content may have changed, read from metadata alone."""
-        status = self.path.stat()
-        return [status.st_size, status.st_mtime_ns]
-
     def close(self) -> None:
         """Let go of the archive's file."""
 
@@ -67,11 +62,6 @@ class _Folder(Source):
             raise OSError("is no regular file")  # reading a pipe or device might never end
         _refuse_huge(status.st_size)
         return path.read_bytes()
-
-    def fingerprint(self) -> list[object]:
-        # a link that leads nowhere is an image that cannot be read, not the end of the listing
-        states = ((name, _stat(self.path / name)) for name in sorted(self.members))
-        return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 class _Zip(Source):
@@ -150,15 +140,16 @@ def open_source(path: str | Path) -> Source:
 
 
 def fingerprint(path: Path) -> list[object]:
-    """What changes when a source does; an archive is not opened for it. Raises DataError where there is none."""
+    """What changes when a source does, read from metadata alone: an archive is not opened for it.
+
+    Raises DataError where there is none.
+    """
     if path.is_file():
         status = path.stat()
         return [status.st_size, status.st_mtime_ns]
-    source = open_source(path)
-    try:
-        return source.fingerprint()
-    finally:
-        source.close()
+    # a link that leads nowhere is an image that cannot be read, not the end of the listing
+    states = ((name, _stat(path / name)) for name in sorted(open_source(path).members))
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def match_members(members: Iterable[str], pattern: str, field: str) -> list[tuple[str, str]]:

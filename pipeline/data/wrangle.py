@@ -25,8 +25,9 @@ from pipeline.data.layout import (
     LABELS,
     PACK_VERSION,
     REPORT,
-    Origin,
     is_whole,
+    labels_source,
+    origin,
     packed_identity,
     packed_path,
 )
@@ -36,7 +37,7 @@ from pipeline.data.wrangle_report import Problems, build_report, refuse_if_bad, 
 from pipeline.errors import DataError, PipelineError
 from pipeline.files import atomic_write, sha256_file, umask, write_failed, write_json
 from pipeline.host import cores
-from pipeline.spec import DataSpec
+from pipeline.spec import DataSpec, TestSpec
 
 # N images, K labels
 _CHUNK = 64  # images a task: large enough to hide its hand-over, small enough for even work
@@ -53,12 +54,12 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     target = packed_path(data_root, identity)
     if is_whole(target, identity.digest):
         return target
-    origin = Origin.of(data, test=test)
-    source = open_source(origin.source)
-    images, unlisted = list_images(source, origin.images, origin.image_list)
-    find_any = finder(list_images(source, origin.images)[0] if origin.image_list else images)
-    source.close()
-    table = _labels(origin)
+    part = origin(data, test=test)
+    source_path = Path(part.source)
+    with contextlib.closing(open_source(source_path)) as source:
+        images, unlisted = list_images(source, part.images, part.image_list)
+        find_any = finder(list_images(source, part.images)[0] if part.image_list else images)
+    table = _labels(part)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(target)
@@ -68,14 +69,14 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     try:
         folder.chmod(0o777 & ~umask())
         images, outside = _mentioned(images, table)
-        packed = _decode(origin.source, folder, data, images, workers or cores())
+        packed = _decode(source_path, folder, data, images, workers or cores())
         kept = [images[row] for row in packed.good]
         labels_NK, unknown = to_multi_hot(table, len(images), finder(images))
         labels_NK = labels_NK[packed.good]
         unknown = [(label, reference) for label, reference in unknown if find_any(reference) is None]
         problems = Problems(packed.bad, unlisted, outside, unknown)
         report = build_report([i.name for i in kept], packed.pixel_digests, problems, table, labels_NK)
-        refuse_if_bad(report, table, data, origin, test=test)
+        refuse_if_bad(report, table, data, source_path, test=test)
         with atomic_write(folder / LABELS) as file:
             np.save(file, labels_NK)
         _write_index(folder, kept, packed.pixel_digests)
@@ -83,7 +84,7 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
         dataset = {
             "version": PACK_VERSION,
             "digest": identity.digest,
-            "source": str(origin.source),
+            "source": str(source_path),
             "images": len(kept),
             "size_px": data.size_px,
             "resize": data.resize,
@@ -103,14 +104,11 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     return target
 
 
-def _labels(origin: Origin) -> LabelTable:
-    if origin.labels is None or origin.labels_source is None:
+def _labels(part: DataSpec | TestSpec) -> LabelTable:
+    if part.labels is None:
         return LabelTable([], {})
-    source = open_source(origin.labels_source)
-    try:
-        return read_labels(source, origin.labels)
-    finally:
-        source.close()
+    with contextlib.closing(open_source(labels_source(part))) as source:
+        return read_labels(source, part.labels)
 
 
 def _mentioned(images: list[ImageRef], table: LabelTable) -> tuple[list[ImageRef], list[str]]:

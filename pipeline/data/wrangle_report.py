@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.labels import LabelTable
-from pipeline.data.layout import Origin
 from pipeline.errors import DataError
 from pipeline.spec import DataSpec
 
@@ -68,7 +68,7 @@ def _listed(entries: Sequence[str]) -> dict[str, Any]:
 
 
 def refuse_if_bad(
-    report: dict[str, Any], table: LabelTable, data: DataSpec, origin: Origin, *, test: bool
+    report: dict[str, Any], table: LabelTable, data: DataSpec, source: Path, *, test: bool
 ) -> None:
     """Raise a DataError where more is wrong than `max_bad_share` allows, or a label has no image at all."""
     if not test:
@@ -95,7 +95,7 @@ def refuse_if_bad(
         if count > data.max_bad_share * total:
             examples = "\n  ".join(report[key]["examples"][:5])
             raise DataError(
-                f"{origin.source}: {count} of {total} {what}, more than data.max_bad_share "
+                f"{source}: {count} of {total} {what}, more than data.max_bad_share "
                 f"{data.max_bad_share:g} allows; correct the data, or raise it to set them aside. The first:\n"
                 f"  {examples}"
             )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.sources import finder, list_images, match_members, natural_key, open_source
+from pipeline.data.sources import finder, fingerprint, list_images, match_members, natural_key, open_source
 from pipeline.errors import DataError
 from tests.conftest import write_zip
 
@@ -128,9 +128,9 @@ def test_a_folder_one_may_not_read_is_an_error(tmp_path):
 
 def test_a_fingerprint_changes_with_a_file(tmp_path):
     folder = as_folder(tmp_path / "folder", FILES)
-    before = open_source(folder).fingerprint()
+    before = fingerprint(folder)
     Path(folder / "top/im9.jpg").write_bytes(b"other")
-    assert open_source(folder).fingerprint() != before
+    assert fingerprint(folder) != before
 
 
 def test_references_are_found_by_id_name_path_and_number(tmp_path):
