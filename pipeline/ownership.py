@@ -30,12 +30,16 @@ _held: dict[Path, _Lock] = {}  # of this process
 def owned(folder: Path) -> Iterator[None]:
     """Own `folder`; raises TrainingError that names the owner where there is a live one."""
     lock = _Lock(folder / ".lock")
-    with lock.kept():
-        _held[folder] = lock
-        try:
-            yield
-        finally:
-            del _held[folder]
+    try:
+        lock.take()
+    except OSError as error:
+        raise PipelineError(write_failed(lock.path, error)) from error
+    _held[folder] = lock
+    try:
+        yield
+    finally:
+        del _held[folder]
+        lock.release()
 
 
 def check_owned(folder: Path) -> None:
@@ -63,22 +67,24 @@ class _Lock:
         self._ended = threading.Event()
         self._descriptor = -1
 
-    @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Take the lock, beat while the block runs, and remove it."""
-        try:
-            self._take()
-        except OSError as error:
-            raise PipelineError(write_failed(self.path, error)) from error
+    def take(self) -> None:
+        """Make the file and beat from then on; raises TrainingError where a live process has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while self._descriptor < 0:
+            try:
+                self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            except FileExistsError:
+                self._remove_if_stale()
+        self._write(0)
         threading.Thread(target=self._beat, daemon=True).start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            with contextlib.suppress(OSError):
-                if self.is_ours():
-                    self.path.unlink()
-            os.close(self._descriptor)
+
+    def release(self) -> None:
+        """Stop beating, and remove the file if it is still ours."""
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            if self.is_ours():
+                self.path.unlink()
+        os.close(self._descriptor)
 
     def is_ours(self) -> bool:
         """Whether the file is still this process's; looked at twice, as a mistaken rival puts it back."""
@@ -87,17 +93,6 @@ class _Lock:
                 return True
             time.sleep(0.5)
         return False
-
-    def _take(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-            except FileExistsError:
-                self._remove_if_stale()
-            else:
-                self._write(0)
-                return
 
     def _remove_if_stale(self) -> None:
         """Returns once the lock in place is gone; raises TrainingError where its owner lives."""
