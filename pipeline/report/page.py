@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-_LEFT = " class=text"
 _NUMBER = re.compile(r"[+-]?\d[\d.:]*\b(?!-)")  # a number comes first: set to the right
 
 
@@ -26,13 +25,10 @@ class Table:
         kinds = self.kinds or [""] * len(self.rows)
         texts = [not any(_NUMBER.match(row[i]) for row in self.rows) for i in range(len(self.columns))]
         lines = [
-            f"<tr{f' class={kind}' if kind else ''}>" + "".join(map(_entry, row, texts)) + "</tr>"
+            f"<tr{f' class={kind}' if kind else ''}>{_entries('td', row, texts)}</tr>"
             for kind, row in zip(kinds, self.rows, strict=True)
         ]
-        head = "".join(
-            f"<th{_LEFT if text else ''}>{escape(column)}</th>"
-            for column, text in zip(self.columns, texts, strict=True)
-        )
+        head = _entries("th", self.columns, texts)
         folded = lines[shown:]
         html = _grid(head, lines[:shown])
         return html + (fold(f"{len(folded)} more", _grid(head, folded)) if folded else "")
@@ -43,8 +39,11 @@ def _grid(head: str, lines: Sequence[str]) -> str:
     return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _entry(text: str, is_text: bool) -> str:
-    return f"<td{_LEFT if is_text else ''}>{escape(text)}</td>"
+def _entries(tag: str, entries: Sequence[str], texts: Sequence[bool]) -> str:
+    pairs = zip(entries, texts, strict=True)
+    return "".join(
+        f"<{tag}{' class=text' if is_text else ''}>{escape(entry)}</{tag}>" for entry, is_text in pairs
+    )
 
 
 def plain(value: Any) -> str:

@@ -168,10 +168,7 @@ class Report:
         counts, found = self.facts.split_counts(), self.facts.wrangle_report()
         parts = []
         if counts:
-            labels = next(iter(counts.values())).get("labels", {})
-            keys = [
-                key for key in next(iter(counts.values())) if not isinstance(labels, dict) or key != "labels"
-            ]
+            keys = list(next(iter(counts.values())))
             rows = [[name, *(plain(entry.get(key)) for key in keys)] for name, entry in counts.items()]
             parts.append(self._table("splits", Table(["split", *keys], rows)))
         if found:
