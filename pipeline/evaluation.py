@@ -14,15 +14,13 @@ from pipeline.data.splits import Split
 from pipeline.deciding import Rule, Validation, cross_fitted
 from pipeline.files import write_json
 from pipeline.leaderboard import Row
-from pipeline.metrics import absent_labels, all_metrics, per_label
+from pipeline.metrics import Decisions, Scores, absent_labels, all_metrics, per_label
 from pipeline.rundir import RunDir
 from pipeline.spec import EvaluateSpec
 from pipeline.statistics import bootstrap, intervals
 from pipeline.thresholds import decide
 
 # N images, K labels
-Scores = npt.NDArray[np.float32]
-Decisions = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

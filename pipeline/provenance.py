@@ -49,10 +49,10 @@ def code() -> dict[str, Any]:
     digest = hashlib.sha256()
     for path in code_files():
         digest.update(f"{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
-    diff = _git(_ROOT, "diff", "HEAD")
+    diff = _git("diff", "HEAD")
     return {
         "digest": digest.hexdigest(),
-        "commit": _git(_ROOT, "rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD"),
         "uncommitted": diff[:_DIFF_LIMIT] if diff else None,
     }
 
@@ -70,10 +70,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, errors="replace", timeout=20
+            ["git", "-C", str(_ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import SpecError
 from pipeline.files import shown
-from pipeline.spec import Spec
+from pipeline.spec import Spec, expand_path
 from pipeline.yamlfile import BOOLEAN_TRAPS, Document, KeyPath, Mistake, Place, parse, read, scalar
 
 _TAGS = ("name", "format", "method")  # the keys that choose between the members of a union
@@ -148,8 +148,6 @@ def _include_data(document: Document, root: Path) -> None:
     value = document.value.get("data")
     if not isinstance(value, str):
         return
-    from pipeline.spec import expand_path
-
     try:
         path = Path(expand_path(value, root))
     except ValueError as error:

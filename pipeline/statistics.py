@@ -17,12 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.seeding import seeded
-from pipeline.metrics import WeightedCounts, image_metrics, label_metrics
+from pipeline.metrics import Decisions, Scores, WeightedCounts, image_metrics, label_metrics
 from pipeline.spec import METRICS
 
 # N images, K labels, R resamples
-Scores = npt.NDArray[np.float32]
-Decisions = npt.NDArray[np.uint8]
 Resampled = dict[str, npt.NDArray[np.float64]]  # metric -> (R,)
 RESAMPLES = 1000
 LEVEL = 0.95

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -26,13 +25,11 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from pipeline import events
 from pipeline.files import atomic_write
 from pipeline.jsonl import read_jsonl
-from pipeline.metrics import all_metrics
+from pipeline.metrics import Decisions, Scores, all_metrics
 from pipeline.pictures import Mistakes, Pixels, jpeg, sheet
 from pipeline.rundir import RunDir
 
 # N images, K labels
-Scores = npt.NDArray[np.float32]
-Targets = npt.NDArray[np.uint8]
 SHOWN_IMAGES = 16  # of the first training batch
 _SHOWN_LABELS = 24  # with PR curve and mistakes, the most frequent ones
 _SHOWN_MISTAKES = 4  # of each kind
@@ -84,7 +81,7 @@ class Tracker:
         px = min(_PX, images_BHWC.shape[1])
         self._picture(0, "augmented/first_batch", list(images_BHWC), columns=8, px=px)
 
-    def score_histograms(self, step: int, scores_NK: Scores, targets_NK: Targets) -> None:
+    def score_histograms(self, step: int, scores_NK: Scores, targets_NK: Decisions) -> None:
         """How far apart the scores of true and of absent labels lie."""
         for name, wanted in (("true", 1), ("absent", 0)):
             tag = f"validation/scores_of_{name}_labels"
@@ -96,7 +93,7 @@ class Tracker:
         epoch: int,
         labels: Sequence[str],
         scores_NK: Scores,
-        targets_NK: Targets,
+        targets_NK: Decisions,
         images: Callable[[list[int]], Pixels],
     ) -> None:
         """The best epoch on validation: metrics, PR curves, worst mistakes; `images` gives pixels by position.
