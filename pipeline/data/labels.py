@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -189,8 +190,8 @@ def _csv(text: str, place: str) -> tuple[list[str], list[tuple[int, list[str]]]]
     if len(rows) < 2:
         raise DataError(f"{place}: holds no rows below its header; it needs a header and a row per image")
     header = [name.strip() for name in rows[0][1]]
-    for name in header:
-        if not name or header.count(name) > 1:
+    for name, count in Counter(header).items():
+        if not name or count > 1:
             problem = f"the column {name!r} twice" if name else "a column without a name"
             raise DataError(f"{place}:1: the header has {problem}; every column needs a name of its own")
     for line, row in rows[1:]:

@@ -97,16 +97,13 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     rows = read_table(experiment.leaderboard)
     baselines = [row for row in rows if row["state"] == "baseline"]
     by_name = {row["cell"]: row for row in rows if row["state"] != "baseline"}
-    names = (
-        list(planned) or list(by_name) or sorted(p.parent.name for p in experiment.path.glob("*/spec.yaml"))
-    )
+    there = planned or by_name or sorted(p.parent.name for p in experiment.path.glob("*/spec.yaml"))
+    names = dict.fromkeys([*by_name, *there])  # the leaderboard's come first, the best ahead
     prices = {
         event["cell"]: (float(event["hourly"]), str(event["unit"]))
         for event in read_jsonl(experiment.ledger)
         if event.get("hourly") and "cell" in event
     }
-    order = {name: position for position, name in enumerate(by_name)}  # the leaderboard's, best first
-    names = sorted(dict.fromkeys([*names, *by_name]), key=lambda name: order.get(name, len(order)))
     cells = [_cell(RunDir(experiment.path / name), by_name.get(name, {}), prices.get(name)) for name in names]
     spec = next((cell.settings for cell in cells if cell.settings), {})
     best_by = str(spec.get("train.best_by", "f1_micro"))

@@ -235,17 +235,12 @@ class Report:
             facts = cell.provenance
             if facts:
                 code = facts.get("code", {})
-                commit = (
-                    f"{(code.get('commit') or 'none')[:12]}{' + changes' if code.get('uncommitted') else ''}"
-                )
-                packages = ", ".join(
-                    f"{name} {version}" for name, version in facts.get("packages", {}).items()
-                )
-                settled = ", ".join(f"{key} {value}" for key, value in facts.get("settled", {}).items())
-                texts = {"commit": commit, "code": str(code.get("digest"))[:12]}
-                texts |= {name: str(facts.get(name)) for name in ("host", "machine")} | {"settled": settled}
-                texts |= {"python": str(facts.get("python")), "packages": packages}
-                texts |= {"data": str(facts.get("data"))[:12]}
+                changes = " + changes" if code.get("uncommitted") else ""
+                texts = {"commit": (code.get("commit") or "none")[:12] + changes}
+                texts |= {"code": str(code.get("digest"))[:12]}
+                texts |= {name: str(facts.get(name)) for name in ("host", "machine")}
+                texts |= {"settled": plain(facts.get("settled", {})), "python": str(facts.get("python"))}
+                texts |= {"packages": plain(facts.get("packages", {})), "data": str(facts.get("data"))[:12]}
                 seen[tuple(texts.items())] += 1
         rows = [[str(count), *(text for _, text in texts)] for texts, count in seen.most_common()]
         names = [name for name, _ in next(iter(seen), ())]
