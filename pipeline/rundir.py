@@ -136,7 +136,8 @@ class RunDir:
         self.check_owned()
         files = {}
         if state == "done":
-            for path in self._trained():
+            checkpoints = (self.checkpoint_last, self.checkpoint_previous, self.checkpoint_best)
+            for path in (self.spec, self.provenance, *checkpoints, self.metrics, self.scores_val):
                 if path.exists():
                     files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         manifest = {"version": MANIFEST_VERSION, "identity": identity, "state": state, "files": files}
@@ -184,7 +185,3 @@ class RunDir:
     def check_owned(self) -> None:
         """Before anything is written: a TrainingError if the folder was held and has been taken over."""
         check_owned(self.path)
-
-    def _trained(self) -> tuple[Path, ...]:
-        checkpoints = (self.checkpoint_last, self.checkpoint_previous, self.checkpoint_best)
-        return (self.spec, self.provenance, *checkpoints, self.metrics, self.scores_val)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,9 @@ class PixelFiles:
 
     def write(self, first_row: int, images_NHWC: npt.NDArray[np.uint8]) -> None:
         """Write consecutive rows; raises OSError as the disk does."""
-        for file, offset, start, stop in self._spans(first_row, len(images_NHWC)):
-            body = np.ascontiguousarray(images_NHWC[start:stop]).data.cast("B")
+        for row, image_HWC in enumerate(images_NHWC, first_row):
+            file, offset = self._place(row)
+            body = np.ascontiguousarray(image_HWC).data.cast("B")
             while body:
                 written = os.pwrite(self._open(file), body, offset)
                 body, offset = body[written:], offset + written
@@ -51,8 +52,7 @@ class PixelFiles:
         rows = np.asarray(rows, np.int64)
         out_NHWC = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
         for image_HWC, row in zip(out_NHWC, rows.tolist(), strict=True):
-            file, inside = divmod(row, self.rows_per_file)
-            offset = _HEADER_BYTES + inside * self.row_bytes
+            file, offset = self._place(row)
             path = self.folder / f"images-{file:03d}.npy"
             try:
                 whole = os.preadv(self._open(file), [image_HWC.data], offset) == self.row_bytes
@@ -86,14 +86,10 @@ class PixelFiles:
             os.ftruncate(descriptor, _HEADER_BYTES + inside * self.row_bytes)
             os.fsync(descriptor)
 
-    def _spans(self, first_row: int, count: int) -> Iterator[tuple[int, int, int, int]]:
-        """(file, byte offset, start, stop) of each run of rows that lies in one file."""
-        start = 0
-        while start < count:
-            file, inside = divmod(first_row + start, self.rows_per_file)
-            stop = min(count, start + self.rows_per_file - inside)
-            yield file, _HEADER_BYTES + inside * self.row_bytes, start, stop
-            start = stop
+    def _place(self, row: int) -> tuple[int, int]:
+        """(file, byte offset) of a row."""
+        file, inside = divmod(row, self.rows_per_file)
+        return file, _HEADER_BYTES + inside * self.row_bytes
 
     def _open(self, file: int) -> int:
         if file not in self._descriptors:

@@ -122,17 +122,14 @@ def _divide(data: DataSpec, packed: PackedSet) -> dict[str, Rows]:
     shares = (1 - split.validation - split.test, split.validation, split.test)
     if isinstance(split, StratifiedSplit):
         part_N = stratify(packed.labels_NK, shares, seeded(split.seed, "stratified"))
+        return {name: np.flatnonzero(part_N == part) for part, name in enumerate(_NAMES)}
+    order = np.arange(len(packed))
+    if isinstance(split, RandomSplit):
+        order = seeded(split.seed, "random split").permutation(order)
     else:
-        order = np.arange(len(packed))
-        if isinstance(split, RandomSplit):
-            order = seeded(split.seed, "random split").permutation(order)
-        else:
-            assert isinstance(split, OrderedSplit)
-        edges = np.rint(np.cumsum(shares) * len(packed)).astype(int)[:2]
-        part_N = np.empty(len(packed), np.int64)
-        for part, rows in enumerate(np.split(order, edges)):
-            part_N[rows] = part
-    return {name: np.flatnonzero(part_N == part) for part, name in enumerate(_NAMES)}
+        assert isinstance(split, OrderedSplit)
+    edges = np.rint(np.cumsum(shares) * len(packed)).astype(int)[:2]
+    return {name: np.sort(rows) for name, rows in zip(_NAMES, np.split(order, edges), strict=True)}
 
 
 def stratify(
