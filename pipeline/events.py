@@ -39,16 +39,17 @@ def kept(paths: Iterable[Path], rows: Sequence[Mapping[str, Any]], until: int) -
         for event in LegacyEventFileLoader(str(path)).Load():  # ends at the first damaged record
             for value in event.summary.value:
                 if event.step <= until:
-                    summary = Summary(value=[value])
-                    one = Event(wall_time=event.wall_time, step=event.step, summary=summary)
-                    found[value.tag, event.step] = one
+                    found[value.tag, event.step] = at(event.step, value, wall_time=event.wall_time)
     for row in rows:
         for tag in row.keys() - {"step", "epoch"}:
-            summary = Summary(value=[scalar(tag, row[tag])])
-            found.setdefault(
-                (tag, row["step"]), Event(wall_time=time.time(), step=row["step"], summary=summary)
-            )
+            found.setdefault((tag, row["step"]), at(row["step"], scalar(tag, row[tag])))
     return sorted(found.values(), key=lambda event: int(event.step))
+
+
+def at(step: int, *values: Value, wall_time: float | None = None) -> Any:
+    """The event of these values at `step`, logged now or at another time."""
+    summary = Summary(value=values)
+    return Event(wall_time=time.time() if wall_time is None else wall_time, step=step, summary=summary)
 
 
 def scalar(tag: str, value: float) -> Value:

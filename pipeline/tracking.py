@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pipeline import events
@@ -131,4 +130,4 @@ class Tracker:
         self._add(step, events.picture(tag, jpeg(whole), whole.size))
 
     def _add(self, step: int, *values: events.Value) -> None:
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._events.add_event(events.at(step, *values))
