@@ -229,17 +229,19 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def _known_keys(tree: Any, key: KeyPath) -> set[str]:
     """The keys the section at `key` may hold, out of the JSON Schema (tags choose union members)."""
-    schema = Spec.model_json_schema()
-    definitions = schema["$defs"]
-    node: Any = schema
-    for part in (*key, None):
-        options = list(_sections(node, definitions))
-        chosen = [option for option in options if _tag_matches(option, tree)] or options
-        if part is None:
-            return {name for option in chosen for name in option.get("properties", {})}
-        node = {"anyOf": [o["properties"][part] for o in chosen if part in o.get("properties", {})]}
+    node: Any = Spec.model_json_schema()
+    definitions = node["$defs"]
+    for part in key:
+        options = _options(node, definitions, tree)
+        node = {"anyOf": [option["properties"][part] for option in options if part in option["properties"]]}
         tree = tree.get(part) if isinstance(tree, dict) else None
-    return set()
+    return {name for option in _options(node, definitions, tree) for name in option["properties"]}
+
+
+def _options(node: Any, definitions: dict[str, Any], tree: Any) -> list[dict[str, Any]]:
+    """The sections that `node` may be: those whose tag is the tree's, all where it has none of theirs."""
+    options = list(_sections(node, definitions))
+    return [option for option in options if _tag_matches(option, tree)] or options
 
 
 def _sections(node: Any, definitions: dict[str, Any]) -> Iterator[dict[str, Any]]:
