@@ -65,11 +65,8 @@ def _predict(runs: Sequence[RunDir], packed_dir: Path, split_file: Path | None, 
                 scores=scored.scores_NK,
                 made_of=np.array(made_of(run, packed_dir, split_file)),
             )
-    print(
-        f"scored {len(rows)} test images under {len(runs)} cells"
-        if len(runs) > 1
-        else f"scored {len(rows)} test images"
-    )
+    under = f" under {len(runs)} cells" if len(runs) > 1 else ""
+    print(f"scored {len(rows)} test images{under}")
 
 
 def _fitting(run: RunDir, packed: PackedSet) -> dict[str, Any]:

@@ -76,8 +76,6 @@ def _fetch(remote: Remote, folder: Path, pause_s: float) -> Path:
         with atomic_write(path.with_name(path.name + ".sha256"), "w") as file:
             file.write(f"{digest}  {path.name}\n")
         part.replace(path)
-    except PipelineError:
-        raise
     except OSError as error:
         raise PipelineError(write_failed(path, error)) from error
     return path
@@ -122,22 +120,19 @@ def _verify(remote: Remote, part: Path) -> None:
     if remote.md5 is not None:
         with part.open("rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found == remote.md5:
-            return
-        problem = f"its MD5 is {found}, expected {remote.md5}"
+        problem = "" if found == remote.md5 else f"its MD5 is {found}, expected {remote.md5}"
     else:
         try:
             with zipfile.ZipFile(part) as archive:
                 broken = archive.testzip()
         except zipfile.BadZipFile as error:
             broken = str(error)
-        if broken is None:
-            return
-        problem = f"the archive is damaged: {broken}"
-    part.unlink()
-    raise DataError(
-        f"{remote.url}: what came is not the file ({problem}); it was deleted, run `make data` again"
-    )
+        problem = "" if broken is None else f"the archive is damaged: {broken}"
+    if problem:
+        part.unlink()
+        raise DataError(
+            f"{remote.url}: what came is not the file ({problem}); it was deleted, run `make data` again"
+        )
 
 
 def _broke_off(remote: Remote, part: Path, error: Exception) -> str:
