@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,6 +105,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if name != "seal" and value == _seal(content):
         raise ValueError(f"its seal is called {name!r}")  # a bit of its name has flipped
     return content if name in ("seal", "") else content | {name: value}
+
+
+def found_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote, {} where it is missing or damaged."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A header and rows, atomically."""
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def _seal(content: dict[str, Any]) -> str:

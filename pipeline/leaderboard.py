@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
-from pipeline.files import atomic_write
+from pipeline.files import write_csv
 from pipeline.spec import LOWER_IS_BETTER, METRICS
 
 VIEWS = ("", "_at50", "_labelled")
@@ -51,15 +51,12 @@ def write_leaderboard(path: Path, rows: Sequence[Row], select_by: str) -> None:
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """A CSV of `columns`, what a row lacks left empty."""
 
-    def text(value: Any) -> str:
-        return f"{value:.6g}" if isinstance(value, float) and 0 < abs(value) < 1e-3 else f"{value:.6f}"
+    def text(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return f"{value:.6g}" if 0 < abs(value) < 1e-3 else f"{value:.6f}"
 
-    with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            values = [row.get(name, "") for name in columns]
-            writer.writerow([text(value) if isinstance(value, float) else value for value in values])
+    write_csv(path, columns, ([text(row.get(name, "")) for name in columns] for row in rows))
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError, SpecError
-from pipeline.files import read_json, sha256_file, write_json
+from pipeline.files import found_json, read_json, sha256_file, write_json
 from pipeline.ownership import check_owned, owned
 
 MANIFEST_VERSION = 1
@@ -120,10 +120,7 @@ class RunDir:
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or {} where there is none or it cannot be read."""
-        try:
-            manifest = read_json(self.manifest)
-        except (OSError, ValueError):
-            return {}
+        manifest = found_json(self.manifest)
         return manifest if manifest.get("version") == MANIFEST_VERSION else {}
 
     def manifest_state(self, identity: str) -> str:

@@ -16,7 +16,7 @@ from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
 from pipeline.deciding import Rule, Validation, mean_scores
 from pipeline.errors import SubmissionError
-from pipeline.files import atomic_write
+from pipeline.files import write_csv
 from pipeline.metrics import all_metrics
 from pipeline.rundir import ExperimentDir, RunDir
 from pipeline.spec import EvaluateSpec
@@ -105,10 +105,8 @@ def write_submission(
     path: Path, names: Sequence[str], labels: Sequence[str], decisions_NK: npt.NDArray[np.uint8]
 ) -> None:
     """`ids,<label>,...` and a row of 0/1 per image, atomically."""
-    with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["ids", *labels])
-        writer.writerows([name, *row] for name, row in zip(names, decisions_NK.tolist(), strict=True))
+    rows = zip(names, decisions_NK.tolist(), strict=True)
+    write_csv(path, ["ids", *labels], ([name, *decisions] for name, decisions in rows))
 
 
 def check_submission(

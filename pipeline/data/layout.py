@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.data.labels import label_members
 from pipeline.data.sources import Source, fingerprint, list_images, open_source, read_list
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, write_json
+from pipeline.files import found_json, write_json
 from pipeline.identity import canonical, digest
 from pipeline.spec import DataSpec, LabelsSpec, ListSplit, TestSpec
 
@@ -114,10 +114,7 @@ def is_whole(packed_dir: Path, expected_digest: str) -> bool:
 
 def read_dataset(packed_dir: Path) -> dict[str, Any] | None:
     """`dataset.json`, None where it is missing or unreadable."""
-    try:
-        dataset = read_json(packed_dir / DATASET)
-    except (OSError, ValueError):
-        return None
+    dataset = found_json(packed_dir / DATASET)
     return dataset if dataset.get("version") == PACK_VERSION else None
 
 
@@ -157,10 +154,7 @@ def _checksum(source: Source, member: str) -> tuple[int, int]:
 
 def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> str:
     path = cache / f"{key[:32]}.json"
-    try:
-        known = read_json(path)
-    except (OSError, ValueError):
-        known = {}
+    known = found_json(path)
     if known.get("key") == key:
         return str(known["digest"])
     value, trusted = compute()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 import shutil
 import tempfile
@@ -35,7 +34,7 @@ from pipeline.data.pixels import PixelFiles
 from pipeline.data.sources import ImageRef, finder, list_images, open_source
 from pipeline.data.wrangle_report import Problems, build_report, refuse_if_bad, summary
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import atomic_write, sha256_file, umask, write_failed, write_json
+from pipeline.files import atomic_write, sha256_file, umask, write_csv, write_failed, write_json
 from pipeline.host import cores
 from pipeline.spec import DataSpec, TestSpec
 
@@ -181,11 +180,9 @@ def _decoded(
 
 
 def _write_index(folder: Path, images: Sequence[ImageRef], pixel_digests: Sequence[str]) -> None:
-    with atomic_write(folder / INDEX, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "id", "name", "pixels"])
-        for row, (image, pixels) in enumerate(zip(images, pixel_digests, strict=True)):
-            writer.writerow([row, image.id, image.name, pixels])
+    pairs = enumerate(zip(images, pixel_digests, strict=True))
+    rows = ([row, image.id, image.name, pixels] for row, (image, pixels) in pairs)
+    write_csv(folder / INDEX, ["row", "id", "name", "pixels"], rows)
 
 
 def _put_in_place(folder: Path, target: Path, digest: str) -> None:

@@ -150,13 +150,11 @@ class Report:
     def _settings(self) -> str:
         facts = self.facts
         svg = self.plots.add("settings", f"{facts.by} by setting", lambda: figures.effects(facts))
-        sign = 1 if facts.lower_is_better else -1
         rows = []
         for key, groups in facts.axes.items():
             for name, cells in groups.items():
-                found = sorted(
-                    (v for c in cells if (v := c.value(facts.by)) is not None), key=lambda v: sign * v
-                )
+                values = [value for cell in cells if (value := cell.value(facts.by)) is not None]
+                found = sorted(values, reverse=not facts.lower_is_better)
                 if found:
                     texts = [f"{number:.4f}" for number in (statistics.mean(found), found[0], found[-1])]
                     rows.append([key, name, str(len(found)), *texts])
