@@ -26,7 +26,7 @@ class CellFacts:
     """One cell: its row of the leaderboard (empty before it is ranked), and what its folder says."""
 
     name: str
-    state: str  # done, failed, diverged, started, missing
+    state: str  # done, failed, diverged, missing, ensemble; unfinished: running or killed, files cannot tell
     error: str
     row: dict[str, str]
     settings: dict[str, Any]  # dotted key -> value
@@ -123,9 +123,10 @@ def short(key: str) -> str:
 
 def _cell(run: RunDir, row: dict[str, str], hourly: tuple[float, str] | None) -> CellFacts:
     manifest = run.read_manifest()
-    state = row.get("state") or str(manifest.get("state", "missing"))
-    if state == "missing" and manifest.get("state") == "started":
-        state = "started"  # after the leaderboard was made
+    found = str(manifest.get("state", "missing"))
+    state = row.get("state") or found
+    if found == "started" and state in ("missing", found):  # perhaps since the leaderboard was made
+        state = "unfinished"
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of a sweep's thousand specs
         spec = yaml.load(run.spec.read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe loader

@@ -36,7 +36,7 @@ class Report:
     def summary(self) -> str:
         """The answer in a few words: what won, by how much, whether that is sure, and what it cost."""
         facts, best = self.facts, self.facts.best
-        states = Counter(_WORDS.get(cell.state, cell.state) for cell in facts.trained)
+        states = Counter(cell.state for cell in facts.trained)
         entries = [("Cells", f"{states['done']} of {len(facts.trained)} done", plain(states))]
         if best is not None and (value := best.value(facts.by)) is not None:
             how = {"user": "picked by hand", "ensemble": "mean scores of several cells"}.get(
@@ -205,9 +205,7 @@ class Report:
             epoch, of = cell.epochs[-1]["epoch"] if cell.epochs else 0, cell.settings.get("train.epochs", "?")
             speed = f"{statistics.median(speeds):.0f}" if speeds else ""
             done = [f"{epoch}/{of}", str(best[0]) if best else "", cell.device, speed, _clock(cell.hours)]
-            rows.append(
-                [cell.name, _WORDS.get(cell.state, cell.state), *done, units, f"make grid SPEC={spec}"]
-            )
+            rows.append([cell.name, cell.state, *done, units, f"make grid SPEC={spec}"])
         table = self._table("cells", Table(_CELLS, rows), 20)
         specs = "".join(
             fold(f"spec of {cell.name}", f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>")
@@ -245,11 +243,8 @@ class Report:
         return self._table("provenance", Table(["cells", *names], rows), 10)
 
 
-_WORDS = {"started": "unfinished"}  # running or killed: files cannot tell
-
-
 def _state(cell: CellFacts, facts: Facts) -> str:
-    text = _WORDS.get(cell.state, cell.state) + (f": {cell.error}" if cell.error else "")
+    text = cell.state + (f": {cell.error}" if cell.error else "")
     best = _best_epoch(cell, facts.curve_by)
     if not best:
         return text
