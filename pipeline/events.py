@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import struct_pb2
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -106,7 +105,7 @@ def session_start(name: str, settings: Mapping[str, Any]) -> Value:
         kind = "bool_value" if isinstance(value, bool) else "number_value"
         if not isinstance(value, bool | int | float):
             kind, value = "string_value", "none" if value is None else str(value)
-        start.hparams[key].CopyFrom(struct_pb2.Value(**{kind: value}))
+        setattr(start.hparams[key], kind, value)
     return _session(
         hparams.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start)
     )
