@@ -21,6 +21,7 @@ from typing import Any
 from jobs import ledger
 from pipeline.files import shown
 from pipeline.model_names import CNNS
+from pipeline.uncompiled import leave_compiler_out
 
 EXIT_FAILED = 2  # a PipelineError: said in one line, worth no traceback
 EXIT_STOPPED = 75  # stopped by a signal with everything saved; starting again goes on
@@ -277,6 +278,7 @@ def run_task(task: Task) -> int:
     """Run it here; a PipelineError becomes one line and an exit status."""
     from pipeline.errors import PipelineError
 
+    leave_compiler_out()
     try:
         return task()
     except PipelineError as error:
@@ -295,6 +297,7 @@ def main() -> int:
     """Import the modules that the arguments name, read a task from standard input and run it."""
     # a stage that is stopped still tidies up after itself; a training cell saves instead
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
+    leave_compiler_out()
     gc.disable()  # what imports make, stays: looking for garbage among it is a tenth of the start
     for name in sys.argv[1:]:
         with contextlib.suppress(Exception):  # the task meets it again, and says it in its own way
