@@ -166,9 +166,12 @@ class Report:
         counts, found = self.facts.split_counts(), self.facts.wrangle_report()
         parts = []
         if counts:
-            keys = list(next(iter(counts.values())))
-            rows = [[name, *(plain(entry.get(key)) for key in keys)] for name, entry in counts.items()]
-            parts.append(self._table("splits", Table(["split", *keys], rows)))
+            labels = list(next(iter(counts.values())).get("labels", {}))
+            rows = [
+                [name, *map(plain, [part["images"], part["blank"], *part.get("labels", {}).values()])]
+                for name, part in counts.items()
+            ]
+            parts.append(self._table("splits", Table(["split", "images", "blank", *labels], rows)))
         if found:
             images = int(found["packed"])
             svg = self.plots.add(

@@ -1,5 +1,7 @@
 """Who is trained on and who is held out."""
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,6 +181,15 @@ def test_a_split_reads_back_as_it_was_written(tmp_path):
     again = read_split(tmp_path / "split.json")
     assert again.train.tolist() == result.train.tolist()
     assert again.test.tolist() == result.test.tolist()
+
+
+def test_a_label_may_be_called_as_a_count_is(tmp_path):
+    packed = replace(packed_of(labels(20)), labels=("images", "blank", "x"))
+    write_split(tmp_path / "split.json", split(packed, {"method": "ordered", "validation": 0.25}), packed)
+    counts = json.loads((tmp_path / "split.json").read_text())["counts"]["train"]
+    trained_NK = packed.labels_NK[:15]
+    assert (counts["images"], counts["blank"]) == (15, (trained_NK.sum(axis=1) == 0).sum())
+    assert counts["labels"] == dict(zip(packed.labels, trained_NK.sum(axis=0).tolist(), strict=True))
 
 
 def test_a_damaged_split_file_is_named(tmp_path):
