@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
 from collections.abc import Sequence
@@ -34,12 +33,13 @@ class Estimate:
 def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Estimate:
     """By the speed of finished cells of the same network and picture size in this experiment."""
     speeds = _speeds(plan)
+    images_of = {split: _training_images(split) for split in {cell.data.split for cell in cells}}
     hours = units = 0.0
     known = 0
     for cell in cells:
         train = cell.cell.spec.train
         speed = speeds.get(_kind(train))
-        images = _training_images(cell)
+        images = images_of[cell.data.split]
         if not speed or not images:
             continue
         known += 1
@@ -69,15 +69,9 @@ def _speeds(plan: Plan) -> dict[tuple[Any, ...], float]:
     return {key: statistics.median(speeds) for key, speeds in found.items()}
 
 
-def _training_images(cell: PlannedCell) -> int:
-    if cell.data.split is None or not cell.data.split.exists():
+def _training_images(split: Path | None) -> int:
+    if split is None or not split.exists():
         return 0
-    return _images_of(cell.data.split)
-
-
-@functools.lru_cache(maxsize=64)  # cells of a grid share it
-def _images_of(split: Path) -> int:
     counts = json.loads(split.read_text())["counts"]
-    return int(
-        counts["train"]["images"] + counts["validation"]["images"] // 3
-    )  # scoring is the forward third
+    # scoring is the forward third
+    return int(counts["train"]["images"] + counts["validation"]["images"] // 3)
