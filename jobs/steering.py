@@ -15,7 +15,7 @@ from jobs.slurm import submitting
 from pipeline.errors import SpecError
 from pipeline.files import shown, write_json
 from pipeline.jsonl import read_jsonl
-from pipeline.rundir import ExperimentDir
+from pipeline.rundir import ExperimentDir, RunDir
 
 
 def cancel(request: Request) -> int:
@@ -65,7 +65,7 @@ def prune(request: Request) -> int:
     plan = make_plan(request.loaded)
     experiment = plan.experiment
     with submitting(experiment):
-        freed = sum(_training_states(experiment, cell.run.path) for cell in plan.cells if cell.reason is None)
+        freed = sum(_training_states(cell.run) for cell in plan.cells if cell.reason is None)
         freed += _remove(experiment.path / "replaced")
         freed += sum(_remove(data.packed / "features") for data in plan.datasets)  # made again where needed
         if request.profile.scheduler == "slurm":
@@ -74,16 +74,14 @@ def prune(request: Request) -> int:
     return 0
 
 
-def _training_states(experiment: ExperimentDir, cell: Path) -> int:
+def _training_states(run: RunDir) -> int:
     """A finished cell needs no state to resume from; its best checkpoint stays."""
-    run = experiment.find(cell.name)
     manifest = run.read_manifest()
     freed = 0
     for path in (run.checkpoint_last, run.checkpoint_previous):
         if manifest["files"].pop(path.name, None) is not None:
-            write_json(
-                run.manifest, manifest
-            )  # first: a file that is gone and still listed would mean damage
+            # first: a file that is gone and still listed would mean damage
+            write_json(run.manifest, manifest)
             freed += _remove(path)
     return freed
 
