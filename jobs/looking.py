@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 
 from jobs import here, remote
 from jobs.cost import estimate
@@ -50,9 +51,7 @@ def table(request: Request, plan: Plan) -> str:
     lines = [
         " ".join(text.ljust(w) for text, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
     ]
-    counts: dict[str, int] = {}
-    for row in rows[1:]:
-        counts[row[1]] = counts.get(row[1], 0) + 1
+    counts = Counter(row[1] for row in rows[1:])
     stages = []
     if standing:
         stages += [f"wrangle: job {job}" for job in sorted(set(standing.wrangling.values()))]

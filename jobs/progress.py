@@ -40,8 +40,7 @@ class Progress:
         result = f"  {self.by} {score:.4f}" if ok and score is not None else ""
         seconds = time.monotonic() - began
         mark = "ok  " if ok else "FAIL"
-        text = f"{how}{result}" if not ok or how != "done" or result else how
-        self._line(f"  {mark} {self.done}/{self.total} {name}: {text}  ({seconds:.0f} s)")
+        self._line(f"  {mark} {self.done}/{self.total} {name}: {how}{result}  ({seconds:.0f} s)")
 
     def tick(self) -> None:
         """Redraw the live block, or now and then print it as one plain line."""
