@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class Plan:
 
     loaded: Loaded
     cells: list[PlannedCell]
+    _tests: dict[DataSpec, PlannedData | None] = field(default_factory=dict)  # found out once
 
     @property
     def root(self) -> Path:
@@ -87,23 +88,17 @@ class Plan:
         """The distinct packed sets with their splits, in the order of the cells."""
         return list({cell.data.split: cell.data for cell in self.cells}.values())
 
-    @cached_property
-    def _tests(self) -> dict[str, PlannedData | None]:
-        return {}
-
     def test_of(self, data: DataSpec) -> PlannedData | None:
         """The images to predict under a cell of this data: packed as its own, or its split's test rows.
 
         None where there are neither. Never those of another cell: with a grid over splits, one cell's
         test images are another's training images.
         """
-        key = digest(data.model_dump(mode="json"))
-        if key not in self._tests:
-            has_test = data.test is not None or getattr(data.split, "test", None)
-            self._tests[key] = (
-                _planned_data(data, self.root, test=data.test is not None) if has_test else None
-            )
-        return self._tests[key]
+        if data not in self._tests:
+            own = data.test is not None
+            has_test = own or getattr(data.split, "test", None)
+            self._tests[data] = _planned_data(data, self.root, test=own) if has_test else None
+        return self._tests[data]
 
     @property
     def tests(self) -> dict[str, PlannedData]:
@@ -140,14 +135,13 @@ def make_plan(loaded: Loaded) -> Plan:
     """Expand the grid and find out what is there; raises SpecError or DataError."""
     experiment = experiment_dir(loaded)
     folders = experiment.folders()
-    datasets: dict[str, PlannedData] = {}
+    datasets: dict[DataSpec, PlannedData] = {}
     weights: dict[str, str] = {}
     planned = []
     for cell in expand_grid(loaded):
-        key = digest(cell.spec.data.model_dump(mode="json"))
-        if key not in datasets:
-            datasets[key] = _planned_data(cell.spec.data, loaded.root)
-        data = datasets[key]
+        if cell.spec.data not in datasets:
+            datasets[cell.spec.data] = _planned_data(cell.spec.data, loaded.root)
+        data = datasets[cell.spec.data]
         path = cell.spec.train.model.weights_file
         if path is not None and path not in weights:
             weights[path] = _weights_digest(Path(path))
