@@ -101,7 +101,7 @@ def config_dir() -> Path:
 def default_cluster() -> str:
     """LABELGRID_CLUSTER, else `default_cluster` of the user's config.yaml, else local."""
     named = os.environ.get("LABELGRID_CLUSTER")
-    return named or str(_config().get("default_cluster", "local"))
+    return named or str(_config().value.get("default_cluster", "local"))
 
 
 def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
@@ -122,14 +122,10 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     document = Document({})
     for path in paths:
         _merge(document, read(path, shown=shown(path)))
-    config = config_dir() / "config.yaml"
-    settings = _config().get("cluster")
-    if settings:
-        user = read(config, shown=shown(config))
-        inner = Document(
-            settings, {key[1:]: place for key, place in user.places.items() if key[:1] == ("cluster",)}, []
-        )
-        _merge(document, inner)
+    user = _config()
+    places = {key[1:]: place for key, place in user.places.items() if key[:1] == ("cluster",)}
+    if settings := user.value.get("cluster"):
+        _merge(document, Document(settings, places))
     for variable in ("LABELGRID_ACCOUNT", "SBATCH_ACCOUNT"):
         if os.environ.get(variable):
             document.value["account"] = os.environ[variable]
@@ -149,29 +145,22 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
             document.mistakes.append(
                 Mistake(document.place(key_path), key_path, f"{text} (got {item['input']!r})")
             )
-        raise_mistakes(paths[-1], document.mistakes)
     if document.mistakes:
         raise_mistakes(paths[-1], document.mistakes)
     return profile
 
 
-def _config() -> dict[str, Any]:
+def _config() -> Document:
     path = config_dir() / "config.yaml"
     if not path.exists():
-        return {}
+        return Document({})
     document = read(path, shown=shown(path))
-    unknown = (
-        set(document.value or {}) - {"default_cluster", "cluster"}
-        if isinstance(document.value, dict)
-        else {"?"}
-    )
-    if document.mistakes or unknown:
-        for key in sorted(unknown):
-            document.mistakes.append(
-                Mistake(document.place((key,)), (key,), "known: default_cluster, cluster")
-            )
+    keys = document.value if isinstance(document.value, dict) else {"?"}
+    for key in sorted({*keys} - {"default_cluster", "cluster"}):
+        document.mistakes.append(Mistake(document.place((key,)), (key,), "known: default_cluster, cluster"))
+    if document.mistakes:
         raise_mistakes(path, document.mistakes)
-    return dict(document.value)
+    return document
 
 
 def _merge(document: Document, other: Document) -> None:
