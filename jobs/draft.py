@@ -74,7 +74,7 @@ def draft(
     new = [data for data in needed.values() if str(data.packed) not in wrangling]
     waits = tuple(sorted({wrangling[str(d.packed)] for d in needed.values() if str(d.packed) in wrangling}))
     if new:
-        steps = Steps(tuple(_wrangle(plan, data) for data in new))
+        steps = Steps(tuple(wrangle_task(plan, data) for data in new))
         packs = tuple(str(data.packed) for data in new)
         batches.append(Batch("wrangle", (steps,), profile.cpu, packs=packs, requeue=profile.requeue))
         waits = (*waits, "wrangle")
@@ -172,17 +172,16 @@ def evaluate_task(plan: Plan) -> Evaluate:
     )
 
 
-def submit_task(plan: Plan, cells: Sequence[str] | None) -> Submit:
+def submit_task(plan: Plan, cells: tuple[str, ...] | None) -> Submit:
     """The task that predicts and writes the submission of `cells`, or of those selected by then."""
     spec = plan.loaded.spec
     tests = {name: (str(t.packed), str(t.split) if t.split else None) for name, t in plan.tests.items()}
-    tests = tests if cells is None else {name: tests[name] for name in cells}
-    chosen = None if cells is None else tuple(cells)
     evaluate = spec.evaluate.model_dump_json()
-    return Submit(str(plan.experiment.path), chosen, tests, spec.run.device, evaluate)
+    return Submit(str(plan.experiment.path), cells, tests, spec.run.device, evaluate)
 
 
-def _wrangle(plan: Plan, data: PlannedData) -> Wrangle:
+def wrangle_task(plan: Plan, data: PlannedData) -> Wrangle:
+    """The task that packs a data set."""
     root = str(data_root(plan.root))
     return Wrangle(data=data.data.model_dump_json(), data_root=root, test=data.split is None)
 
@@ -194,7 +193,7 @@ def _closing(
     task = Closing(evaluate_task(plan), (), submit)
     # a submission scores the test images, which wants what training wants
     resources = profile.train if submit else profile.cpu
+    condition = "afterany"
     if not after:  # no cell to wait for: only the data, if that
-        after = tuple(batch.key for batch in batches)
-        return Batch("closing", (task,), resources, after=after, requeue=profile.requeue)
-    return Batch("closing", (task,), resources, after=after, condition="afterany", requeue=profile.requeue)
+        after, condition = tuple(batch.key for batch in batches), "afterok"
+    return Batch("closing", (task,), resources, after=after, condition=condition, requeue=profile.requeue)

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs import ledger
-from jobs.draft import evaluate_task, train_task
+from jobs.draft import evaluate_task, train_task, wrangle_task
 from jobs.graph import Plan, PlannedCell, PlannedData, data_root, experiment_dir, make_plan
 from jobs.local import Job, Outcome, Slots, last_error, mark_killed, run_jobs, started_early
 from jobs.progress import Progress
 from jobs.request import Request
 from jobs.snapshot import snapshot
-from jobs.stages import EXIT_STOPPED, FetchWeights, Predict, Task, Wrangle
+from jobs.stages import EXIT_STOPPED, FetchWeights, Predict, Task
 from jobs.together import on_this_machine, process_of
 from pipeline.errors import SubmissionError
 from pipeline.files import shown
@@ -143,10 +143,7 @@ def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False
             if not quiet:
                 print(f"{shown(data.packed)}: whole")
             continue
-        task = Wrangle(
-            data=data.data.model_dump_json(), data_root=str(data_root(plan.root)), test=data.split is None
-        )
-        status = _run_one(plan, f"wrangle {data.packed.name}", task)
+        status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data))
         if status:
             return status
         print(f"packed: {shown(data.packed)}", flush=True)

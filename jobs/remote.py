@@ -18,7 +18,6 @@ from jobs.standing import Overview, overview
 from pipeline.errors import SpecError, SubmissionError
 from pipeline.files import shown
 from pipeline.provenance import code
-from pipeline.rundir import ExperimentDir
 
 
 def grid(request: Request) -> int:
@@ -55,7 +54,10 @@ def _submit(request: Request, *, submission: bool) -> int:
         status = here.fetch_weights(plan)
         if status:
             return status
-        ids = submitter(request, plan.experiment).submit(batches)
+        frozen = snapshot(plan.experiment.code)
+        plan.experiment.slurm.mkdir(parents=True, exist_ok=True)
+        submitter = Submitter(request.profile, request.cluster, plan.experiment, frozen, code()["digest"])
+        ids = submitter.submit(batches)
         cancel(standing.closing)  # the new closing waits for their cells too
     for batch in batches:
         jobs = ids[batch.key]
@@ -98,13 +100,6 @@ def _draft(
         max_array=request.profile.max_array or max_array_size(),
         submission=submission,
     )
-
-
-def submitter(request: Request, experiment: ExperimentDir) -> Submitter:
-    """What turns batches into jobs, with the code as it is now."""
-    frozen = snapshot(experiment.code)
-    experiment.slurm.mkdir(parents=True, exist_ok=True)
-    return Submitter(request.profile, request.cluster, experiment, frozen, code()["digest"])
 
 
 def place(plan: Plan, profile: Profile) -> None:
@@ -172,6 +167,6 @@ def _ranked(request: Request, plan: Plan, standing: Overview, *, submission: boo
     batches = _draft(request, plan, standing, [], submission=True)
     (closing,) = batches[-1].tasks
     last = replace(
-        batches[-1], tasks=(replace(closing, submit=submit_task(plan, [run.name for run in chosen])),)
+        batches[-1], tasks=(replace(closing, submit=submit_task(plan, tuple(run.name for run in chosen))),)
     )
     return status, [*batches[:-1], last]
