@@ -18,7 +18,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
-        _add_common(verbs.add_parser(name, help=(verb.__doc__ or "").splitlines()[0]))
+        command = verbs.add_parser(name, help=(verb.__doc__ or "").splitlines()[0])
+        command.add_argument("spec", type=Path, metavar="SPEC")
+        command.add_argument("--cluster", metavar="NAME", help="a profile; default: local")
+        command.add_argument("--set", action="append", nargs="*", default=[], metavar="KEY=VALUE")
+        command.add_argument("--run", metavar="CELL", help="a cell's folder name or a unique prefix of it")
     verbs.add_parser("demo", help="draw a data set and run the whole pipeline on it")
     data = verbs.add_parser("data", help="download MIRFLICKR-25000 and its annotations")
     data.add_argument("--folder", type=Path, default=Path("data/raw"))
@@ -55,10 +59,3 @@ def _dispatch(options: argparse.Namespace) -> int:
     profile = load_profile(name, of_cluster)
     loaded = read_spec(options.spec, [text for text in overrides if text not in of_cluster])
     return VERBS[options.verb](Request(loaded, name, profile, options.run))
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("spec", type=Path, metavar="SPEC")
-    parser.add_argument("--cluster", metavar="NAME", help="a profile; default: local")
-    parser.add_argument("--set", action="append", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--run", metavar="CELL", help="a cell's folder name or a unique prefix of it")
