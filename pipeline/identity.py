@@ -25,7 +25,7 @@ def canonical(section: BaseModel) -> dict[str, Any]:
         value = getattr(section, name)
         is_tag = name in ("name", "format", "method")
         if is_tag or introduced is PydanticUndefined or value != introduced:
-            result[name] = canonical(value) if isinstance(value, BaseModel) else _plain(value)
+            result[name] = canonical(value) if isinstance(value, BaseModel) else value
     return result
 
 
@@ -64,9 +64,3 @@ def cell_identity(train: TrainSpec, data_digest: str, weights_digest: str | None
     if weights_digest is not None:
         settings["model"] = canonical(train.model) | {"weights": f"sha256:{weights_digest}"}
     return digest({"data": data_digest, "train": settings})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
