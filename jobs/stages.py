@@ -162,7 +162,7 @@ class Together:
                 learner = Learner(spec, attempt, data, weights=weights)
                 facts = {"identity": task.identity, "data": data.packed.digest}
                 write_json(
-                    attempt.run.provenance, facts | {"settled": learner.settled.as_dict()} | provenance()
+                    attempt.run.provenance, facts | {"settled": asdict(learner.settled)} | provenance()
                 )
                 learners.append(learner)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,6 @@ class Settled:
     def scaler(self) -> torch.amp.GradScaler:
         """A loss scaler, enabled for fp16 only."""
         return torch.amp.GradScaler(self.device, enabled=self.precision == "fp16")
-
-    def as_dict(self) -> dict[str, Any]:
-        """For checkpoints and provenance."""
-        return asdict(self)
 
 
 def _best_precision(device: str) -> str:

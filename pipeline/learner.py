@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -215,14 +215,14 @@ class Learner:
             "version": CHECKPOINT_VERSION,
             "stream_version": STREAM_VERSION,
             "identity": self.identity,
-            "settled": self.settled.as_dict(),
+            "settled": asdict(self.settled),
             "epoch": self.epoch,
             "step": self.step,
             "model": self.net.state_dict(),
             "average": self.average.net.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "plateau": self.plateau.as_dict(),
+            "plateau": asdict(self.plateau),
             "best": self.best,
             "metrics": metrics_digest,
             "loss_sum": float(self.loss_sum),

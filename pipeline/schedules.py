@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from pipeline.spec import Cosine, OneCycle, Plateau, ScheduleSpec, Step
 
@@ -45,10 +44,6 @@ class PlateauState:
         if self.bad_epochs + 1 < schedule.patience_epochs:
             return PlateauState(self.factor, self.best, self.bad_epochs + 1)
         return PlateauState(self.factor * schedule.factor, self.best, 0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return asdict(self)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

@@ -1,6 +1,7 @@
 """Losses, optimizers and schedules against their definitions and torch's own."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -245,6 +246,6 @@ def test_plateau_waits_then_cuts(higher, values):
         state = state.after_epoch(value, schedule, better_is_higher=higher)
         factors.append(state.factor)
     assert factors == [1, 1, 1, 0.5, 0.5, 0.5]
-    assert PlateauState(**state.as_dict()) == state
+    assert PlateauState(**asdict(state)) == state
     constant = made(ScheduleSpec, name="constant")
     assert PlateauState().after_epoch(math.inf, constant, better_is_higher=True) == PlateauState()
