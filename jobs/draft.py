@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.allocation import CellJob, Closing, Steps
@@ -80,25 +80,21 @@ def draft(
         waits = (*waits, "wrangle")
     arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + len(flying) + 1))
     last = []
-    for number, array in enumerate(arrays, 1):
-        key, after, condition = f"train-{number}", waits, "afterok"
-        runs = 1 if profile.requeue else 1 + profile.continuations
-        for run in range(runs):
-            name = key if run == 0 else f"{key}-more-{run}"
-            tasks, groups, resources = array
-            batch = Batch(
-                name,
-                tasks,
-                resources,
-                cells=groups,
-                after=after,
-                condition=condition,
-                throttle=profile.max_parallel,
-                requeue=profile.requeue,
-            )
-            batches.append(batch)
-            after, condition = (name,), "afterany"
-        last.append(name)
+    for number, (tasks, groups, resources) in enumerate(arrays, 1):
+        batch = Batch(
+            f"train-{number}",
+            tasks,
+            resources,
+            cells=groups,
+            after=waits,
+            throttle=profile.max_parallel,
+            requeue=profile.requeue,
+        )
+        batches.append(batch)
+        for run in range(1, 1 if profile.requeue else 1 + profile.continuations):
+            name, after = f"train-{number}-more-{run}", (batches[-1].key,)
+            batches.append(replace(batch, key=name, after=after, condition="afterany"))
+        last.append(batches[-1].key)
     batches.append(_closing(plan, profile, (*last, *sorted(flying)), batches, submission=submission))
     return batches
 
