@@ -163,21 +163,17 @@ def _slurm(request: Request, plan: Plan) -> Iterator[Check]:
         yield Check("slurm", False, str(error))
         return
     for name, asked in (("train", profile.train), ("cpu", profile.cpu)):
-        test = [
-            "sbatch",
-            "--test-only",
-            "--wrap=true",
-            f"--time={asked.time_min}",
-            f"--cpus-per-task={asked.cpus}",
-        ]
         options = {
+            "time": asked.time_min,
+            "cpus-per-task": asked.cpus,
             "account": profile.account,
             "partition": asked.partition,
             "gres": asked.gres,
             "qos": asked.qos,
+            "mem": f"{asked.mem_gb:g}G" if asked.mem_gb else None,
         }
-        test += [f"--{option}={value}" for option, value in options.items() if value]
-        test += [f"--mem={asked.mem_gb:g}G"] if asked.mem_gb else []
+        asking = [f"--{option}={value}" for option, value in options.items() if value]
+        test = ["sbatch", "--test-only", "--wrap=true", *asking]
         done = subprocess.run(test, capture_output=True, text=True)
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         yield Check(f"a {name} job", done.returncode == 0, said[-1].strip() if said else "accepted")

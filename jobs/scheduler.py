@@ -127,13 +127,10 @@ def ending(job: str, state: JobState, folder: Path) -> str:
 def reasons(jobs_of: Mapping[str, str], folder: Path, *, wait_s: float = 0.0) -> dict[str, str]:
     """Why cells (name -> job) ended that could not say so themselves; sacct may lag `wait_s` behind."""
     deadline = time.monotonic() + wait_s
-    while True:
-        known = states(jobs_of.values())
-        if not any(known[job].active for job in jobs_of.values() if job in known):
-            break
-        if time.monotonic() >= deadline:
-            break
+    known = states(jobs_of.values())
+    while any(state.active for state in known.values()) and time.monotonic() < deadline:
         time.sleep(1)
+        known = states(jobs_of.values())
     whys = {cell: ending(job, known[job], folder) for cell, job in jobs_of.items() if job in known}
     return {cell: why for cell, why in whys.items() if why}
 

@@ -234,10 +234,8 @@ class Submitter:
 
 def explained(error: str, batch: Batch, cluster: str) -> str:
     """sbatch's refusal with its likely cause and what to type."""
-    said = [
-        line.strip() for line in error.splitlines() if "sbatch: error:" in line or "error:" in line.lower()
-    ]
-    text = "; ".join(dict.fromkeys(line.split("error:")[-1].strip() for line in said)) or error.strip()[-300:]
+    said = [line.split("error:")[-1].strip() for line in error.splitlines() if "error:" in line.lower()]
+    text = "; ".join(dict.fromkeys(said)) or error.strip()[-300:]
     hint = next(
         (hint for pattern, hint in _REFUSALS if re.search(pattern, text)), "ask your site, or see `make plan`"
     )
