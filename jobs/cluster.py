@@ -106,18 +106,13 @@ def default_cluster() -> str:
 
 def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     """The profile `name` with the user's settings; a SpecError lists every mistake with its place."""
-    paths = [
-        path
-        for path in (SHIPPED / f"{name}.yaml", config_dir() / "clusters" / f"{name}.yaml")
-        if path.exists()
-    ]
+    folders = (SHIPPED, config_dir() / "clusters")
+    paths = [path for folder in folders if (path := folder / f"{name}.yaml").exists()]
     if not paths or not re.fullmatch(r"[\w.-]+", name):
-        known = sorted(
-            {path.stem for folder in (SHIPPED, config_dir() / "clusters") for path in folder.glob("*.yaml")}
-        )
+        known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
         raise SpecError(
             f"unknown cluster {name!r}; known: {', '.join(known)}; a profile of your own is a file "
-            f"{shown(config_dir() / 'clusters')}/{name}.yaml"
+            f"{shown(folders[1])}/{name}.yaml"
         )
     document = Document({})
     for path in paths:
@@ -141,10 +136,8 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
         for item in error.errors(include_url=False):
             known_keys = ", ".join(Profile.model_fields) if len(item["loc"]) == 1 else ""
             text = f"unknown key; known: {known_keys}" if item["type"] == "extra_forbidden" else item["msg"]
-            key_path = tuple(item["loc"])
-            document.mistakes.append(
-                Mistake(document.place(key_path), key_path, f"{text} (got {item['input']!r})")
-            )
+            key = item["loc"]
+            document.mistakes.append(Mistake(document.place(key), key, f"{text} (got {item['input']!r})"))
     if document.mistakes:
         raise_mistakes(paths[-1], document.mistakes)
     return profile

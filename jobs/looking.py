@@ -66,11 +66,8 @@ def _local(cell: PlannedCell) -> Standing:
         return Standing(cell, "held", cell.held)
     worker = owner(cell.run.path) if cell.reason is not None else ""
     if worker:
-        elapsed = (
-            max(0, int(time.time() - cell.run.provenance.stat().st_mtime))
-            if cell.run.provenance.exists()
-            else 0
-        )
+        begun = cell.run.provenance
+        elapsed = max(0, int(time.time() - begun.stat().st_mtime)) if begun.exists() else 0
         return Standing(cell, "flight", state=JobState("RUNNING", worker, elapsed, in_queue=True))
     return Standing(cell, "done" if cell.reason is None else "submit", cell.reason or "")
 

@@ -97,22 +97,12 @@ def _standing(
     why = ending(job, ended, experiment.slurm) or cell.reason
     if why == "out of memory" and (mem_gb or 0) <= (last.get("mem_gb") or 0):
         asked = f"{last['mem_gb']:g} GB" if last.get("mem_gb") else "the site's own share"
-        return Standing(
-            cell,
-            "held",
-            f"out of memory with {asked}; ask for more (run.resources mem_gb), or a smaller batch",
-            job,
-            ended,
-        )
+        why = f"out of memory with {asked}; ask for more (run.resources mem_gb), or a smaller batch"
+        return Standing(cell, "held", why, job, ended)
     crashes = [e for e in history if e.get("code") == code and _crashed(known.get(e["jobs"][-1]))]
     if len(crashes) >= _CRASHES and crashes[-1] is last:
-        return Standing(
-            cell,
-            "held",
-            f"failed {len(crashes)} times under the same code ({why}); see its log, then `make retry`",
-            job,
-            ended,
-        )
+        why = f"failed {len(crashes)} times under the same code ({why}); see its log, then `make retry`"
+        return Standing(cell, "held", why, job, ended)
     if cell.reason.startswith("failed: ") and not why.startswith(("cancelled", "out of memory")):
         why = cell.reason
     return Standing(cell, "submit", why, job, ended)

@@ -44,13 +44,11 @@ def retry(request: Request) -> int:
     run = plan.experiment.find(request.run)
     with submitting(plan.experiment):
         if request.profile.scheduler == "slurm":
-            flying = [
-                cell for cell in remote.look(request, plan).of("flight") if cell.planned.run.name == run.name
-            ]
-            if flying:
-                raise SpecError(
-                    f"{run.name} is in flight as job {flying[0].job}; `make cancel RUN={run.name}` first"
-                )
+            for cell in remote.look(request, plan).of("flight"):
+                if cell.planned.run == run:
+                    raise SpecError(
+                        f"{run.name} is in flight as job {cell.job}; `make cancel RUN={run.name}` first"
+                    )
         with run.owned():
             kept = plan.experiment.path / "replaced" / f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
             kept.parent.mkdir(exist_ok=True)
