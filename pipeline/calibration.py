@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.metrics import Decisions, Scores
+
 # N images, K labels
-Scores = npt.NDArray[np.float32]
-Decisions = npt.NDArray[np.uint8]
 BINS = 10
 _RIDGE = 1e-3  # nothing beside the data of any label that can be told apart
 

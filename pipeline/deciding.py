@@ -18,13 +18,12 @@ from pipeline.data.seeding import seeded
 from pipeline.errors import SubmissionError
 from pipeline.expected_f1 import maximise_expected_f1
 from pipeline.identity import digest
+from pipeline.metrics import Decisions, Scores
 from pipeline.rundir import RunDir
 from pipeline.spec import EvaluateSpec
 from pipeline.thresholds import decide, tune
 
 # N images, K labels
-Scores = npt.NDArray[np.float32]
-Decisions = npt.NDArray[np.uint8]
 FOLDS = 5
 
 

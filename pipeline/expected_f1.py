@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.metrics import Decisions, Scores
+
 # N images, K labels, S number of true labels of an image
-Scores = npt.NDArray[np.float32]
-Decisions = npt.NDArray[np.uint8]
 _CHUNK = 256  # images at a time
 
 

@@ -29,9 +29,10 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.data.augment import to_input
 from pipeline.data.decoding import DECODE_ERRORS, decode, to_pixels
 from pipeline.data.sources import open_source
-from pipeline.deciding import Rule, Scores, Validation, mean_scores
+from pipeline.deciding import Rule, Validation, mean_scores
 from pipeline.errors import CheckpointError, DataError, PipelineError
 from pipeline.folding import folded
+from pipeline.metrics import Scores
 from pipeline.prediction import load_scorer
 from pipeline.rundir import ExperimentDir, RunDir
 from pipeline.scoring import Scorer

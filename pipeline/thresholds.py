@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics import WeightedCounts
+from pipeline.metrics import Decisions, Scores, WeightedCounts
 
 # N images, K labels
-Scores = npt.NDArray[np.float32]
-Decisions = npt.NDArray[np.uint8]
 Truth = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # labels, or the probability of each
 Thresholds = npt.NDArray[np.float32]
 _ROUNDS = 30  # each changes something, or is the last
@@ -62,7 +60,9 @@ def _tune_micro(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
     ranked = [_ranked(s, t) for s, t in zip(scores_NK.T, targets_NK.T, strict=True)]
     value = -1.0
     for _ in range(_ROUNDS):
-        both = WeightedCounts(*_sums(decide(scores_NK, thresholds_K), targets_NK))
+        decided_NK = decide(scores_NK, thresholds_K)
+        hits = (decided_NK * targets_NK).sum(dtype=np.float64)
+        both = WeightedCounts(hits, decided_NK.sum(), targets_NK.sum(dtype=np.float64))
         if float(both.f1) <= value:
             break
         value = float(both.f1)
@@ -105,14 +105,7 @@ def _tune_samples(
     return thresholds_K, value
 
 
-def _sums(decided_NK: Decisions, targets_NK: Truth) -> tuple[float, float, float]:
-    hits = (decided_NK * targets_NK).sum(dtype=np.float64)
-    return float(hits), float(decided_NK.sum()), float(targets_NK.sum(dtype=np.float64))
-
-
-def _ranked(
-    scores_N: Scores, targets_N: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def _ranked(scores_N: Scores, targets_N: Truth) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """The images by falling score, and the (expected) hits among the first 0, 1, ... N of them."""
     order = np.argsort(-scores_N, kind="stable")
     return order, np.concatenate([[0.0], np.cumsum(targets_N[order], dtype=np.float64)])

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.files import atomic_write
+from pipeline.metrics import Decisions, Scores
 from pipeline.report.facts import CellFacts, Facts
-from pipeline.thresholds import Decisions, Scores
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; with dashes for those who see none
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B0A100")

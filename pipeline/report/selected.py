@@ -15,6 +15,8 @@ from pipeline.data.packed import PackedSet
 from pipeline.deciding import Rule, Validation
 from pipeline.errors import CheckpointError, DataError
 from pipeline.files import read_json
+from pipeline.metrics import Decisions
+from pipeline.metrics import Decisions, Scores
 from pipeline.pictures import jpeg
 from pipeline.report import figures
 from pipeline.report.facts import Facts
@@ -22,7 +24,6 @@ from pipeline.report.figures import Plots
 from pipeline.report.page import Table, note, plain
 from pipeline.rundir import RunDir
 from pipeline.spec import EvaluateSpec
-from pipeline.thresholds import Decisions
 
 _COLUMNS = ("label", "support", "predicted", "precision", "recall", "f1", "ap", "threshold")
 _CONFUSION = "In per cent. A pair bright on the right but dark on the left is seen together where it is not."
