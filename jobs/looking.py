@@ -47,10 +47,8 @@ def table(request: Request, plan: Plan) -> str:
     by = plan.loaded.spec.train.best_by
     rows = [["cell", "state", "epoch", f"best {by}", "elapsed", "left", "job", "reason"]]
     rows += [_row(cell, by) for cell in cells]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    lines = [
-        " ".join(text.ljust(w) for text, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     counts = Counter(row[1] for row in rows[1:])
     stages = []
     if standing:

@@ -11,19 +11,17 @@ from pathlib import Path
 
 from pipeline.errors import SubmitError
 
-_ACTIVE = frozenset(
-    (
-        "PENDING",
-        "RUNNING",
-        "REQUEUED",
-        "SUSPENDED",
-        "COMPLETING",
-        "CONFIGURING",
-        "RESIZING",
-        "SIGNALING",
-        "STOPPED",
-    )
-)
+_ACTIVE = {
+    "PENDING",
+    "RUNNING",
+    "REQUEUED",
+    "SUSPENDED",
+    "COMPLETING",
+    "CONFIGURING",
+    "RESIZING",
+    "SIGNALING",
+    "STOPPED",
+}
 _TIMEOUT_S = 60.0
 
 

@@ -104,13 +104,11 @@ class Together:
 
         stop = StopFlag().install()
         with contextlib.ExitStack() as owned:
-            started = [self._start(train, owned) for train in self.trains]
-            attempts = [(t, a) for t, a in zip(self.trains, started, strict=True) if a is not None]
+            attempts = [(t, a) for t in self.trains if (a := self._start(t, owned)) is not None]
             self._train(attempts, stop)
-        errors = [attempt.error for _, attempt in attempts if attempt.error is not None]
         if any(not attempt.is_done and attempt.error is None for _, attempt in attempts):
             return EXIT_STOPPED
-        return 0 if not errors else EXIT_FAILED
+        return EXIT_FAILED if any(attempt.error for _, attempt in attempts) else 0
 
     def _start(self, task: Train, owned: contextlib.ExitStack) -> Any:
         """An attempt, its folder owned and its manifest `started`; None where the cell is whole already."""
@@ -160,10 +158,9 @@ class Together:
                     data = CellData(PackedSet.open(Path(task.packed)), split.train, split.validation)
                 weights = fetch_weights(spec.train.model, Path(task.weights_folder))
                 learner = Learner(spec, attempt, data, weights=weights)
-                facts = {"identity": task.identity, "data": data.packed.digest}
-                write_json(
-                    attempt.run.provenance, facts | {"settled": asdict(learner.settled)} | provenance()
-                )
+                settled = asdict(learner.settled)
+                facts = {"identity": task.identity, "data": data.packed.digest, "settled": settled}
+                write_json(attempt.run.provenance, facts | provenance())
                 learners.append(learner)
         try:
             train(learners, stop)
@@ -241,9 +238,8 @@ class Submit:
 
     experiment: str
     cells: tuple[str, ...] | None  # None: those selected, known only when this runs
-    tests: dict[
-        str, tuple[str, str | None]
-    ]  # cell -> packed test images and, where it has the rows, the split
+    # cell -> packed test images and, where it has the rows, the split
+    tests: dict[str, tuple[str, str | None]]
     device: str
     evaluate: str  # EvaluateSpec as JSON
 

@@ -120,8 +120,6 @@ def cross_fitted(
     for fold in np.unique(fold_N):
         inside = fold_N == fold
         rule = Rule.fit(evaluate, scores_NK[~inside], targets_NK[~inside])
-        decisions_NK[inside], calibrated_NK[inside] = (
-            rule(scores_NK[inside]),
-            rule.calibration(scores_NK[inside]),
-        )
+        decisions_NK[inside] = rule(scores_NK[inside])
+        calibrated_NK[inside] = rule.calibration(scores_NK[inside])
     return decisions_NK, calibrated_NK

@@ -121,9 +121,8 @@ class Learner:
     def training_mode(self) -> None:
         """Dropout and batch statistics on in what learns: the head alone in the first epochs, if so asked."""
         head_first = self.epoch < self.train.head_first_epochs
-        set_training_mode(
-            self.net, head_of(self.net, self.train.model.name) if head_first else self._learning
-        )
+        learning = head_of(self.net, self.train.model.name) if head_first else self._learning
+        set_training_mode(self.net, learning)
 
     def scorer(self, *, final: bool) -> Scorer:
         """What scores pictures: the epoch's network as it trains, or for good, at the size and views of the spec."""
