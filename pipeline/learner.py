@@ -21,7 +21,7 @@ from pipeline.device import Settled
 from pipeline.ema import WeightAverage
 from pipeline.errors import CheckpointError, DivergedError, TrainingError
 from pipeline.identity import flattened
-from pipeline.losses import build_loss, loss_weights
+from pipeline.losses import build_loss
 from pipeline.metrics import all_metrics
 from pipeline.models import build_model, head_of, learning_part, set_training_mode, start_at_prior
 from pipeline.optim import build_optimizer
@@ -81,9 +81,8 @@ class Learner:
         self.optimizer = build_optimizer(self.train.optimizer, self.net, head)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = self.settled.scaler()
-        weights_of_loss = loss_weights(self.train.loss, targets_NK)
-        self.loss = build_loss(self.train.loss, weights_of_loss.to(self.settled.device))
-        self._cpu_loss = build_loss(self.train.loss, weights_of_loss)
+        self.loss = build_loss(self.train.loss, targets_NK, self.settled.device)
+        self._cpu_loss = build_loss(self.train.loss, targets_NK)
         self.plateau = PlateauState()
         self.step = self.epoch = 0
         self.best: dict[str, Any] | None = None  # {"value", "epoch"}

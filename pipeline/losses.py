@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,24 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.spec import (
-    AsymmetricLoss,
-    BceLoss,
-    BceSoftF1Loss,
-    FocalLoss,
-    LossSpec,
-    SoftF1Loss,
-    SoftmaxF1Loss,
-)
+from pipeline.spec import BceLoss, BceSoftF1Loss, FocalLoss, LossSpec, SoftF1Loss, SoftmaxF1Loss
 
 # B batch, N images, K labels
 Loss = Callable[[Tensor, Tensor], Tensor]
 _EPS = 1e-12
 
 
-def build_loss(spec: LossSpec, weights: LossWeights | None = None) -> Loss:
-    """The loss a spec names; `weights` are those `loss_weights` made of the training labels."""
-    weights = weights or LossWeights()
+def build_loss(spec: LossSpec, targets_NK: npt.NDArray[np.uint8], device: str = "cpu") -> Loss:
+    """The loss a spec names, on a device; what it weighs with comes from the labels of the training images."""
     if isinstance(spec, SoftF1Loss):
         return functools.partial(soft_f1_loss, average=spec.average)
     if isinstance(spec, BceSoftF1Loss):
@@ -38,40 +28,20 @@ def build_loss(spec: LossSpec, weights: LossWeights | None = None) -> Loss:
         return failed_softmax_f1_loss
     elements: Loss
     if isinstance(spec, BceLoss):
-        elements = functools.partial(_bce, smoothing=spec.smoothing, pos_weight=weights.positive_K)
+        positive_K = None
+        if spec.pos_weight == "balanced":
+            positive_K = balanced_pos_weight(targets_NK, spec.pos_weight_cap).to(device)
+        elements = functools.partial(_bce, smoothing=spec.smoothing, pos_weight=positive_K)
     elif isinstance(spec, FocalLoss):
         elements = functools.partial(focal, gamma=spec.gamma, alpha=spec.alpha)
     else:
         elements = functools.partial(
             asymmetric, negative=spec.gamma_negative, positive=spec.gamma_positive, clip=spec.clip
         )
-    label_K = weights.label_K
-    if label_K is None:
+    if spec.label_weight == "none":
         return lambda logits_BK, targets_BK: elements(logits_BK, targets_BK).mean()
+    label_K = class_balanced_weight(targets_NK, spec.class_balanced_beta).to(device)
     return lambda logits_BK, targets_BK: (elements(logits_BK, targets_BK) * label_K).mean()
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights (K,) of the positives of each label in BCE, and of each label; None: 1."""
-
-    positive_K: Tensor | None = None
-    label_K: Tensor | None = None
-
-    def to(self, device: str) -> LossWeights:
-        """On another device."""
-        moved = (None if w is None else w.to(device) for w in (self.positive_K, self.label_K))
-        return LossWeights(*moved)
-
-
-def loss_weights(spec: LossSpec, targets_NK: npt.NDArray[np.uint8]) -> LossWeights:
-    """What a loss weighs with, from the labels of the training images."""
-    positive_K = label_K = None
-    if isinstance(spec, BceLoss) and spec.pos_weight == "balanced":
-        positive_K = balanced_pos_weight(targets_NK, spec.pos_weight_cap)
-    if isinstance(spec, BceLoss | FocalLoss | AsymmetricLoss) and spec.label_weight == "class_balanced":
-        label_K = class_balanced_weight(targets_NK, spec.class_balanced_beta)
-    return LossWeights(positive_K, label_K)
 
 
 def _bce(logits_BK: Tensor, targets_BK: Tensor, smoothing: float, pos_weight: Tensor | None) -> Tensor:
