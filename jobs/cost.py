@@ -46,7 +46,7 @@ def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Esti
         want = wanted(cell, profile)
         cell_hours = (_START_S + train.epochs * images / speed) / 3600 / want.side_by_side
         hours += cell_hours
-        units += cell_hours * hourly(want.resources, profile)
+        units += cell_hours * hourly(want.train, profile)
     billed = profile.billing is not None and known > 0
     unit = profile.billing.unit if profile.billing else ""
     return Estimate(len(cells), known, hours, units * len(cells) / known if billed else None, unit)

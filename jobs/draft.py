@@ -15,7 +15,7 @@ from jobs.together import CELLS_A_PROCESS, stream_of
 from pipeline.errors import SpecError
 from pipeline.grid import matches
 
-_OVERRIDES = ("partition", "time_min", "cpus", "mem_gb", "gres")
+_PACKING = {"cells_per_job", "side_by_side"}
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,15 @@ class Batch:
     requeue: bool = False
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """How one cell wants to be run."""
-
-    resources: Resources
-    cells_per_job: int
-    side_by_side: int
-
-
-def wanted(cell: PlannedCell, profile: Profile) -> Wanted:
-    """The profile's `train`, changed by the spec's `run.resources` that match the cell."""
-    changes: dict[str, Any] = {}
-    packing = {"cells_per_job": profile.cells_per_job, "side_by_side": profile.side_by_side}
+def wanted(cell: PlannedCell, profile: Profile) -> Profile:
+    """The profile as this cell wants it: changed by the spec's `run.resources` that match the cell."""
     for rule in cell.cell.spec.run.resources:
         if matches(cell.cell.spec, rule.when):
-            changes |= {name: value for name in _OVERRIDES if (value := getattr(rule, name)) is not None}
-            packing |= {name: value for name in packing if (value := getattr(rule, name)) is not None}
-    return Wanted(profile.train.model_copy(update=changes), **packing)
+            train = rule.model_dump(exclude={"when", *_PACKING}, exclude_none=True)
+            packing = rule.model_dump(include=_PACKING, exclude_none=True)
+            changed = {"train": profile.train.model_copy(update=train), **packing}
+            profile = profile.model_copy(update=changed)
+    return profile
 
 
 def draft(
@@ -103,7 +94,7 @@ def _arrays(
     plan: Plan, profile: Profile, cells: Sequence[PlannedCell], max_array: int, other_jobs: int
 ) -> Any:
     """(tasks, cells of each task, resources) of every array."""
-    groups: dict[str, list[tuple[PlannedCell, Wanted]]] = {}
+    groups: dict[str, list[tuple[PlannedCell, Profile]]] = {}
     for cell in cells:
         want = wanted(cell, profile)
         groups.setdefault(repr(want), []).append((cell, want))
@@ -125,18 +116,18 @@ def _arrays(
         members = [tuple(cell for cell, _ in group[i : i + size]) for i in range(0, len(group), size)]
         for start in range(0, len(members), max_array):
             part = tuple(members[start : start + max_array])
-            yield tuple(_cell_job(plan, profile, want, some) for some in part), part, want.resources
+            yield tuple(_cell_job(plan, want, some) for some in part), part, want.train
 
 
-def _cell_job(plan: Plan, profile: Profile, want: Wanted, cells: Sequence[PlannedCell]) -> CellJob:
+def _cell_job(plan: Plan, want: Profile, cells: Sequence[PlannedCell]) -> CellJob:
     return CellJob(
         tasks=tuple(train_task(plan, cell) for cell in cells),
         side_by_side=min(want.side_by_side, len(cells)),
-        cores=want.resources.cpus,
+        cores=want.train.cpus,
         device=plan.loaded.spec.run.device,
-        scratch=profile.scratch,
-        requeue=profile.requeue,
-        grace_s=max(profile.signal_s - 30.0, profile.signal_s / 2),
+        scratch=want.scratch,
+        requeue=want.requeue,
+        grace_s=max(want.signal_s - 30.0, want.signal_s / 2),
     )
 
 

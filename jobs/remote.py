@@ -73,7 +73,7 @@ def _submit(request: Request, *, submission: bool) -> int:
 
 def look(request: Request, plan: Plan) -> Overview:
     """How every cell stands, asking Slurm where files do not prove it."""
-    mem_gb = {cell.run.name: wanted(cell, request.profile).resources.mem_gb for cell in plan.missing}
+    mem_gb = {cell.run.name: wanted(cell, request.profile).train.mem_gb for cell in plan.missing}
     return overview(plan, mem_gb=mem_gb, code=code()["digest"])
 
 
