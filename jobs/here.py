@@ -178,7 +178,10 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
         progress = Progress("cells", len(missing), plan.loaded.spec.train.best_by)
         outcome = run_jobs(jobs, slots, progress, code=code, early=early)
     for planned in missing:
-        _record(plan, planned, outcome.status.get(planned.run.name))
+        run, status = planned.run, outcome.status.get(planned.run.name)
+        mark_killed(train_task(plan, planned), status)
+        error = run.read_manifest().get("error") if status else None
+        ledger.append(plan.experiment.ledger, "ended", cell=run.name, status=status, error=error)
     return outcome
 
 
@@ -195,14 +198,6 @@ def _processes(plan: Plan, missing: Sequence[PlannedCell]) -> tuple[list[Job], S
             cells[task] = Job(planned.run.name, task, planned.run.log, planned.run.metrics, epochs)
     parts = [[cells[task] for task in group if task in cells] for group in groups]
     return [process_of(part) for part in parts if part], slots
-
-
-def _record(plan: Plan, planned: PlannedCell, status: int | None) -> None:
-    """Into the ledger, and into the manifest when the process could not say itself why it died."""
-    run = planned.run
-    mark_killed(train_task(plan, planned), status)
-    error = run.read_manifest().get("error") if status else None
-    ledger.append(plan.experiment.ledger, "ended", cell=run.name, status=status, error=error)
 
 
 def selected(plan: Plan, run: str | None) -> list[RunDir]:

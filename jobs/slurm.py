@@ -158,9 +158,9 @@ class Submitter:
         asked = batch.resources
         extra: dict[str, Any] = {"chdir": str(self.experiment.slurm), **asked.sbatch}
         extra["requeue" if batch.requeue else "no-requeue"] = True
-        waits = [
-            job for key in batch.after for job in _bases(ids.get(key, [key if key.isdigit() else f"<{key}>"]))
-        ]
+        before = [job for key in batch.after for job in ids.get(key, [key if key.isdigit() else f"<{key}>"])]
+        # arrays by their id alone: one dependency instead of a thousand
+        waits = list(dict.fromkeys(job.split("_")[0] for job in before))
         if waits:
             extra["kill-on-invalid-dep"] = "yes"
         settings = {
@@ -240,8 +240,3 @@ def explained(error: str, batch: Batch, cluster: str) -> str:
         (hint for pattern, hint in _REFUSALS if re.search(pattern, text)), "ask your site, or see `make plan`"
     )
     return f"cluster {cluster} refuses {batch.key}: {text}\n  {hint}"
-
-
-def _bases(jobs: Sequence[str]) -> list[str]:
-    """Arrays by their id alone: one dependency instead of a thousand."""
-    return list(dict.fromkeys(job.split("_")[0] for job in jobs))
