@@ -9,7 +9,7 @@ from jobs import here
 from jobs.cluster import Profile
 from jobs.cost import estimate
 from jobs.draft import Batch, draft, submit_task, wanted
-from jobs.graph import Plan, PlannedCell, data_root, make_plan
+from jobs.graph import Plan, data_root, make_plan
 from jobs.request import Request
 from jobs.scheduler import cancel, max_array_size
 from jobs.slurm import Submitter, refuse_early, submitting
@@ -79,22 +79,18 @@ def look(request: Request, plan: Plan) -> Overview:
 
 def batches_of(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> list[Batch]:
     """The jobs to submit; [] when nothing is missing that is not in flight."""
-    flight = standing.of("flight")
-    cells = [cell.planned for cell in standing.of("submit")]
     # a submission asked for while a plain grid is in flight needs a closing that does more
     closing_is_enough = bool(standing.closing) and not (submission and not standing.submits)
-    if not cells and (not flight or closing_is_enough):
+    if not standing.of("submit") and (not standing.of("flight") or closing_is_enough):
         return []
-    return _draft(request, plan, standing, cells, submission=submission)
+    return _draft(request, plan, standing, submission=submission)
 
 
-def _draft(
-    request: Request, plan: Plan, standing: Overview, cells: list[PlannedCell], *, submission: bool
-) -> list[Batch]:
+def _draft(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> list[Batch]:
     return draft(
         plan,
         request.profile,
-        cells,
+        [cell.planned for cell in standing.of("submit")],
         flying=sorted({str(cell.job).split("_")[0] for cell in standing.of("flight")}),
         wrangling=standing.wrangling,
         max_array=request.profile.max_array or max_array_size(),
@@ -164,7 +160,7 @@ def _ranked(request: Request, plan: Plan, standing: Overview, *, submission: boo
     tests = [(run, plan.tests[run.name]) for run in chosen]
     if all(test.reason is None and is_predicted(run, test.packed, test.split) for run, test in tests):
         return here.submission_file(request, plan, chosen) or status, []
-    batches = _draft(request, plan, standing, [], submission=True)
+    batches = _draft(request, plan, standing, submission=True)
     (closing,) = batches[-1].tasks
     last = replace(
         batches[-1], tasks=(replace(closing, submit=submit_task(plan, tuple(run.name for run in chosen))),)
