@@ -23,8 +23,7 @@ _START_S = 30.0  # imports, staging, the first batch
 class Estimate:
     """Hours of allocation for some cells, and billing units; None where nothing like them has finished."""
 
-    cells: int
-    known: int
+    known: int  # of those cells
     hours: float
     units: float | None
     unit: str
@@ -49,7 +48,7 @@ def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Esti
         units += cell_hours * hourly(want.train, profile)
     billed = profile.billing is not None and known > 0
     unit = profile.billing.unit if profile.billing else ""
-    return Estimate(len(cells), known, hours, units * len(cells) / known if billed else None, unit)
+    return Estimate(known, hours, units * len(cells) / known if billed else None, unit)
 
 
 def _kind(train: TrainSpec) -> tuple[Any, ...]:

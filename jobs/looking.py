@@ -122,7 +122,7 @@ def plan(request: Request) -> int:
     cost = estimate(planned, profile, missing)
     if missing and cost.known:
         units = f", about {cost.units:.1f} {cost.unit}" if cost.units is not None else ""
-        print(f"estimate: {cost.hours:.2f} hours for {cost.known} of {cost.cells} cells{units}")
+        print(f"estimate: {cost.hours:.2f} hours for {cost.known} of {len(missing)} cells{units}")
         budget = request.loaded.spec.run.budget_units
         if budget is not None and cost.units is not None:
             print(f"budget: {budget:g} {cost.unit}" + (": exceeded" if cost.units > budget else ""))

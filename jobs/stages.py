@@ -108,7 +108,7 @@ class Together:
             self._train(attempts, stop)
         if any(not attempt.is_done and attempt.error is None for _, attempt in attempts):
             return EXIT_STOPPED
-        return EXIT_FAILED if any(attempt.error for _, attempt in attempts) else 0
+        return EXIT_FAILED if any(attempt.error is not None for _, attempt in attempts) else 0
 
     def _start(self, task: Train, owned: contextlib.ExitStack) -> Any:
         """An attempt, its folder owned and its manifest `started`; None where the cell is whole already."""

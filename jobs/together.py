@@ -24,8 +24,6 @@ _OWN = {
 # of a network whose features are kept: what does not change them
 _OF_HEAD = {"head_bias", "head_hidden", "head_dropout"}
 
-Choice = Literal["auto"] | bool  # of `grid.together`
-
 
 def stream_of(train: TrainSpec, data_digest: str) -> str:
     """Equal for cells that are trained on the very same batches."""
@@ -50,7 +48,7 @@ def share(tasks: Sequence[Train], size: int) -> list[tuple[Train, ...]]:
 
 
 def on_this_machine(
-    tasks: Sequence[Train], run: RunSpec, choice: Choice, *, features: bool = False
+    tasks: Sequence[Train], run: RunSpec, choice: Literal["auto"] | bool, *, features: bool = False
 ) -> tuple[list[tuple[Train, ...]], Slots]:
     """The processes of a whole grid here, and how many of them run at once.
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from jobs import here, looking, remote, steering
 from jobs.request import Request
 
-Verb = Callable[[Request], int]
-
 
 def _grid(request: Request) -> int:
     """Run or submit every missing cell, then rank all of them."""
@@ -20,7 +18,7 @@ def _submission(request: Request) -> int:
     return here.submission(request) if request.profile.scheduler == "local" else remote.submission(request)
 
 
-VERBS: dict[str, Verb] = {
+VERBS: dict[str, Callable[[Request], int]] = {
     "wrangle": here.wrangle,
     "grid": _grid,
     "evaluate": here.evaluate,
