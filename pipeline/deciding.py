@@ -103,7 +103,7 @@ class Rule:
 
     def as_dict(self) -> dict[str, Any]:
         """For report.json."""
-        thresholds = None if self.thresholds_K is None else [float(value) for value in self.thresholds_K]
+        thresholds = None if self.thresholds_K is None else self.thresholds_K.tolist()
         return {"text": self.text, "thresholds": thresholds, **self.calibration.as_dict()}
 
 

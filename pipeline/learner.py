@@ -238,8 +238,7 @@ class Learner:
         self.run.check_owned()
         packed, thresholds = self.data.packed, None
         if scored is not None:
-            tuned = tune_per_label(scored.scores_NK, scored.targets_NK)
-            thresholds = {"per_label": [float(value) for value in tuned]}
+            thresholds = {"per_label": tune_per_label(scored.scores_NK, scored.targets_NK).tolist()}
         state = {
             "version": CHECKPOINT_VERSION,
             "identity": self.identity,

@@ -62,19 +62,16 @@ class EvaluateSpec(Section):
                 f"threshold {self.threshold:g} is not tuned; write threshold: per_label, or no tune_for"
             )
         if self.tune_on == "expected":
-            self._refuse_what_has_no_expectation()
+            if self.threshold != "per_label":
+                raise ValueError(f"tune_on: expected tunes thresholds, not {self.threshold}; write per_label")
+            if self.calibrate == "none":
+                raise ValueError("tune_on: expected takes scores for probabilities; write calibrate: platt")
+            if self.tuned_for.startswith("f1_samples"):
+                raise ValueError(
+                    f"tune_on: expected knows f1_micro and f1_macro, not {self.tune_for}; "
+                    "write one of them, or threshold: expected_f1, which maximises F1 per image"
+                )
         return self
-
-    def _refuse_what_has_no_expectation(self) -> None:
-        if self.threshold != "per_label":
-            raise ValueError(f"tune_on: expected tunes thresholds, not {self.threshold}; write per_label")
-        if self.calibrate == "none":
-            raise ValueError("tune_on: expected takes scores for probabilities; write calibrate: platt")
-        if self.tuned_for.startswith("f1_samples"):
-            raise ValueError(
-                f"tune_on: expected knows f1_micro and f1_macro, not {self.tune_for}; "
-                "write one of them, or threshold: expected_f1, which maximises F1 per image"
-            )
 
 
 class TopCells(Section):

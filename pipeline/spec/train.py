@@ -139,7 +139,7 @@ class TrainSpec(Section):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _features_of_what_is_frozen(self) -> TrainSpec:
+    def _sensible(self) -> TrainSpec:
         if self.feature_views is not None and self.model.trainable == "all":
             raise ValueError(
                 "feature_views needs model.trainable: head, last_stage or another part; "
@@ -151,10 +151,6 @@ class TrainSpec(Section):
                 "feature_views keeps features of single pictures: it excludes mixup, cutmix and erase; "
                 "leave them at their defaults, or leave feature_views out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _any_size(self) -> TrainSpec:
         if self.score_px is not None and (self.model.name in CNNS or self.model.name.startswith("vit_")):
             raise ValueError(f"{self.model.name} has one size of input; leave score_px out")
         return self
