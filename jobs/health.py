@@ -137,12 +137,9 @@ def _artifacts(plan: Plan) -> Iterator[Check]:
         for name, expected in cell.run.read_manifest()["files"].items()
         if sha256_file(cell.run.path / name) != expected["sha256"]
     ]
-    finished = len(plan.cells) - len(plan.missing)
-    found = (
-        f"{', '.join(damaged[:5])} differ from their digests"
-        if damaged
-        else f"{finished} finished cells are whole"
-    )
+    found = f"{len(plan.cells) - len(plan.missing)} finished cells are whole"
+    if damaged:
+        found = f"{', '.join(damaged[:5])} differ from their digests"
     yield Check("artifacts", not damaged, found)
 
 
@@ -179,6 +176,5 @@ def _slurm(request: Request, plan: Plan) -> Iterator[Check]:
         yield Check(f"a {name} job", done.returncode == 0, said[-1].strip() if said else "accepted")
     for line in profile.setup:
         done = subprocess.run(["bash", "-lc", line], capture_output=True, text=True)
-        yield Check(
-            "setup", done.returncode == 0, line if done.returncode == 0 else f"{line}: {done.stderr.strip()}"
-        )
+        ok = done.returncode == 0
+        yield Check("setup", ok, line if ok else f"{line}: {done.stderr.strip()}")
