@@ -162,7 +162,6 @@ def _ranked(request: Request, plan: Plan, standing: Overview, *, submission: boo
         return here.submission_file(request, plan, chosen) or status, []
     batches = _draft(request, plan, standing, submission=True)
     (closing,) = batches[-1].tasks
-    last = replace(
-        batches[-1], tasks=(replace(closing, submit=submit_task(plan, tuple(run.name for run in chosen))),)
-    )
+    submit = submit_task(plan, tuple(run.name for run in chosen))
+    last = replace(batches[-1], tasks=(replace(closing, submit=submit),))
     return status, [*batches[:-1], last]

@@ -55,34 +55,30 @@ _REFUSALS = (
 def refuse_early(profile: Profile, cluster: str, batches: Sequence[Batch]) -> None:
     """What the profile knows to be impossible, before sbatch is asked; a SpecError lists all of it."""
     profile.job_account(cluster)
-    wrong = []
-    for batch in batches:
-        asked = batch.resources
-        if not profile.partitions or asked.partition is None:
-            continue
-        allowed = profile.partitions.get(asked.partition)
-        if allowed is None:
-            wrong.append(
-                f"{batch.key}: no partition {asked.partition!r}; known: {', '.join(profile.partitions)}"
-            )
-            continue
-        if asked.time_min > allowed.max_min:
-            wrong.append(
-                f"{batch.key}: {asked.time_min} min; {asked.partition} allows {allowed.max_min} (time_min)"
-            )
-        gres = asked.gres or ""
-        if "gpu" in gres and (allowed.gres is None or allowed.gres not in gres):
-            has = allowed.gres or "no GPUs"
-            wrong.append(f"{batch.key}: gres {gres}; {asked.partition} has {has}")
-        gpus = gpu_count(asked.gres, asked.gpus_per_node)
-        if profile.gpus_per_node and gpus > profile.gpus_per_node:
-            wrong.append(f"{batch.key}: {gpus} GPUs; a node has {profile.gpus_per_node}")
-        share = gpus * (profile.cores_per_gpu or asked.cpus)
-        if gpus and asked.cpus > share:
-            wrong.append(f"{batch.key}: {asked.cpus} cores; {gpus} GPUs come with {share}; lower cpus")
+    wrong = [f"{batch.key}: {what}" for batch in batches for what in _impossible(batch.resources, profile)]
     if wrong:
         unique = "\n  ".join(dict.fromkeys(wrong))
         raise SpecError(f"cluster {cluster} cannot give what is asked:\n  {unique}")
+
+
+def _impossible(asked: Resources, profile: Profile) -> Iterator[str]:
+    if not profile.partitions or asked.partition is None:
+        return
+    allowed = profile.partitions.get(asked.partition)
+    if allowed is None:
+        yield f"no partition {asked.partition!r}; known: {', '.join(profile.partitions)}"
+        return
+    if asked.time_min > allowed.max_min:
+        yield f"{asked.time_min} min; {asked.partition} allows {allowed.max_min} (time_min)"
+    gres = asked.gres or ""
+    if "gpu" in gres and (allowed.gres is None or allowed.gres not in gres):
+        yield f"gres {gres}; {asked.partition} has {allowed.gres or 'no GPUs'}"
+    gpus = gpu_count(asked.gres, asked.gpus_per_node)
+    if profile.gpus_per_node and gpus > profile.gpus_per_node:
+        yield f"{gpus} GPUs; a node has {profile.gpus_per_node}"
+    share = gpus * (profile.cores_per_gpu or asked.cpus)
+    if gpus and asked.cpus > share:
+        yield f"{asked.cpus} cores; {gpus} GPUs come with {share}; lower cpus"
 
 
 def gpu_count(gres: str | None, gpus_per_node: int | None) -> int:
