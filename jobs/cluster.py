@@ -121,10 +121,8 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     places = {key[1:]: place for key, place in user.places.items() if key[:1] == ("cluster",)}
     if settings := user.value.get("cluster"):
         _merge(document, Document(settings, places))
-    for variable in ("LABELGRID_ACCOUNT", "SBATCH_ACCOUNT"):
-        if os.environ.get(variable):
-            document.value["account"] = os.environ[variable]
-            break
+    if account := os.environ.get("LABELGRID_ACCOUNT") or os.environ.get("SBATCH_ACCOUNT"):
+        document.value["account"] = account
     for text in overrides:
         key, value = split_override(text, document)
         if key[1:]:
