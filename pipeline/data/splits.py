@@ -92,7 +92,9 @@ def write_split(path: Path, split: Split, packed: PackedSet) -> None:
             counts[name] = {
                 "images": len(rows),
                 "blank": int((labels_NK.sum(axis=1) == 0).sum()),
-                "labels": dict(zip(packed.labels, labels_NK.sum(axis=0, dtype=np.int64).tolist(), strict=True)),
+                "labels": dict(
+                    zip(packed.labels, labels_NK.sum(axis=0, dtype=np.int64).tolist(), strict=True)
+                ),
             }
     rows_of = {name: getattr(split, name).tolist() for name in _NAMES}
     write_json(path, {"packed": packed.digest, "rows": rows_of, "counts": counts, "left_out": split.left_out})

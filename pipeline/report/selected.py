@@ -16,7 +16,6 @@ from pipeline.deciding import Rule, Validation
 from pipeline.errors import CheckpointError, DataError
 from pipeline.files import read_json
 from pipeline.metrics import Decisions
-from pipeline.metrics import Decisions, Scores
 from pipeline.pictures import jpeg
 from pipeline.report import figures
 from pipeline.report.facts import Facts
