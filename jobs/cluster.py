@@ -146,9 +146,12 @@ def _config() -> Document:
     if not path.exists():
         return Document({})
     document = read(path, shown=shown(path))
-    keys = document.value if isinstance(document.value, dict) else {"?"}
-    for key in sorted({*keys} - {"default_cluster", "cluster"}):
+    settings = document.value if isinstance(document.value, dict) else {"?": None}
+    for key in sorted(settings.keys() - {"default_cluster", "cluster"}):
         document.mistakes.append(Mistake(document.place((key,)), (key,), "known: default_cluster, cluster"))
+    if not isinstance(settings.get("cluster") or {}, dict):
+        remedy = "holds settings of a profile, such as account; default_cluster names one"
+        document.mistakes.append(Mistake(document.place(("cluster",)), ("cluster",), remedy))
     if document.mistakes:
         raise_mistakes(path, document.mistakes)
     return document

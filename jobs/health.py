@@ -130,14 +130,14 @@ def _networks(plan: Plan) -> Iterator[Check]:
 
 def _artifacts(plan: Plan) -> Iterator[Check]:
     """Every artifact of every finished cell, by its digest."""
+    finished = [cell for cell in plan.cells if cell.reason is None]
     damaged = [
         f"{cell.run.name}/{name}"
-        for cell in plan.cells
-        if cell.reason is None
+        for cell in finished
         for name, expected in cell.run.read_manifest()["files"].items()
         if sha256_file(cell.run.path / name) != expected["sha256"]
     ]
-    found = f"{len(plan.cells) - len(plan.missing)} finished cells are whole"
+    found = f"{len(finished)} finished cells are whole"
     if damaged:
         found = f"{', '.join(damaged[:5])} differ from their digests"
     yield Check("artifacts", not damaged, found)

@@ -103,9 +103,3 @@ def score_together(
     """Scores of `rows` under each network, in one pass over the images; raises DivergedError."""
     logits = logits_together(scorers, packed, rows, batch_size=batch_size)
     return [Scored.of(logits_NK, packed, rows) for logits_NK in logits]
-
-
-def score_split(scorer: Scorer, packed: PackedSet, rows: Rows, *, batch_size: int = 128) -> Scored:
-    """Scores of `rows` under one network; raises DivergedError."""
-    (scored,) = score_together([scorer], packed, rows, batch_size=batch_size)
-    return scored

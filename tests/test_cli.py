@@ -179,6 +179,7 @@ def test_a_cell_that_diverges_is_ranked_as_such_and_held_back_until_retried(tmp_
     assert "2 cells, 0 to run" in printed
     assert f"{cell}: held back: diverged: " in printed
     assert f"`make retry RUN={cell}` trains it anew" in printed
+    assert "1 finished cells are whole" in jobs("doctor", spec, cwd=tmp_path)[1]
     assert jobs("retry", spec, "--run", cell, cwd=tmp_path)[0] == 0
     status, printed = jobs("grid", spec, cwd=tmp_path)
     assert status == 1

@@ -98,6 +98,13 @@ def test_mistakes_in_settings_have_theirs(home):
         load_profile("slurm")
 
 
+def test_a_name_where_settings_belong_is_told_with_an_account_too(home, monkeypatch):
+    (home / "config.yaml").write_text("default_cluster: slurm\ncluster: puhti\n")
+    monkeypatch.setenv("LABELGRID_ACCOUNT", "project_1")
+    with pytest.raises(SpecError, match=r"config.yaml:2: cluster: holds settings of a profile, such as acc"):
+        load_profile("slurm")
+
+
 def test_an_unknown_cluster_names_those_known():
     with pytest.raises(
         SpecError, match=r"unknown cluster 'puthi'; known: local, lumi, mahti, puhti, roihu, slurm"

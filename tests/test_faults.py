@@ -21,7 +21,7 @@ from pipeline.data.splits import read_split
 from pipeline.errors import DataError, TrainingError
 from pipeline.learner import CellData, Learner
 from pipeline.saving import Saving
-from pipeline.scoring import Scorer, score_split
+from pipeline.scoring import Scorer, score_together
 from pipeline.spec import RunSpec
 from pipeline.stopping import StopFlag
 from pipeline.training import _gradients, train
@@ -81,7 +81,7 @@ def test_out_of_memory_in_scoring_halves_its_batch_and_changes_no_score(learner,
     one = learner()
     scorer, rows = Scorer(one.net, 32, one.settled), one.data.validation
     monkeypatch.setattr("pipeline.scoring.folded", nn.Module.eval)  # or the limit below would be lost
-    whole = score_split(scorer, one.data.packed, rows)
+    (whole,) = score_together([scorer], one.data.packed, rows)
     sizes, forward = [], one.net.forward
 
     def limited(inputs_BCHW):
@@ -91,7 +91,7 @@ def test_out_of_memory_in_scoring_halves_its_batch_and_changes_no_score(learner,
         return forward(inputs_BCHW)
 
     monkeypatch.setattr(one.net, "forward", limited)
-    found = score_split(scorer, one.data.packed, rows, batch_size=16)
+    (found,) = score_together([scorer], one.data.packed, rows, batch_size=16)
     assert sizes[:3] == [min(16, len(rows)), 8, 4]
     assert set(sizes[2:-1]) == {4}
     np.testing.assert_allclose(found.logits_NK, whole.logits_NK, rtol=1e-5, atol=1e-6)

@@ -16,7 +16,7 @@ from pipeline.errors import SpecError
 from pipeline.jsonl import read_jsonl
 from pipeline.models import build_model
 from pipeline.prediction import load_scorer
-from pipeline.scoring import score_split
+from pipeline.scoring import score_together
 from pipeline.spec import ModelSpec
 from pipeline.specfile import read_spec
 from tests.cells import finish, jobs, project
@@ -170,7 +170,7 @@ def test_a_last_stage_is_scored_at_another_size_from_pictures(tmp_path, drawn_zi
     assert scorer.image_px == 48
     with np.load(run.scores_val) as file:
         rows = np.array([packed.ids.index(i) for i in file["ids"].tolist()])
-        scored = score_split(scorer, packed, rows)
+        (scored,) = score_together([scorer], packed, rows)
         np.testing.assert_allclose(scored.scores_NK, file["scores"], atol=1e-4)
 
 

@@ -15,7 +15,7 @@ from pipeline.data.splits import read_split
 from pipeline.jsonl import read_jsonl
 from pipeline.learner import CellData, Learner
 from pipeline.rundir import RunDir
-from pipeline.scoring import Scorer, score_split
+from pipeline.scoring import Scorer, score_together
 from pipeline.spec import Spec
 from pipeline.stopping import StopFlag
 from pipeline.training import _feed, train
@@ -38,7 +38,7 @@ def main() -> None:
         row = next(row for row in read_jsonl(run.metrics) if "validation/loss" in row)
         started = time.perf_counter()
         scorer = Scorer(learner.net, spec.train.image_px, learner.settled)
-        score_split(scorer, data.packed, data.validation)
+        score_together([scorer], data.packed, data.validation)
         validation = len(data.validation) / (time.perf_counter() - started)
         bare = _bare(learner, steps=max(4, len(data.train) // spec.train.batch_size))
         if i:
