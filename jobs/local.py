@@ -27,8 +27,6 @@ ENVIRONMENT = {  # of every process that runs a stage
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "-1",
     "MALLOC_TOP_PAD_": "67108864",
-    # in pages of 2 MiB where the kernel has them for the asking: fewer faults, and fewer addresses to look up
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     # a thread that spins for another one which has no core right now takes the core it waits for; one that
     # sleeps at once is late where the other has one: microseconds are spun, then it sleeps
     "OMP_WAIT_POLICY": "PASSIVE",

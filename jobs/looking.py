@@ -19,7 +19,7 @@ from pipeline.errors import SpecError
 from pipeline.files import shown
 from pipeline.ownership import owner
 from pipeline.provenance import code
-from pipeline.spec import LOWER_IS_BETTER
+from pipeline.spec import LOWER_IS_BETTER, in_training
 
 _WATCH_S = {"local": 2.0, "slurm": 30.0}  # seconds between two looks
 
@@ -45,7 +45,7 @@ def table(request: Request, plan: Plan) -> str:
     standing = remote.look(request, plan) if slurm else None
     cells = standing.cells if standing else [_local(cell) for cell in plan.cells]
     by = plan.loaded.spec.train.best_by
-    rows = [["cell", "state", "epoch", f"best {by}", "elapsed", "left", "job", "reason"]]
+    rows = [["cell", "state", "epoch", f"best {in_training(by)}", "elapsed", "left", "job", "reason"]]
     rows += [_row(cell, by) for cell in cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

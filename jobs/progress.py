@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.spec import in_training
+
 _REFRESH_S = 1.0
 _PLAIN_EVERY_S = 30.0
 _BAR_WIDTH = 24
@@ -19,7 +21,7 @@ class Progress:
     """Reports on `total` jobs; the live line shows the epoch and score of what runs."""
 
     def __init__(self, what: str, total: int, by: str = "f1_micro", out: TextIO | None = None) -> None:
-        self.what, self.total, self.by = what, total, by
+        self.what, self.total, self.tag, self.by = what, total, f"validation/{by}", in_training(by)
         self.out = out or sys.stdout
         self.live = self.out.isatty()
         self.done = 0
@@ -36,7 +38,7 @@ class Progress:
         watch, epochs, began = self.running.pop(name)
         self.done += 1
         row = last_epoch(watch) if epochs else {}
-        score = row.get(f"validation/{self.by}")
+        score = row.get(self.tag)
         result = f"  {self.by} {score:.4f}" if ok and score is not None else ""
         seconds = time.monotonic() - began
         mark = "ok  " if ok else "FAIL"
@@ -66,7 +68,7 @@ class Progress:
         if not row:
             return f"{name}: {_bar(watch) if not epochs else ''}{time.monotonic() - began:.0f} s"
         parts = [f"{name}: epoch {row['epoch']}/{epochs}"]
-        for tag, shown in (("train/loss", "loss {:.4f}"), (f"validation/{self.by}", self.by + " {:.4f}"),
+        for tag, shown in (("train/loss", "loss {:.4f}"), (self.tag, self.by + " {:.4f}"),
                            ("train/images_per_s", "{:.0f} images/s")):  # fmt: skip
             if row.get(tag) is not None:
                 parts.append(shown.format(row[tag]))

@@ -18,6 +18,7 @@ from pipeline.files import atomic_write
 from pipeline.learner import Learner
 from pipeline.saving import Saving
 from pipeline.scoring import Scored
+from pipeline.spec import in_training
 from pipeline.stopping import StopFlag
 from pipeline.tracking import SHOWN_IMAGES
 
@@ -199,6 +200,6 @@ def _epoch_line(learner: Learner, values: dict[str, float]) -> str:
     best = learner.best or {}
     return (
         f"epoch {learner.epoch}/{learner.train.epochs}  loss {values['train/loss']:.4f}  "
-        f"validation {by} {values[f'validation/{by}']:.4f}  (best {best.get('value', 0):.4f} in epoch "
+        f"validation {in_training(by)} {values[f'validation/{by}']:.4f}  (best {best.get('value', 0):.4f} in epoch "
         f"{best.get('epoch')})  {values['train/images_per_s']:.0f} images/s"
     )

@@ -118,11 +118,11 @@ def test_running_cells_have_a_line_each_that_is_redrawn_in_a_terminal(tmp_path, 
     progress.tick()
     head, first, second = terminal.text.splitlines()
     assert head == "  .... 0/2 cells"
-    assert first.strip() == "first: epoch 3/5  loss 0.5000  f1_micro 0.7000  99 images/s  ~0:02:00 left"
+    assert first.strip() == "first: epoch 3/5  loss 0.5000  f1_micro@0.5 0.7000  99 images/s  ~0:02:00 left"
     assert second.strip().startswith("second: ")
     terminal.text = ""
     progress.ended("first", "done", ok=True)
-    assert terminal.text.startswith("\x1b[3F\x1b[J  ok   1/2 first: done  f1_micro 0.7000")
+    assert terminal.text.startswith("\x1b[3F\x1b[J  ok   1/2 first: done  f1_micro@0.5 0.7000")
     terminal.text = ""
     progress.tick()
     assert "\x1b" not in terminal.text

@@ -19,6 +19,7 @@ from pipeline.spec.data import (
 )
 from pipeline.spec.fields import (
     LOWER_IS_BETTER, METRICS, OUTSIDE, Count, MetricName, Positive, Section, Seed, Share, expand_path,
+    in_training,
 )
 from pipeline.spec.recipe import (
     Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, FocalLoss, LossSpec,

@@ -18,8 +18,14 @@ MetricName = Literal[
 ]  # fmt: skip
 METRICS: tuple[str, ...] = get_args(MetricName)
 LOWER_IS_BETTER: frozenset[str] = frozenset({"hamming_loss", "loss"})
+_UNDECIDED = ("map_macro", "map_micro", "f1_soft_samples", "loss")
 
 OUTSIDE: dict[str, Any] = {"identity": False}
+
+
+def in_training(metric: str) -> str:
+    """The name of a metric that training logs: what needs decisions is decided at 0.5, whatever ranks the cells."""
+    return metric if metric in _UNDECIDED else f"{metric}@0.5"
 
 
 def _number(value: Any) -> Any:
