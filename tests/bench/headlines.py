@@ -106,8 +106,6 @@ def draw(figures: dict[str, Headline], path: Path) -> None:
     ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel(
-        "times better than the goal (blue: met, orange: missed); the figure itself beside its bar"
-    )
+    axes.set_xlabel("times better than the goal (orange: missed), the figure itself beside its bar")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
