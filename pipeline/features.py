@@ -28,7 +28,7 @@ from pipeline.files import atomic_write
 from pipeline.folding import folded
 from pipeline.identity import digest
 from pipeline.models import frozen_part, learning_part
-from pipeline.scoring import Scorer, logits_together
+from pipeline.scoring import Scorer, logits_together, with_room
 from pipeline.spec import AugmentSpec, TrainSpec
 
 _VERSION = 2  # of what is computed here
@@ -78,7 +78,7 @@ class FrozenNetwork:
                 np.load(path) as file,
             ):
                 return torch.from_numpy(file["bytes"]).view(getattr(torch, str(file["dtype"])))
-            features = self._compute(rows, view)
+            features = with_room(functools.partial(self._compute, rows, view), _BATCH)
             try:
                 with atomic_write(path) as file:
                     np.savez(file, bytes=features.view(torch.uint8).numpy(), dtype=str(features.dtype)[6:])
@@ -87,13 +87,13 @@ class FrozenNetwork:
         return features
 
     @torch.inference_mode()
-    def _compute(self, rows: Rows, view: int | None) -> Tensor:
+    def _compute(self, rows: Rows, view: int | None, batch_size: int) -> Tensor:
         train, pixels = self.train, pixels_on(self.packed, self.settled.device)
         net = folded(self._net)
         if view is None:
-            batches, augmentation = in_order(self.packed, rows, _BATCH, read=pixels.read), None
+            batches, augmentation = in_order(self.packed, rows, batch_size, read=pixels.read), None
         else:
-            batches = Stream(self.packed, rows, _BATCH, train.seed).batches(view, read=pixels.read)
+            batches = Stream(self.packed, rows, batch_size, train.seed).batches(view, read=pixels.read)
             augmentation = Augmentation(train.augment, train.seed, view, len(rows))
         place = _places(rows, len(self.packed))
         features: Tensor | None = None

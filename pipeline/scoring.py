@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from pipeline.errors import DivergedError
 from pipeline.folding import folded
 
 # N images, K labels
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,17 @@ def logits_together(
     Each batch is read once, and brought to each size once. Puts the networks into evaluation mode (the
     caller sets training mode again). Where a GPU has no room for a batch, halves it.
     """
+    return with_room(functools.partial(_logits_together, scorers, packed, rows), batch_size)
+
+
+def with_room(work: Callable[[int], Found], batch_size: int) -> Found:
+    """What `work` makes with a batch size, halved as often as a GPU has no room for a batch."""
     try:
-        return _logits_together(scorers, packed, rows, batch_size)
+        return work(batch_size)
     except torch.OutOfMemoryError:
         if batch_size == 1:
             raise
-    return logits_together(scorers, packed, rows, batch_size=-(-batch_size // 2))
+    return with_room(work, -(-batch_size // 2))
 
 
 def _logits_together(

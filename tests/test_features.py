@@ -6,13 +6,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from jobs.draft import train_task
 from jobs.graph import make_plan
 from jobs.stages import Together
 from pipeline.checkpoint import load_checkpoint
 from pipeline.data.packed import PackedSet
+from pipeline.device import Settled
 from pipeline.errors import SpecError
+from pipeline.features import FrozenNetwork
 from pipeline.jsonl import read_jsonl
 from pipeline.models import build_model
 from pipeline.prediction import load_scorer
@@ -185,3 +188,29 @@ def test_features_are_those_of_one_frozen_network(tmp_path, drawn_zip, weights):
     _, tasks = planned(tmp_path / "p", drawn_zip, weights, text, feature_views=1)
     assert len({task.stream for task in tasks}) == 2
     assert {json.loads(task.spec)["train"]["precision"] for task in tasks} == {"fp32", "bf16"}
+
+
+@pytest.mark.parametrize("view", [None, 1])
+def test_where_memory_runs_out_features_are_made_of_half_as_many(
+    tmp_path, drawn_zip, weights, monkeypatch, view
+):
+    plan, _ = planned(tmp_path, drawn_zip, weights, augment={"hflip": 0.5}, feature_views=2)
+    train, packed = plan.cells[0].cell.spec.train, PackedSet.open(plan.cells[0].data.packed)
+    monkeypatch.setattr("pipeline.features.folded", nn.Module.eval)  # or the limit below would be lost
+    rows, settled = np.arange(30), Settled.choose("cpu", "fp32", 1)
+    net = build_model(train.model, 14, 32, weights)
+    whole = FrozenNetwork(net, train, packed, settled)._compute(rows, view, 30)
+    frozen = FrozenNetwork(net, train, packed, settled)
+    sizes, forward = [], frozen._net.forward
+
+    def limited(inputs_BCHW):
+        sizes.append(len(inputs_BCHW))
+        if len(inputs_BCHW) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(inputs_BCHW)
+
+    monkeypatch.setattr(frozen._net, "forward", limited)
+    found = frozen.plain(rows) if view is None else frozen.training(rows, view)
+    assert sizes[:3] == [30, 30, 16]  # of 64, 32, 16 asked for
+    assert max(sizes[3:]) == 8
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
