@@ -127,6 +127,12 @@ def _seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def flush(path: Path) -> None:
+    """Returns once the disk has what was written to a file; raises OSError as it does."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:

