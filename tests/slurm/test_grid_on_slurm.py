@@ -217,7 +217,7 @@ def submitit_process(job):
 
 
 def test_out_of_memory_is_named_held_back_and_completed_with_more(lab):
-    small = lab(TWO, epochs=3)
+    small = lab(TWO, epochs=40)  # memory is looked at every few seconds here: it must run that long
     little = "run.resources=[{when: {train.optimizer.name: sgd}, mem_gb: 0.15}]"
     small.ok("grid", little)
     small.settle()
