@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.cluster import default_cluster, load_profile
-from jobs.request import Request
-from jobs.verbs import VERBS
+from jobs.clusters.profile import default_cluster, load_profile
+from jobs.commands.request import Request
+from jobs.commands.verbs import VERBS
 from pipeline.errors import PipelineError
-from pipeline.specfile import read_spec
+from pipeline.spec.reading import read_spec
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.verb == "demo":
-        from jobs.demo import demo
+        from jobs.commands.demo import demo
 
         return demo()
     if options.verb == "data":
@@ -49,7 +49,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.verb == "schema":
         import json
 
-        from pipeline.specfile import json_schema
+        from pipeline.spec.reading import json_schema
 
         print(json.dumps(json_schema(), indent=1))
         return 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.jsonl import sealed
+from pipeline.storage.jsonl import sealed
 
 
 def append(ledger: Path, event: str, **details: Any) -> None:

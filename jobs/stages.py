@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import ledger
-from pipeline.files import shown
-from pipeline.model_names import CNNS
-from pipeline.uncompiled import leave_compiler_out
+from pipeline.spec.model_names import CNNS
+from pipeline.storage.files import shown
+from pipeline.training.dynamo_stub import leave_compiler_out
 
 EXIT_FAILED = 2  # a PipelineError: said in one line, worth no traceback
 EXIT_STOPPED = 75  # stopped by a signal with everything saved; starting again goes on
@@ -62,8 +62,8 @@ class FetchWeights:
 
     def __call__(self) -> int:
         """Exit status."""
+        from pipeline.models.weights import fetch_weights
         from pipeline.spec import ModelSpec
-        from pipeline.weights import fetch_weights
 
         print(fetch_weights(ModelSpec.model_validate_json(self.model), Path(self.folder)))
         return 0
@@ -100,7 +100,7 @@ class Together:
 
     def __call__(self) -> int:
         """Exit status: the worst of them."""
-        from pipeline.stopping import StopFlag
+        from pipeline.training.stop_signal import StopFlag
 
         stop = StopFlag().install()
         with contextlib.ExitStack() as owned:
@@ -112,9 +112,9 @@ class Together:
 
     def _start(self, task: Train, owned: contextlib.ExitStack) -> Any:
         """An attempt, its folder owned and its manifest `started`; None where the cell is whole already."""
-        from pipeline.attempt import Attempt
         from pipeline.errors import DivergedError, PipelineError
-        from pipeline.rundir import RunDir
+        from pipeline.storage.run_dir import RunDir
+        from pipeline.training.attempt import Attempt
 
         run = RunDir(Path(task.run))
         attempt = Attempt(run, task.identity, run.log if len(self.trains) > 1 else None)
@@ -136,13 +136,13 @@ class Together:
     def _train(self, attempts: list[tuple[Train, Any]], stop: Any) -> None:
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import read_split
-        from pipeline.files import atomic_write, write_json
-        from pipeline.learner import CellData, Learner
-        from pipeline.provenance import provenance
+        from pipeline.models.weights import fetch_weights
         from pipeline.spec import Spec
-        from pipeline.specfile import dump
-        from pipeline.training import train
-        from pipeline.weights import fetch_weights
+        from pipeline.spec.reading import dump
+        from pipeline.storage.files import atomic_write, write_json
+        from pipeline.storage.provenance import provenance
+        from pipeline.training.learner import CellData, Learner
+        from pipeline.training.loop import train
 
         data: CellData | None = None
         learners = []
@@ -186,10 +186,10 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.experiment import evaluate_experiment
-        from pipeline.rundir import ExperimentDir
-        from pipeline.selection import Evaluation
+        from pipeline.evaluation.experiment import evaluate_experiment
+        from pipeline.evaluation.selection import Evaluation
         from pipeline.spec import EvaluateSpec, SubmissionSpec
+        from pipeline.storage.run_dir import ExperimentDir
 
         evaluation = Evaluation(
             ExperimentDir(Path(self.experiment)),
@@ -219,8 +219,8 @@ class Predict:
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.prediction import predict
-        from pipeline.rundir import RunDir
+        from pipeline.evaluation.prediction import predict
+        from pipeline.storage.run_dir import RunDir
 
         runs = [RunDir(Path(self.experiment) / name) for name in self.tests]
         predict(runs, test_images(self.tests), device=self.device)
@@ -245,11 +245,11 @@ class Submit:
 
     def __call__(self) -> int:
         """Exit status."""
-        from pipeline.prediction import predict
-        from pipeline.rundir import ExperimentDir, RunDir
-        from pipeline.selection import selected_cells
+        from pipeline.evaluation.prediction import predict
+        from pipeline.evaluation.selection import selected_cells
+        from pipeline.evaluation.submission import make_submission
         from pipeline.spec import EvaluateSpec
-        from pipeline.submission import make_submission
+        from pipeline.storage.run_dir import ExperimentDir, RunDir
 
         experiment = ExperimentDir(Path(self.experiment))
         runs = [RunDir(experiment.path / name) for name in self.cells or ()] or selected_cells(experiment)
@@ -286,7 +286,7 @@ def needed(task: Task) -> list[str]:
     """The slow imports of a task, which a process can do before it is given the task itself."""
     trains = task.trains if isinstance(task, Together) else (task,) if isinstance(task, Train) else ()
     names = {json.loads(train.spec)["train"]["model"]["name"] for train in trains}
-    return ["pipeline.training"][: len(trains)] + ["torchvision.models"][: len(names - {*CNNS})]
+    return ["pipeline.training.loop"][: len(trains)] + ["torchvision.models"][: len(names - {*CNNS})]
 
 
 def main() -> int:

@@ -25,19 +25,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.checkpoint import load_checkpoint
 from pipeline.data.augment import to_input
 from pipeline.data.decoding import DECODE_ERRORS, decode, to_pixels
 from pipeline.data.sources import open_source
-from pipeline.deciding import Rule, Validation, mean_scores
 from pipeline.errors import CheckpointError, DataError, PipelineError
-from pipeline.folding import folded
-from pipeline.metrics import Scores
-from pipeline.prediction import load_scorer
-from pipeline.rundir import ExperimentDir, RunDir
-from pipeline.scoring import Scorer
+from pipeline.evaluation.prediction import load_scorer
+from pipeline.metrics.decision_rule import Rule, Validation, mean_scores
+from pipeline.metrics.multilabel import Scores
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.models.fusing import folded
+from pipeline.models.scoring import Scorer
 from pipeline.spec import EvaluateSpec
-from pipeline.specfile import read_spec
+from pipeline.spec.reading import read_spec
+from pipeline.storage.run_dir import ExperimentDir, RunDir
 
 # B batch, H W pixels, C channels, K labels
 _CARD = "labelgrid.json"  # inside an exported file

@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 
-from jobs.graph import make_plan
+from jobs.planning.plan import make_plan
 from jobs.stages import Train, encode
-from pipeline.specfile import Loaded, read_spec
+from pipeline.spec.reading import Loaded, read_spec
 from tests.conftest import ROOT
 
 

@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import yaml
 
-from pipeline.leaderboard import COLUMNS, write_table
-from pipeline.rundir import ExperimentDir
+from pipeline.evaluation.leaderboard import COLUMNS
+from pipeline.storage.run_dir import ExperimentDir
+from pipeline.storage.tables import write_table
 
 
 def make_sweep(finished, folder, cells, epochs=30):

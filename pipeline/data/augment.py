@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from pipeline.data.colour import Colour
 from pipeline.data.loading import Rows
-from pipeline.data.seeding import seeded
+from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec
 
 # B batch, C channels, H W pixels, S output pixels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.data.seeding import seeded
+from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec
 
 # B batch, C channels, H W pixels

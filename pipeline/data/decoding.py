@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
-from pipeline.data.pixels import PixelFiles
+from pipeline.data.pixel_files import PixelFiles
 from pipeline.data.sources import READ_ERRORS, open_source
 
 MAX_PIXELS = 178_956_970  # of one image (13,377 x 13,377); decoded, that is half a gigabyte

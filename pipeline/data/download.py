@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import atomic_write, sha256_file, write_failed
+from pipeline.storage.files import atomic_write, sha256_file, write_failed
 
 
 @dataclass(frozen=True)

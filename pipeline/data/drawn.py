@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw
 
-from pipeline.data.seeding import seeded
-from pipeline.files import atomic_write
+from pipeline.seeding import seeded
+from pipeline.storage.files import atomic_write
 
 Outline = npt.NDArray[np.float64]  # (P, 2), x and y
 

@@ -16,9 +16,9 @@ from typing import Any
 from pipeline.data.labels import label_members
 from pipeline.data.sources import Source, fingerprint, list_images, open_source, read_list
 from pipeline.errors import PipelineError
-from pipeline.files import found_json, write_json
-from pipeline.identity import canonical, digest
 from pipeline.spec import DataSpec, LabelsSpec, ListSplit, TestSpec
+from pipeline.spec.identity import canonical, digest
+from pipeline.storage.files import found_json, write_json
 
 PACK_VERSION = 1  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from pipeline.data.packed import PackedSet
 from pipeline.data.sampling import epoch_rows
-from pipeline.data.seeding import seeded
 from pipeline.errors import DataError
+from pipeline.seeding import seeded
 
 # B batch, H W pixels, C channels, K labels
 Rows = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.data.seeding import seeded
+from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec
 
 # B batch, C channels, S pixels, K labels

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.layout import INDEX, LABELS, read_dataset
-from pipeline.data.pixels import PixelFiles
+from pipeline.data.pixel_files import PixelFiles
 from pipeline.errors import DataError
-from pipeline.files import sha256_file
+from pipeline.storage.files import sha256_file
 
 # N images, H W pixels, C channels, K labels
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.seeding import seeded
+from pipeline.seeding import seeded
 from pipeline.spec import SamplingSpec
 
 # N training images, K labels

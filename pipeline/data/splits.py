@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.packed import PackedSet
-from pipeline.data.seeding import seeded
 from pipeline.data.sources import ImageRef, finder, read_list
 from pipeline.errors import DataError
-from pipeline.files import read_json, write_json
+from pipeline.seeding import seeded
 from pipeline.spec import DataSpec, ListSplit, OrderedSplit, RandomSplit, RangeSplit, StratifiedSplit
+from pipeline.storage.files import read_json, write_json
 
 # N images, K labels, S splits
 Rows = npt.NDArray[np.int64]

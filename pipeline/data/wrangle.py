@@ -31,13 +31,21 @@ from pipeline.data.layout import (
     packed_identity,
     packed_path,
 )
-from pipeline.data.pixels import PixelFiles
+from pipeline.data.pixel_files import PixelFiles
 from pipeline.data.sources import ImageRef, Source, finder, list_images, open_source
 from pipeline.data.wrangle_report import Problems, build_report, refuse_if_bad, summary
 from pipeline.errors import DataError, PipelineError
-from pipeline.files import atomic_write, flush, sha256_file, umask, write_csv, write_failed, write_json
-from pipeline.host import cores
 from pipeline.spec import DataSpec, TestSpec
+from pipeline.storage.files import (
+    atomic_write,
+    flush,
+    sha256_file,
+    umask,
+    write_csv,
+    write_failed,
+    write_json,
+)
+from pipeline.storage.host import cores
 
 # N images, K labels
 _CHUNK = 64  # images a task: large enough to hide its hand-over, small enough for even work

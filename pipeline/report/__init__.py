@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.files import atomic_write
-from pipeline.leaderboard import write_table
 from pipeline.report.facts import read_facts
 from pipeline.report.page import page
 from pipeline.report.sections import Report
-from pipeline.rundir import ExperimentDir
+from pipeline.storage.files import atomic_write
+from pipeline.storage.run_dir import ExperimentDir
+from pipeline.storage.tables import write_table
 
 
 def write_report(experiment: ExperimentDir, planned: Sequence[str] = (), *, files: bool = False) -> None:

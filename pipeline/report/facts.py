@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.identity import flattened
-from pipeline.jsonl import read_jsonl
-from pipeline.leaderboard import read_table
-from pipeline.rundir import ExperimentDir, RunDir
 from pipeline.spec import LOWER_IS_BETTER
+from pipeline.spec.identity import flattened
+from pipeline.storage.jsonl import read_jsonl
+from pipeline.storage.run_dir import ExperimentDir, RunDir
+from pipeline.storage.tables import read_table
 
 _TOGETHER = 3  # settings named of those that change together
 _SHORT = {"train.optimizer.": "", "train.model.": "model ", "train.": "", "data.": ""}

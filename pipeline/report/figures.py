@@ -14,9 +14,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.files import atomic_write
-from pipeline.metrics import Decisions, Scores
+from pipeline.metrics.multilabel import Decisions, Scores
 from pipeline.report.facts import CellFacts, Facts
+from pipeline.storage.files import atomic_write
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; with dashes for those who see none
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B0A100")

@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from html import escape
 from typing import Any
 
-from pipeline.files import shown
 from pipeline.report import figures
 from pipeline.report.facts import CellFacts, Facts
 from pipeline.report.page import Table, cards, fold, note, plain
 from pipeline.report.selected import selected_cell
-from pipeline.rundir import RunDir
 from pipeline.spec import LOWER_IS_BETTER
+from pipeline.storage.files import shown
+from pipeline.storage.run_dir import RunDir
 
 _SHOWN = (
     "f1_micro", "f1_macro", "f1_weighted", "f1_samples_empty0", "f1_samples_empty1", "map_macro",

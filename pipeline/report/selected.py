@@ -12,17 +12,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.data.packed import PackedSet
-from pipeline.deciding import Rule, Validation
 from pipeline.errors import CheckpointError, DataError
-from pipeline.files import read_json
-from pipeline.metrics import Decisions
-from pipeline.pictures import jpeg
+from pipeline.metrics.decision_rule import Rule, Validation
+from pipeline.metrics.multilabel import Decisions
 from pipeline.report import figures
 from pipeline.report.facts import Facts
 from pipeline.report.figures import Plots
 from pipeline.report.page import Table, note, plain
-from pipeline.rundir import RunDir
 from pipeline.spec import EvaluateSpec
+from pipeline.storage.files import read_json
+from pipeline.storage.run_dir import RunDir
+from pipeline.tracking.pictures import jpeg
 
 _COLUMNS = ("label", "support", "predicted", "precision", "recall", "f1", "ap", "threshold")
 _CONFUSION = "In per cent. A pair bright on the right but dark on the left is seen together where it is not."

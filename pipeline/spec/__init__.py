@@ -2,8 +2,8 @@
 
 Every default lives here and nowhere else. A field that cannot change a result is marked `OUTSIDE`
 (it stays out of the identity hash); a field added later keeps finished cells finished, because a
-field at the default it was introduced with stays out of the hash too (`pipeline/identity.py`).
-Reading, overriding and reporting mistakes is in `pipeline/specfile.py`.
+field at the default it was introduced with stays out of the hash too (`pipeline/spec/identity.py`).
+Reading, overriding and reporting mistakes is in `pipeline/spec/reading.py`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from pipeline.model_names import CNNS, MODEL_NAMES
 from pipeline.spec.fields import (
     Count,
     MetricName,
@@ -21,6 +20,7 @@ from pipeline.spec.fields import (
     Share,
     resolve_path,
 )
+from pipeline.spec.model_names import CNNS, MODEL_NAMES
 from pipeline.spec.recipe import Adam, BceLoss, Constant, LossSpec, OptimizerSpec, SamplingSpec, ScheduleSpec
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from pipeline.attempt import Attempt
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
-from pipeline.jsonl import read_jsonl
-from pipeline.learner import CellData, Learner
-from pipeline.rundir import RunDir
-from pipeline.scoring import Scorer, score_together
+from pipeline.models.scoring import Scorer, score_together
 from pipeline.spec import Spec
-from pipeline.stopping import StopFlag
-from pipeline.training import _feed, train
+from pipeline.storage.jsonl import read_jsonl
+from pipeline.storage.run_dir import RunDir
+from pipeline.training.attempt import Attempt
+from pipeline.training.learner import CellData, Learner
+from pipeline.training.loop import _feed, train
+from pipeline.training.stop_signal import StopFlag
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from measure import (
 )
 from peers import PACKAGES, python_of, run
 
-from jobs.local import ENVIRONMENT
+from jobs.local.processes import ENVIRONMENT
 
 OPTIMIZERS = {  # as seed_style.py names them
     "adam": "{name: adam, lr: 1e-3}",
@@ -200,8 +200,8 @@ def in_process(root: Path, name: str, rounds: int) -> dict[str, list[float]]:
     """Loop, bare step and validation rates of a spec's first cell, in one process."""
     (run_folder, *_) = sorted(path.parent for path in root.glob(f"experiments/{name}/*/provenance.json"))
     code = (
-        "import json, sys; from pathlib import Path; from jobs.graph import make_plan;"
-        "from pipeline.specfile import read_spec;"
+        "import json, sys; from pathlib import Path; from jobs.planning.plan import make_plan;"
+        "from pipeline.spec.reading import read_spec;"
         "cell = make_plan(read_spec(Path(sys.argv[1]))).cells[0];"
         "print(json.dumps([json.loads(cell.cell.spec.model_dump_json()), str(cell.data.packed), str(cell.data.split)]))"
     )

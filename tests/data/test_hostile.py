@@ -23,7 +23,7 @@ from pipeline.data.sources import list_images, open_source
 from pipeline.data.splits import make_split, read_split, write_split
 from pipeline.data.wrangle import wrangle
 from pipeline.errors import CheckpointError, DataError
-from pipeline.submission import check_submission, write_submission
+from pipeline.evaluation.submission import check_submission, write_submission
 from tests.conftest import data_spec, encoded, jpeg, write_zip
 
 FORMATS = {
@@ -321,7 +321,7 @@ def test_a_split_with_any_damage_is_read_as_it_was_or_refused(drawn, tmp_path, d
 @anything
 @given(body=st.binary(max_size=300))
 def test_no_bytes_are_a_checkpoint_by_chance(tmp_path, body):
-    from pipeline.checkpoint import load_checkpoint
+    from pipeline.models.checkpoint import load_checkpoint
 
     (tmp_path / "c.pt").write_bytes(body)
     with pytest.raises(CheckpointError, match=r"c.pt: is damaged"):

@@ -12,7 +12,7 @@ import pytest
 from pipeline.data.decoding import decode
 from pipeline.data.layout import is_whole, packed_identity, packed_path
 from pipeline.data.packed import PackedSet
-from pipeline.data.pixels import PixelFiles
+from pipeline.data.pixel_files import PixelFiles
 from pipeline.data.wrangle import wrangle
 from pipeline.errors import DataError, PipelineError
 from tests.conftest import ROOT, data_spec, jpeg, write_zip
@@ -51,7 +51,7 @@ def test_pixels_labels_and_index_line_up(photos, tmp_path):
 
 def test_a_set_of_several_shards_reads_like_one(photos, tmp_path, monkeypatch):
     images_NHWC = PackedSet.open(pack(photos, tmp_path / "one")).gather(range(12))
-    monkeypatch.setattr("pipeline.data.pixels.FILE_BYTES", 5 * 3 * 16 * 16)
+    monkeypatch.setattr("pipeline.data.pixel_files.FILE_BYTES", 5 * 3 * 16 * 16)
     folder = tmp_path / "many"
     folder.mkdir()
     for files, kept in ((3, list(range(12))), (2, [0, 2, 3, 5, 7, 8, 9, 10])):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import load_checkpoint
-from pipeline.jsonl import read_jsonl
-from pipeline.rundir import ExperimentDir
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.storage.jsonl import read_jsonl
+from pipeline.storage.run_dir import ExperimentDir
 from tests.cells import clean_environment, project
 from tests.conftest import ROOT
 

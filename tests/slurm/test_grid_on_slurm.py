@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.jsonl import read_jsonl
+from pipeline.storage.jsonl import read_jsonl
 from tests.conftest import ROOT
 from tests.slurm.conftest import SCRIPT, SETTINGS
 

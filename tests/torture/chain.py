@@ -10,9 +10,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from pipeline.checkpoint import load_checkpoint
 from pipeline.data.layout import DATASET
-from pipeline.jsonl import read_jsonl
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.storage.jsonl import read_jsonl
 from tests.cells import clean_environment, project
 
 TIMES = ("train/images_per_s", "train/seconds_per_step")

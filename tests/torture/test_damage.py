@@ -8,18 +8,18 @@ import shutil
 import numpy as np
 import pytest
 
-from jobs.graph import make_plan
-from jobs.snapshot import _is_whole
-from pipeline.checkpoint import load_checkpoint
+from jobs.local.snapshot import _is_whole
+from jobs.planning.plan import make_plan
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import PipelineError
-from pipeline.files import read_json
-from pipeline.jsonl import read_jsonl
-from pipeline.rundir import RunDir
-from pipeline.selection import select_cell
-from pipeline.specfile import read_spec
-from pipeline.submission import is_predicted
+from pipeline.evaluation.selection import select_cell
+from pipeline.evaluation.submission import is_predicted
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.spec.reading import read_spec
+from pipeline.storage.files import read_json
+from pipeline.storage.jsonl import read_jsonl
+from pipeline.storage.run_dir import RunDir
 from tests.torture.chain import finish, make_project
 
 FLIPS = 40

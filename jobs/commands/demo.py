@@ -1,0 +1,40 @@
+"""`make demo`: draw a data set and take it through the whole pipeline."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from jobs.clusters.profile import load_profile
+from jobs.commands.request import Request
+from jobs.commands.run import submission
+from jobs.planning.plan import data_root
+from pipeline.spec.reading import read_spec
+from pipeline.storage.files import shown
+
+SPEC = Path(__file__).resolve().parents[2] / "experiments" / "demo.yaml"
+
+
+def demo() -> int:
+    """Draw, wrangle, train, evaluate, submit; say what to look at and what to type next."""
+    from pipeline.data.drawn import draw
+
+    started = time.monotonic()
+    loaded = read_spec(SPEC)
+    drawn = draw(data_root(loaded.root) / "raw")
+    print(f"drawn: {shown(drawn.train)} and {shown(drawn.test)}", flush=True)
+    status = submission(Request(loaded, "local", load_profile("local")))
+    if status:
+        return status  # stopped or failed, which has been said: there may be nothing to look at
+    results = loaded.root / "experiments" / loaded.spec.name
+    spec = shown(SPEC)
+    print(f"""
+{time.monotonic() - started:.0f} s. Look at:
+  {shown(results)}/report.html
+  {shown(results)}/submission.csv
+Type next:
+  make grid SPEC={spec} SET="train.epochs=20"     a longer run; what is whole is not done again
+  make select SPEC={spec} RUN=<cell>              another cell for the submission
+  .venv/bin/tensorboard --logdir experiments/     the curves
+  make data                                       MIRFLICKR-25000, for experiments/optimizers.yaml""")
+    return status

@@ -1,0 +1,180 @@
+"""What `make doctor` tries, one check after another. Torch is asked in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jobs.commands import submit as remote
+from jobs.commands.request import Request
+from jobs.planning.plan import Plan, data_root, make_plan
+from jobs.slurm.sbatch import refuse_early
+from pipeline.data.packed import PackedSet
+from pipeline.errors import PipelineError
+from pipeline.storage.files import sha256_file, shown, write_json
+
+_TORCH = """
+import torch, torchvision
+cuda = torch.cuda
+gpu = f"{cuda.device_count()} x {cuda.get_device_name(0)}" if cuda.is_available() else "no GPU seen here"
+print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {gpu}")
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing tried, and what was found."""
+
+    what: str
+    ok: bool
+    found: str
+
+
+def checks(request: Request) -> Iterator[Check]:
+    """Every check, each whatever the others find."""
+    yield Check("spec", True, shown(request.loaded.path))
+    try:
+        plan = make_plan(request.loaded)
+    except PipelineError as error:
+        yield Check("data and weights", False, str(error))
+        return
+    yield Check("grid", True, f"{len(plan.cells)} cells, {len(plan.missing)} missing")
+    yield (torch := _torch())
+    yield _writable(plan)
+    yield from _quota(plan)
+    yield from _data(plan)
+    yield from _weights(plan)
+    yield from _networks(plan) if torch.ok else ()
+    yield from _artifacts(plan)
+    if request.profile.scheduler == "slurm":
+        yield from _slurm(request, plan)
+
+
+def _torch() -> Check:
+    done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True)
+    said = done.stdout.strip() or (done.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
+    return Check("python", done.returncode == 0, f"{sys.executable}: {said}")
+
+
+def _writable(plan: Plan) -> Check:
+    place = plan.experiment.path
+    try:
+        probe = place / ".doctor.json"
+        write_json(probe, {})
+        probe.unlink()
+    except PipelineError as error:
+        return Check("results", False, str(error))
+    stats = os.statvfs(place)
+    free, inodes = stats.f_bavail * stats.f_frsize / 1e9, stats.f_favail
+    enough = free > 2 and (inodes == 0 or inodes > 20 * len(plan.cells) + 100)
+    return Check("results", enough, f"{shown(place)} can be written, {free:.1f} GB and {inodes:,} files free")
+
+
+def _quota(plan: Plan) -> Iterator[Check]:
+    """A Lustre project's quota, which the free space of the whole file system does not show."""
+    place = str(plan.experiment.path.resolve())
+    if shutil.which("lfs") is None:
+        return
+    project = subprocess.run(["lfs", "project", "-d", place], capture_output=True, text=True).stdout.split()
+    asked = ["lfs", "quota", "-q", *(["-p", project[0]] if project and project[0] != "0" else []), place]
+    said = subprocess.run(asked, capture_output=True, text=True).stdout
+    # path, KiB used, soft and hard limit, grace, files used, soft and hard limit, grace; limit 0: none; `*`: over it
+    numbers = [int(word.rstrip("*")) for word in said.split()[1:] if word.rstrip("*").isdigit()]
+    if len(numbers) < 6:
+        return
+    kib, files = (
+        (hard or soft) - used if hard or soft else None for used, soft, hard in (numbers[:3], numbers[3:6])
+    )
+    enough = (kib is None or kib > 2e6) and (files is None or files > 20 * len(plan.cells) + 100)
+    space = "space without limit" if kib is None else f"{kib * 1024 / 1e9:.1f} GB left"
+    number = "files without limit" if files is None else f"{files:,} files left"
+    yield Check("quota", enough, f"{space}, {number} (lfs quota)")
+
+
+def _data(plan: Plan) -> Iterator[Check]:
+    for data in [*plan.datasets, *{str(t.packed): t for t in plan.tests.values()}.values()]:
+        if data.reason is not None:
+            yield Check("data", True, f"{shown(data.packed)}: {data.reason}, will be packed")
+            continue
+        try:
+            packed = PackedSet.open(data.packed)
+            yield Check("data", True, f"{shown(data.packed)}: {len(packed)} images, every byte verified")
+        except PipelineError as error:
+            yield Check("data", False, str(error))
+
+
+def _weights(plan: Plan) -> Iterator[Check]:
+    folder = data_root(plan.root) / "weights"
+    for model in plan.named_weights():
+        there = folder.exists() and any(folder.glob(f"{model.name}-*"))
+        found = "fetched" if there else "not there yet; `make grid` fetches them where there is internet"
+        yield Check("weights", True, f"{model.name} {model.weights}: {found}")
+
+
+def _networks(plan: Plan) -> Iterator[Check]:
+    """Whether the parts that are trained exist, which only the network itself knows."""
+    from pipeline.models.build import build_model
+
+    trains = [cell.cell.spec.train for cell in plan.cells if cell.cell.spec.train.model.trainable != "all"]
+    for model, image_px in dict.fromkeys((train.model, train.image_px) for train in trains):
+        try:
+            build_model(model, 2, image_px)
+            yield Check("network", True, f"{model.name} at {image_px} px, {model.trainable} is trained")
+        except PipelineError as error:
+            yield Check("network", False, str(error))
+
+
+def _artifacts(plan: Plan) -> Iterator[Check]:
+    """Every artifact of every finished cell, by its digest."""
+    finished = [cell for cell in plan.cells if cell.reason is None]
+    damaged = [
+        f"{cell.run.name}/{name}"
+        for cell in finished
+        for name, expected in cell.run.read_manifest()["files"].items()
+        if sha256_file(cell.run.path / name) != expected["sha256"]
+    ]
+    found = f"{len(finished)} finished cells are whole"
+    if damaged:
+        found = f"{', '.join(damaged[:5])} differ from their digests"
+    yield Check("artifacts", not damaged, found)
+
+
+def _slurm(request: Request, plan: Plan) -> Iterator[Check]:
+    profile = request.profile
+    if profile.retired:
+        yield Check("cluster", False, profile.retired)
+    for command in ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol"):
+        if shutil.which(command) is None:
+            yield Check("slurm", False, f"{command} is not on PATH: is this a login node?")
+            return
+    try:
+        standing = remote.look(request, plan)
+        yield Check("slurm", True, f"answers; {len(standing.of('flight'))} cells in flight")
+        refuse_early(profile, request.cluster, remote.batches_of(request, plan, standing, submission=False))
+        yield Check("profile", True, f"{request.cluster} allows what is asked")
+    except PipelineError as error:
+        yield Check("slurm", False, str(error))
+        return
+    for name, asked in (("train", profile.train), ("cpu", profile.cpu)):
+        options = {
+            "time": asked.time_min,
+            "cpus-per-task": asked.cpus,
+            "account": profile.account,
+            "partition": asked.partition,
+            "gres": asked.gres,
+            "qos": asked.qos,
+            "mem": f"{asked.mem_gb:g}G" if asked.mem_gb else None,
+        }
+        asking = [f"--{option}={value}" for option, value in options.items() if value]
+        test = ["sbatch", "--test-only", "--wrap=true", *asking]
+        done = subprocess.run(test, capture_output=True, text=True)
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        yield Check(f"a {name} job", done.returncode == 0, said[-1].strip() if said else "accepted")
+    for line in profile.setup:
+        done = subprocess.run(["bash", "-lc", line], capture_output=True, text=True)
+        ok = done.returncode == 0
+        yield Check("setup", ok, line if ok else f"{line}: {done.stderr.strip()}")

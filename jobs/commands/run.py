@@ -1,0 +1,259 @@
+"""The verbs on this machine: each plans, runs what is missing as processes, and says what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jobs import ledger
+from jobs.commands.request import Request
+from jobs.local.processes import Job, Outcome, Slots, last_error, mark_killed, run_jobs, started_early
+from jobs.local.progress import Progress
+from jobs.local.snapshot import snapshot
+from jobs.local.train_groups import on_this_machine, process_of
+from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root, experiment_dir, make_plan
+from jobs.planning.tasks import evaluate_task, train_task, wrangle_task
+from jobs.stages import EXIT_STOPPED, FetchWeights, Predict, Task
+from pipeline.errors import SubmissionError
+from pipeline.spec.reading import read_spec
+from pipeline.storage.files import shown
+from pipeline.storage.run_dir import RunDir
+
+FAILED = 1
+
+
+def wrangle(request: Request) -> int:
+    """Pack the images and labels this spec needs."""
+    plan = make_plan(request.loaded)
+    tests = {str(test.split or test.packed): test for test in plan.tests.values()}
+    return _wrangle(plan, [*plan.datasets, *tests.values()])
+
+
+def grid(request: Request) -> int:
+    """Run every missing cell, then rank all of them."""
+    return _grid(request)[0]
+
+
+def _grid(request: Request) -> tuple[int, bool]:
+    """(exit status, whether it came to the leaderboard)"""
+    plan = make_plan(request.loaded)
+    missing = plan.missing
+    spec = shown(request.loaded.path)
+    print(f"{spec}: {count(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
+    for cell in missing:
+        print(f"  {cell.run.name}: {cell.reason}", flush=True)
+    held = [cell for cell in plan.cells if cell.held is not None]
+    for cell in held:
+        print(f"  {cell.run.name}: held back: {cell.held}", flush=True)
+    failed = FAILED if held else 0
+    if missing:
+        outcome = _train(plan, missing)
+        if outcome is None:
+            return FAILED, False
+        if outcome.stopped:
+            print(f"stopped; `make grid SPEC={spec}` goes on from here", flush=True)
+            return FAILED, False
+        failed = FAILED if outcome.failed or held else 0
+    status = evaluate(request)
+    return status or failed, status == 0
+
+
+def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
+    """Decide, measure and rank the finished cells."""
+    from pipeline.evaluation.selection import show
+
+    plan = make_plan(request.loaded)
+    experiment = plan.experiment
+    if not plan.evaluation.is_done:
+        data = plan.datasets[0]
+        if data.reason is not None:
+            raise SubmissionError(
+                f"{data.packed}: the packed data is {data.reason}; run `make wrangle` first"
+            )
+        task = replace(evaluate_task(plan), reasons=dict(reasons or {}))
+        status = _run_one(plan, "evaluate", task)
+        if status:
+            return status
+    print(show(experiment, request.loaded.spec.evaluate.select_by), flush=True)
+    print(f"report: {shown(experiment.report)}")
+    print(f"curves: tensorboard --logdir {shown(experiment.path.parent)}", flush=True)
+    return 0
+
+
+def select(request: Request) -> int:
+    """Pick the cell the submission is made of (RUN=cell); without RUN, the best on validation again."""
+    from pipeline.evaluation.selection import select_cell
+
+    experiment = experiment_dir(request.loaded)
+    picked = experiment.find(request.run) if request.run else None
+    print(f"selected: {select_cell(experiment, picked)}")
+    return 0
+
+
+def predict(request: Request) -> int:
+    """Score the test images under the selected cell (or RUN=cell)."""
+    plan = make_plan(request.loaded)
+    return _predict(plan, selected(plan, request.run))
+
+
+def submission(request: Request) -> int:
+    """Run what is missing and write the checked submission of the selected cell."""
+    plan = make_plan(request.loaded)
+    for cell in plan.cells:
+        _test_data(plan, cell.run)  # better now than after the training
+    status, ranked = _grid(request)
+    if not ranked:
+        return status
+    plan = make_plan(request.loaded)
+    chosen = selected(plan, request.run)
+    return _predict(plan, chosen) or submission_file(request, plan, chosen) or status
+
+
+def submission_file(request: Request, plan: Plan, chosen: Sequence[RunDir]) -> int:
+    """Write and check submission.csv from scores that are there."""
+    from pipeline.evaluation.submission import make_submission
+
+    images = {run.name: _test_data(plan, run) for run in chosen}
+    tests = {name: (test.packed, test.split) for name, test in images.items()}
+    result = make_submission(plan.experiment, chosen, tests, request.loaded.spec.evaluate)
+    names = ", ".join(tests)
+    ledger.append(plan.experiment.ledger, "submission", cell=names, test=result.test_metrics)
+    print(f"submission: {shown(plan.experiment.submission)}\n{result.text}", flush=True)
+    return 0
+
+
+def report(request: Request) -> int:
+    """Write report.html anew from what is there, also half-way; its figures and tables as files beside it."""
+    from pipeline.report import write_report
+
+    plan = make_plan(request.loaded)
+    experiment = plan.experiment
+    write_report(experiment, [cell.run.name for cell in plan.cells], files=True)
+    print(f"report: {shown(experiment.report)}\nfigures and tables: {shown(experiment.figures)}/")
+    return 0
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False) -> int:
+    for data in datasets:
+        if data.reason is None:
+            if not quiet:
+                print(f"{shown(data.packed)}: whole")
+            continue
+        status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data))
+        if status:
+            return status
+        print(f"packed: {shown(data.packed)}", flush=True)
+    return 0
+
+
+def fetch_weights(plan: Plan) -> int:
+    """Download the pretrained weights the missing cells name; exit status."""
+    for model in plan.named_weights():
+        task = FetchWeights(model=model.model_dump_json(), folder=str(data_root(plan.root) / "weights"))
+        status = _run_one(plan, f"weights {model.name} {model.weights}", task)
+        if status:
+            return status
+    return 0
+
+
+def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
+    """Train the missing cells, once what they need is there; None where that failed."""
+    jobs, slots = _processes(plan, missing)
+    code = snapshot(plan.experiment.code)
+    datasets = list({cell.data.split: cell.data for cell in missing}.values())
+    waits = any(plan.named_weights()) or any(data.reason for data in datasets)
+    with started_early(jobs if waits else [], slots, code) as early:
+        if _wrangle(plan, datasets, quiet=True) or fetch_weights(plan):
+            return None
+        where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{count(slots.threads, 'thread')} each"
+        shared = f" in {count(len(jobs), 'process', 'es')}" if len(jobs) < len(missing) else ""
+        at_once = min(slots.count, len(jobs))
+        print(f"train: {count(len(missing), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
+        for planned in missing:
+            ledger.append(plan.experiment.ledger, "queued", cell=planned.run.name, cluster="local")
+        progress = Progress("cells", len(missing), plan.loaded.spec.train.best_by)
+        outcome = run_jobs(jobs, slots, progress, code=code, early=early)
+    for planned in missing:
+        run, status = planned.run, outcome.status.get(planned.run.name)
+        mark_killed(train_task(plan, planned), status)
+        error = run.read_manifest().get("error") if status else None
+        ledger.append(plan.experiment.ledger, "ended", cell=run.name, status=status, error=error)
+    return outcome
+
+
+def _processes(plan: Plan, missing: Sequence[PlannedCell]) -> tuple[list[Job], Slots]:
+    """The processes that train the missing cells."""
+    spec = plan.loaded.spec
+    tasks = [train_task(plan, planned) for planned in plan.cells]
+    features = any(planned.cell.spec.train.feature_views for planned in plan.cells)
+    groups, slots = on_this_machine(tasks, spec.run, spec.grid.together, features=features)
+    cells, wanted = {}, {planned.run.name for planned in missing}
+    for planned, task in zip(plan.cells, tasks, strict=True):
+        epochs = planned.cell.spec.train.epochs
+        if planned.run.name in wanted:
+            cells[task] = Job(planned.run.name, task, planned.run.log, planned.run.metrics, epochs)
+    parts = [[cells[task] for task in group if task in cells] for group in groups]
+    return [process_of(part) for part in parts if part], slots
+
+
+def selected(plan: Plan, run: str | None) -> list[RunDir]:
+    """RUN=cell, or the cells whose mean scores make the submission."""
+    from pipeline.evaluation.selection import selected_cells
+
+    return [plan.experiment.find(run)] if run else selected_cells(plan.experiment)
+
+
+def _predict(plan: Plan, runs: Sequence[RunDir]) -> int:
+    from pipeline.evaluation.submission import is_predicted
+
+    found = {run: _test_data(plan, run) for run in runs}
+    status = _wrangle(plan, list({test.packed: test for test in found.values()}.values()), quiet=True)
+    missing = {run: test for run, test in found.items() if not is_predicted(run, test.packed, test.split)}
+    if status or not missing:
+        return status
+    tests = {run.name: (str(t.packed), str(t.split) if t.split else None) for run, t in missing.items()}
+    task = Predict(str(plan.experiment.path), tests, plan.loaded.spec.run.device)
+    return _run_one(plan, f"predict {', '.join(tests)}", task)
+
+
+def _test_data(plan: Plan, run: RunDir) -> PlannedData:
+    """The images a cell predicts; a cell that is not of this grid says itself, in its spec."""
+    cells = [cell.cell.spec for cell in plan.cells if cell.run == run]
+    test = plan.test_of((cells[0] if cells else read_spec(run.spec, root=plan.root).spec).data)
+    if test is None:
+        spec = shown(plan.loaded.path)
+        raise SubmissionError(
+            f"{spec}: there are no images to predict; add data.test or a test share to data.split"
+        )
+    return test
+
+
+def _run_one(plan: Plan, name: str, task: Task) -> int:
+    """One stage in a process of its own; on failure its error is repeated here."""
+    log = plan.experiment.logs / f"{name.split()[0]}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    ledger.append(plan.experiment.ledger, "started", stage=name, cluster="local")
+    slots = Slots.for_cells(1, 1, plan.loaded.spec.run.threads, plan.loaded.spec.run.device)
+    code = snapshot(plan.experiment.code)
+    outcome = run_jobs([Job(name, task, log, watch=log)], slots, Progress("stages", 1), code=code)
+    status = outcome.status.get(name, EXIT_STOPPED)
+    ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
+    if status not in (0, EXIT_STOPPED):
+        print(f"error: {name} failed: {_error_text(log)}\nlog: {shown(log)}", flush=True)
+    return FAILED if status else 0
+
+
+def _error_text(log: Path) -> str:
+    """The whole error of a stage (it can be several lines), else the last line."""
+    _, found, text = log.read_text(encoding="utf-8", errors="replace").rpartition("error: ")
+    return text.strip() if found else (last_error(log) or "see the log")
+
+
+def count(number: int, what: str, plural: str = "s") -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{number} {what}" + ("" if number == 1 else plural)

@@ -1,0 +1,161 @@
+"""Looking: status, plan (the dry run of grid), logs, doctor. Nothing is changed. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+
+from jobs.commands import run as here
+from jobs.commands import submit as remote
+from jobs.commands.request import Request
+from jobs.local.progress import clock, last_epoch, seconds_left
+from jobs.planning.cost import estimate
+from jobs.planning.plan import Plan, PlannedCell, make_plan
+from jobs.slurm.queue import JobState
+from jobs.slurm.sbatch import Submitter, refuse_early
+from jobs.slurm.status import Standing
+from pipeline.errors import SpecError
+from pipeline.spec import LOWER_IS_BETTER, in_training
+from pipeline.storage.files import shown
+from pipeline.storage.ownership import owner
+from pipeline.storage.provenance import code
+
+_WATCH_S = {"local": 2.0, "slurm": 30.0}  # seconds between two looks
+
+
+def status(request: Request) -> int:
+    """How every cell stands: state, epoch, best, elapsed, what is left, job, reason. WATCH=1 repeats it."""
+    watch = bool(os.environ.get("WATCH"))
+    while True:
+        plan = make_plan(request.loaded)
+        clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
+        print(clear + table(request, plan), flush=True)
+        if not watch or not plan.missing:
+            return 0
+        try:
+            time.sleep(_WATCH_S[request.profile.scheduler])
+        except KeyboardInterrupt:
+            return 0
+
+
+def table(request: Request, plan: Plan) -> str:
+    """The status of all cells as text."""
+    slurm = request.profile.scheduler == "slurm"
+    standing = remote.look(request, plan) if slurm else None
+    cells = standing.cells if standing else [_local(cell) for cell in plan.cells]
+    by = plan.loaded.spec.train.best_by
+    rows = [["cell", "state", "epoch", f"best {in_training(by)}", "elapsed", "left", "job", "reason"]]
+    rows += [_row(cell, by) for cell in cells]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    counts = Counter(row[1] for row in rows[1:])
+    stages = []
+    if standing:
+        stages += [f"wrangle: job {job}" for job in sorted(set(standing.wrangling.values()))]
+        stages += [f"evaluate: job {job} {standing.states[job].state.lower()}" for job in standing.closing]
+    leaderboard = "up to date" if plan.evaluation.is_done else "not up to date"
+    summary = ", ".join(f"{number} {state}" for state, number in counts.items())
+    return "\n".join([*lines, "; ".join([summary, *stages, f"leaderboard {leaderboard}"])])
+
+
+def _local(cell: PlannedCell) -> Standing:
+    if cell.held is not None:
+        return Standing(cell, "held", cell.held)
+    worker = owner(cell.run.path) if cell.reason is not None else ""
+    if worker:
+        begun = cell.run.provenance
+        elapsed = max(0, int(time.time() - begun.stat().st_mtime)) if begun.exists() else 0
+        return Standing(cell, "flight", state=JobState("RUNNING", worker, elapsed, in_queue=True))
+    return Standing(cell, "done" if cell.reason is None else "submit", cell.reason or "")
+
+
+def _row(cell: Standing, by: str) -> list[str]:
+    run, epochs = cell.planned.run, cell.planned.cell.spec.train.epochs
+    newest = last_epoch(run.metrics)
+    epoch = newest.get("epoch", 0)
+    words = {"done": "done", "held": "held", "submit": "missing"}
+    state = words.get(cell.kind) or (cell.state.state.lower() if cell.state else "queued")
+    elapsed = cell.state.elapsed_s if cell.state else 0
+    left = ""
+    if state == "running" and 0 < epoch < epochs:
+        left = "~" + clock(seconds_left(newest, epochs))
+    best = newest.get(f"validation/{by}")
+    return [
+        run.name,
+        state,
+        f"{epoch}/{epochs}",
+        "" if best is None else f"{best:.4f}" + ("" if by not in LOWER_IS_BETTER else " (lower)"),
+        clock(elapsed) if elapsed else "",
+        left,
+        cell.job or "",
+        _first_line(cell.state.reason if cell.state and cell.kind == "flight" else cell.why),
+    ]
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
+
+
+def plan(request: Request) -> int:
+    """The dry run of grid: cells and why, what is there already, the scripts, hours and cost."""
+    planned = make_plan(request.loaded)
+    profile = request.profile
+    print(f"{shown(planned.loaded.path)}: {here.count(len(planned.cells), 'cell')}")
+    for data in planned.datasets:
+        print(f"data {shown(data.packed)}: {data.reason or 'packed'}")
+    missing = planned.missing
+    if profile.scheduler == "local":
+        for cell in planned.cells:
+            print(f"  {cell.run.name}: {cell.reason or 'whole'}")
+    else:
+        standing = remote.look(request, planned)
+        for standing_cell in standing.cells:
+            print(f"  {standing_cell.planned.run.name}: {standing_cell.why or 'whole'}")
+        batches = remote.batches_of(request, planned, standing, submission=False)
+        refuse_early(profile, request.cluster, batches)
+        frozen = planned.experiment.code / f"code-{code()['digest'][:12]}.zip"
+        writer = Submitter(profile, request.cluster, planned.experiment, frozen, code()["digest"])
+        for batch in batches:
+            print(f"\n# ---- {batch.key}: {here.count(len(batch.tasks), 'job')}\n{writer.script(batch)}")
+        missing = [cell.planned for cell in standing.of("submit")]
+    cost = estimate(planned, profile, missing)
+    if missing and cost.known:
+        units = f", about {cost.units:.1f} {cost.unit}" if cost.units is not None else ""
+        print(f"estimate: {cost.hours:.2f} hours for {cost.known} of {len(missing)} cells{units}")
+        budget = request.loaded.spec.run.budget_units
+        if budget is not None and cost.units is not None:
+            print(f"budget: {budget:g} {cost.unit}" + (": exceeded" if cost.units > budget else ""))
+    elif missing:
+        print(f"estimate: none yet for {here.count(len(missing), 'cell')}; nothing like them has finished")
+    return 0
+
+
+def logs(request: Request) -> int:
+    """The end of the right log: RUN's, or without RUN of every cell that failed."""
+    planned = make_plan(request.loaded)
+    if request.run:
+        paths = [planned.experiment.find(request.run).log]
+    else:
+        paths = [cell.run.log for cell in planned.missing if cell.run.log.exists()]
+        paths += sorted(planned.experiment.logs.glob("*.txt")) if not paths else []
+    if not paths:
+        raise SpecError(f"{shown(planned.experiment.path)}: no log yet; `make status` says what is queued")
+    for path in paths[:10]:
+        print(f"==> {shown(path)} <==")
+        if path.exists():
+            print("\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-25:]))
+        else:
+            print("(not started yet)")
+    return 0
+
+
+def doctor(request: Request) -> int:
+    """Try what a grid will need: packages, data, weights, disk, and on a cluster what Slurm says; 1 if any fails."""
+    from jobs.commands.doctor import checks  # which looks into the data
+
+    results = list(checks(request))
+    for check in results:
+        print(f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.found}")
+    return 0 if all(check.ok for check in results) else 1

@@ -1,0 +1,60 @@
+"""Which cells share a process: those of one stream of batches, where that pays. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from jobs.local.processes import Job, Slots
+from jobs.stages import Together, Train
+from pipeline.spec import RunSpec
+from pipeline.storage.host import cores
+
+CELLS_A_PROCESS = 8  # where the choice is ours: what one crash stops, and what must fit into memory
+_CORES_A_PROCESS = 4  # one network's step keeps no more of them busy
+_PROCESSES = 4  # as many even of one core each: a thread alone never waits for another
+
+
+def share(tasks: Sequence[Train], size: int) -> list[tuple[Train, ...]]:
+    """The cells of each process, in their order: at most `size` of one stream; those without one alone."""
+    groups: list[list[Train]] = []
+    newest: dict[str, list[Train]] = {}
+    for task in tasks:
+        group = newest.get(task.stream) if task.stream else None
+        if group is None or len(group) == size:
+            group = newest[task.stream] = []
+            groups.append(group)
+        group.append(task)
+    return [tuple(group) for group in groups]
+
+
+def on_this_machine(
+    tasks: Sequence[Train], run: RunSpec, choice: Literal["auto"] | bool, *, features: bool = False
+) -> tuple[list[tuple[Train, ...]], Slots]:
+    """The processes of a whole grid here, and how many of them run at once.
+
+    It pays where cells would otherwise wait for each other or share few cores: a process starts, reads
+    and augments once for all its cells. Of the whole grid and not of what is missing: a cell trained
+    later gets the same threads, and so the same bits. `features`: it is made of kept ones, whose single
+    computation wants the threads that as many processes would split.
+    """
+    alone = Slots.for_cells(len(tasks), run.parallel, run.threads, run.device)
+    few = 1 if features else min(_PROCESSES, cores())
+    here = max(few, cores() // _CORES_A_PROCESS) if choice == "auto" else 1
+    at_once = run.parallel or len(alone.gpus) or here
+    size = -(-len(tasks) // at_once)
+    groups = share(tasks, min(size, CELLS_A_PROCESS) if choice == "auto" else size)
+    if len(groups) == len(tasks):
+        return groups, alone
+    count = min(at_once, len(groups))
+    return groups, Slots.for_cells(len(groups), count, run.threads, run.device)
+
+
+def process_of(cells: Sequence[Job]) -> Job:
+    """One process for the jobs of some cells; its own words go to the first one's log."""
+    first, *others = cells
+    if not others:
+        return first
+    trains = tuple(cell.task for cell in cells if isinstance(cell.task, Train))
+    return replace(first, name=f"{first.name} +{len(others)}", task=Together(trains), parts=tuple(cells))

@@ -1,0 +1,1 @@
+"""What is missing, as which tasks, at what cost. Torch-free."""

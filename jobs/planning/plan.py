@@ -1,0 +1,166 @@
+"""Which stages a spec needs, which of them are missing and why. Pure planning: no torch, nothing started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.data.layout import is_whole, packed_identity, packed_path, split_identity, split_path
+from pipeline.errors import SpecError
+from pipeline.evaluation.selection import Evaluation
+from pipeline.spec import DataSpec, ModelSpec
+from pipeline.spec.grid import Cell, expand_grid
+from pipeline.spec.identity import cell_identity, digest
+from pipeline.spec.reading import Loaded
+from pipeline.storage.files import sha256_file
+from pipeline.storage.run_dir import ExperimentDir, RunDir
+
+
+@dataclass(frozen=True)
+class PlannedData:
+    """One packed set with its split, and whether both are there."""
+
+    data: DataSpec
+    packed: Path
+    packed_digest: str
+    split: Path | None  # None for a test set
+
+    @property
+    def reason(self) -> str | None:
+        """None when whole, else why it must be wrangled."""
+        if not is_whole(self.packed, self.packed_digest):
+            return "damaged" if self.packed.exists() else "new"
+        if self.split is not None and not self.split.exists():
+            return "new split"
+        return None
+
+    @property
+    def digest(self) -> str:
+        """Of the pixels, labels and split a cell sees."""
+        return digest([self.packed_digest, split_identity(self.data)])
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell: its folder and identity, its data, and why it must run (None: it is whole)."""
+
+    cell: Cell
+    run: RunDir
+    identity: str
+    data: PlannedData
+    reason: str | None
+
+    @property
+    def held(self) -> str | None:
+        """Why it is not to run again by itself though it is not whole: it would diverge again."""
+        if self.reason is None or not self.reason.startswith("diverged: "):
+            return None
+        return f"{self.reason}; `make retry RUN={self.run.name}` trains it anew"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a spec asks for."""
+
+    loaded: Loaded
+    cells: list[PlannedCell]
+    _tests: dict[DataSpec, PlannedData | None] = field(default_factory=dict)  # found out once
+
+    @property
+    def root(self) -> Path:
+        """The project's root."""
+        return self.loaded.root
+
+    @property
+    def experiment(self) -> ExperimentDir:
+        """`experiments/<name>/`."""
+        return experiment_dir(self.loaded)
+
+    @property
+    def missing(self) -> list[PlannedCell]:
+        """Cells that must run."""
+        return [cell for cell in self.cells if cell.reason is not None and cell.held is None]
+
+    @cached_property
+    def datasets(self) -> list[PlannedData]:
+        """The distinct packed sets with their splits, in the order of the cells."""
+        return list({cell.data.split: cell.data for cell in self.cells}.values())
+
+    def test_of(self, data: DataSpec) -> PlannedData | None:
+        """The images to predict under a cell of this data: packed as its own, or its split's test rows.
+
+        None where there are neither. Never those of another cell: with a grid over splits, one cell's
+        test images are another's training images.
+        """
+        if data not in self._tests:
+            own = data.test is not None
+            has_test = own or getattr(data.split, "test", None)
+            self._tests[data] = _planned_data(data, self.root, test=own) if has_test else None
+        return self._tests[data]
+
+    @property
+    def tests(self) -> dict[str, PlannedData]:
+        """The test images of each cell, by folder name."""
+        found = {cell.run.name: self.test_of(cell.cell.spec.data) for cell in self.cells}
+        return {name: data for name, data in found.items() if data is not None}
+
+    def named_weights(self) -> Iterator[ModelSpec]:
+        """The networks whose weights are fetched by name, each once."""
+        models = (cell.cell.spec.train.model for cell in self.missing)
+        yield from dict.fromkeys(model for model in models if model.named_weights)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the leaderboard is made of."""
+        cells = tuple((cell.run.name, cell.identity, cell.cell.without_seed) for cell in self.cells)
+        digests = tuple(data.digest for data in self.datasets)
+        return Evaluation(
+            self.experiment, cells, self.loaded.spec.evaluate, self.loaded.spec.submission, digests
+        )
+
+
+def data_root(root: Path) -> Path:
+    """Packed sets, downloads and weights; never committed."""
+    return root / "data"
+
+
+def experiment_dir(loaded: Loaded) -> ExperimentDir:
+    """Where the results of this spec lie."""
+    return ExperimentDir(loaded.root / "experiments" / loaded.spec.name)
+
+
+def make_plan(loaded: Loaded) -> Plan:
+    """Expand the grid and find out what is there; raises SpecError or DataError."""
+    experiment = experiment_dir(loaded)
+    folders = experiment.folders()
+    datasets: dict[DataSpec, PlannedData] = {}
+    weights: dict[str, str] = {}
+    planned = []
+    for cell in expand_grid(loaded):
+        if cell.spec.data not in datasets:
+            datasets[cell.spec.data] = _planned_data(cell.spec.data, loaded.root)
+        data = datasets[cell.spec.data]
+        path = cell.spec.train.model.weights_file
+        if path is not None and path not in weights:
+            weights[path] = _weights_digest(Path(path))
+        identity = cell_identity(cell.spec.train, data.digest, weights.get(path or ""))
+        run = experiment.cell(cell.slug, identity, folders)
+        planned.append(PlannedCell(cell, run, identity, data, run.why_not_done(identity)))
+    return Plan(loaded, planned)
+
+
+def _planned_data(data: DataSpec, root: Path, *, test: bool = False) -> PlannedData:
+    identity = packed_identity(data, data_root(root) / "digests", test=test)
+    packed = packed_path(data_root(root), identity)
+    return PlannedData(data, packed, identity.digest, None if test else split_path(packed, data))
+
+
+def _weights_digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise SpecError(
+            f"train.model.weights: {path} cannot be read ({error.strerror}); correct the path, or write none"
+        ) from error

@@ -1,0 +1,130 @@
+"""From cells to the jobs that will run them: arrays, their resources and what waits for what. Pure; torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobs.clusters.profile import Profile, Resources
+from jobs.local.train_groups import CELLS_A_PROCESS
+from jobs.planning.plan import Plan, PlannedCell
+from jobs.planning.tasks import evaluate_task, submit_task, train_task, wanted, wrangle_task
+from jobs.slurm.job import CellJob, Closing, Steps
+from pipeline.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One sbatch: an array, or a single job where it holds one task."""
+
+    key: str
+    tasks: tuple[Any, ...]
+    resources: Resources
+    cells: tuple[tuple[PlannedCell, ...], ...] = ()  # of each task
+    packs: tuple[str, ...] = ()  # the packed sets it makes
+    after: tuple[str, ...] = ()  # keys of batches, or ids of jobs that are queued already
+    condition: str = "afterok"
+    throttle: int = 1
+    requeue: bool = False
+
+
+def draft(
+    plan: Plan,
+    profile: Profile,
+    cells: Sequence[PlannedCell],
+    *,
+    flying: Sequence[str],
+    wrangling: dict[str, str],
+    max_array: int,
+    submission: bool,
+) -> list[Batch]:
+    """The batches that complete a plan: wrangle, train arrays, and the closing that evaluates.
+
+    `cells` are to be trained; `flying` are jobs in flight whose cells belong to the leaderboard too.
+    """
+    batches = []
+    needed = {str(c.data.split): c.data for c in cells if c.data.reason is not None}
+    if submission:
+        needed |= {str(t.split or t.packed): t for t in plan.tests.values() if t.reason is not None}
+    new = [data for data in needed.values() if str(data.packed) not in wrangling]
+    waits = tuple(sorted({wrangling[str(d.packed)] for d in needed.values() if str(d.packed) in wrangling}))
+    if new:
+        steps = Steps(tuple(wrangle_task(plan, data) for data in new))
+        packs = tuple(str(data.packed) for data in new)
+        batches.append(Batch("wrangle", (steps,), profile.cpu, packs=packs, requeue=profile.requeue))
+        waits = (*waits, "wrangle")
+    arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + len(flying) + 1))
+    last = []
+    for number, (tasks, groups, resources) in enumerate(arrays, 1):
+        batch = Batch(
+            f"train-{number}",
+            tasks,
+            resources,
+            cells=groups,
+            after=waits,
+            throttle=profile.max_parallel,
+            requeue=profile.requeue,
+        )
+        batches.append(batch)
+        for run in range(1, 1 if profile.requeue else 1 + profile.continuations):
+            name, after = f"train-{number}-more-{run}", (batches[-1].key,)
+            batches.append(replace(batch, key=name, after=after, condition="afterany"))
+        last.append(batches[-1].key)
+    batches.append(_closing(plan, profile, (*last, *sorted(flying)), batches, submission=submission))
+    return batches
+
+
+def _arrays(
+    plan: Plan, profile: Profile, cells: Sequence[PlannedCell], max_array: int, other_jobs: int
+) -> Any:
+    """(tasks, cells of each task, resources) of every array."""
+    groups: dict[str, list[tuple[PlannedCell, Profile]]] = {}
+    for cell in cells:
+        want = wanted(cell, profile)
+        groups.setdefault(repr(want), []).append((cell, want))
+    room = (profile.max_submit or math.inf) - other_jobs
+    per_job = CELLS_A_PROCESS if plan.loaded.spec.grid.together is True else 1
+    while sum(math.ceil(len(g) / max(per_job, g[0][1].cells_per_job)) for g in groups.values()) > room:
+        per_job += 1  # more cells a job, one after another, so that all fit
+        if per_job > len(cells):
+            raise SpecError(
+                f"{len(cells)} cells do not fit: {other_jobs} jobs are queued and the cluster allows "
+                f"{profile.max_submit} (cluster.max_submit); wait for some to end"
+            )
+    for group in groups.values():
+        want = group[0][1]
+        size = max(per_job, want.cells_per_job)
+        if size > 1:  # those that can share a process into one job
+            streams = [train_task(plan, cell).stream for cell, _ in group]
+            group = [group[i] for i in sorted(range(len(group)), key=lambda i: streams.index(streams[i]))]
+        members = [tuple(cell for cell, _ in group[i : i + size]) for i in range(0, len(group), size)]
+        for start in range(0, len(members), max_array):
+            part = tuple(members[start : start + max_array])
+            yield tuple(_cell_job(plan, want, some) for some in part), part, want.train
+
+
+def _cell_job(plan: Plan, want: Profile, cells: Sequence[PlannedCell]) -> CellJob:
+    return CellJob(
+        tasks=tuple(train_task(plan, cell) for cell in cells),
+        side_by_side=min(want.side_by_side, len(cells)),
+        cores=want.train.cpus,
+        device=plan.loaded.spec.run.device,
+        scratch=want.scratch,
+        requeue=want.requeue,
+        grace_s=max(want.signal_s - 30.0, want.signal_s / 2),
+    )
+
+
+def _closing(
+    plan: Plan, profile: Profile, after: tuple[str, ...], batches: Sequence[Batch], *, submission: bool
+) -> Batch:
+    submit = submit_task(plan, None) if submission else None
+    task = Closing(evaluate_task(plan), (), submit)
+    # a submission scores the test images, which wants what training wants
+    resources = profile.train if submit else profile.cpu
+    condition = "afterany"
+    if not after:  # no cell to wait for: only the data, if that
+        after, condition = tuple(batch.key for batch in batches), "afterok"
+    return Batch("closing", (task,), resources, after=after, condition=condition, requeue=profile.requeue)

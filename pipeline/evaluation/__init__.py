@@ -1,0 +1,1 @@
+"""Finished cells measured, ranked and selected; the test set predicted and submitted."""

@@ -1,0 +1,99 @@
+"""What validation scores are worth: decided, measured in three views with intervals, beside baselines. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.packed import PackedSet
+from pipeline.data.splits import Split
+from pipeline.evaluation.leaderboard import Row
+from pipeline.metrics.bootstrap import bootstrap, intervals
+from pipeline.metrics.calibration import ece, reliability
+from pipeline.metrics.decision_rule import Rule, Validation, cross_fitted
+from pipeline.metrics.multilabel import Decisions, Scores, absent_labels, all_metrics, per_label
+from pipeline.metrics.thresholds import decide
+from pipeline.seeding import seeded
+from pipeline.spec import EvaluateSpec
+from pipeline.storage.files import write_json
+from pipeline.storage.run_dir import RunDir
+
+# N images, K labels
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A measured cell: its row, what it was validated on, and `select_by` under each bootstrap resample."""
+
+    row: Row
+    validation: Validation
+    resampled_R: npt.NDArray[np.float64]
+
+    @property
+    def absent(self) -> list[str]:
+        """Labels without a validation image."""
+        return absent_labels(self.validation.labels, self.validation.targets_NK)
+
+
+def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> Evaluated:
+    """Measure a finished cell and write its report.json; raises CheckpointError where an artifact is damaged."""
+    for path in (run.spec, run.provenance, run.metrics):
+        run.verify(path)
+    return measure(run, "done", Validation.read(run), evaluate)
+
+
+def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateSpec) -> Evaluated:
+    """Decide and measure scores, and write report.json into `run`."""
+    labels, scores_NK, targets_NK = validation.labels, validation.scores_NK, validation.targets_NK
+    at50_NK = decide(scores_NK, np.full(len(labels), 0.5, np.float32))
+    rule = Rule.fit(evaluate, scores_NK, targets_NK)
+    decisions_NK, calibrated_NK = cross_fitted(evaluate, scores_NK, targets_NK)
+    resampled = bootstrap(scores_NK, decisions_NK, targets_NK)
+    metrics = views(scores_NK, decisions_NK, at50_NK, targets_NK) | intervals(resampled)
+    report = {
+        "cell": run.name,
+        "images": len(validation.ids),
+        "threshold": f"{rule.text}; what is tuned is cross-fitted in the metrics",
+        "rule": rule.as_dict(),
+        "absent_labels": absent_labels(labels, targets_NK),
+        "metrics": metrics,
+        "calibration": reliability(calibrated_NK, targets_NK)
+        | {"ece_uncalibrated": ece(scores_NK, targets_NK)},
+        "per_label": per_label(labels, scores_NK, decisions_NK, targets_NK, rule.thresholds_K),
+    }
+    write_json(run.report, report)
+    return Evaluated(Row(run.name, state, metrics=metrics), validation, resampled[evaluate.select_by])
+
+
+def baselines(packed: PackedSet, split: Split) -> list[Row]:
+    """Two rows to beat: never any label, and each label drawn at its share of the training images."""
+    targets_NK = packed.labels_NK[split.validation]
+    blank_NK = np.zeros(targets_NK.shape, np.uint8)
+    prevalence_K = packed.labels_NK[split.train].mean(axis=0).astype(np.float32)
+    prior_NK = np.broadcast_to(prevalence_K, targets_NK.shape).copy()
+    drawn_NK = (seeded(0, "prior baseline").random(targets_NK.shape) < prior_NK).astype(np.uint8)
+    rows = []
+    for name, scores_NK, decisions_NK in (
+        ("baseline-blank", blank_NK.astype(np.float32), blank_NK),
+        ("baseline-prior", prior_NK, drawn_NK),
+    ):
+        metrics = views(scores_NK, decisions_NK, decisions_NK, targets_NK)
+        metrics |= intervals(bootstrap(scores_NK, decisions_NK, targets_NK))
+        rows.append(Row(name, "baseline", metrics=metrics))
+    return rows
+
+
+def views(
+    scores_NK: Scores, decisions_NK: Decisions, at50_NK: Decisions, targets_NK: Decisions
+) -> dict[str, float]:
+    """Every metric by the spec's rule, at threshold 0.5 (`_at50`), and on images with a label (`_labelled`)."""
+    labelled_N = targets_NK.any(axis=1)
+    result = all_metrics(scores_NK, decisions_NK, targets_NK)
+    at50 = all_metrics(scores_NK, at50_NK, targets_NK)
+    result |= {f"{name}_at50": value for name, value in at50.items()}
+    if labelled_N.any():
+        labelled = all_metrics(scores_NK[labelled_N], decisions_NK[labelled_N], targets_NK[labelled_N])
+        result |= {f"{name}_labelled": value for name, value in labelled.items()}
+    return result

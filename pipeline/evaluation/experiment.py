@@ -1,0 +1,158 @@
+"""Evaluate a whole experiment: every finished cell decided, measured and ranked, one selected. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.packed import PackedSet
+from pipeline.data.splits import read_split
+from pipeline.errors import CheckpointError, SubmissionError
+from pipeline.evaluation.cell import Evaluated, baselines, evaluate_cell, measure
+from pipeline.evaluation.leaderboard import COMPARISON_COLUMNS, SEED_COLUMNS, Row, rank, write_leaderboard
+from pipeline.evaluation.selection import ENSEMBLE, Evaluation, choose, redraw, tables
+from pipeline.metrics.bootstrap import Contender, compare, over_seeds
+from pipeline.metrics.decision_rule import Validation
+from pipeline.spec import LOWER_IS_BETTER, METRICS, TopCells
+from pipeline.storage.files import write_json
+from pipeline.storage.run_dir import ExperimentDir, RunDir
+from pipeline.storage.tables import write_table
+
+_COMPARED = 20  # cells, the best ones
+
+
+def evaluate_experiment(
+    evaluation: Evaluation,
+    *,
+    best_by: str,
+    packed_dir: Path,
+    split_file: Path,
+    reasons: Mapping[str, str],
+) -> None:
+    """Write report.json of every finished cell, the tables, selected.json, report.html.
+
+    A cell that is not whole has a row that says why, and stops nobody; `reasons` knows more than its
+    manifest, where its process could not say.
+    """
+    experiment, evaluate = evaluation.experiment, evaluation.evaluate
+    rows: list[Row] = []
+    measured: dict[str, list[Evaluated]] = {}  # by name without the seed
+    codes: set[str] = set()
+    for name, identity, without_seed in evaluation.cells:
+        run = RunDir(experiment.path / name)
+        reason = run.why_not_done(identity)
+        try:
+            if reason is not None:
+                raise CheckpointError(_why(reason, reasons.get(name)))
+            found = evaluate_cell(run, evaluate)
+        except CheckpointError as error:
+            rows.append(_row_without_metrics(name, str(error), known=str(error) != reason or name in reasons))
+            continue
+        rows.append(found.row)
+        codes.add(run.code_digest())
+        measured.setdefault(without_seed, []).append(found)
+    # every byte of the pixels was verified where they were read; here only labels are used
+    rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
+    ensemble = _ensemble(evaluation, measured)
+    rows += [ensemble.found.row] if ensemble.found else []
+    write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
+    _write_seeds(experiment, measured)
+    comparable = len({found.validation.digest for group in measured.values() for found in group}) <= 1
+    together = {ENSEMBLE: [ensemble.found]} if ensemble.found else {}
+    _write_comparisons(experiment, measured | together if comparable else {}, evaluate.select_by)
+    absent = sorted({label for group in measured.values() for found in group for label in found.absent})
+    selected = experiment.read_selected() | {
+        "inputs": evaluation.inputs,
+        "select_by": evaluate.select_by,
+        "evaluate": evaluate.model_dump(mode="json"),
+        "best_by": best_by,
+        "packed": str(packed_dir),
+        "split": str(split_file),
+        "comparable": comparable,
+        "absent_labels": absent,
+        "ensemble": ensemble.members,
+        "problem": ensemble.problem,
+        "codes": sorted(codes),
+        "tables": tables(experiment),
+    }
+    write_json(experiment.selected, choose(experiment, selected, None))
+    redraw(experiment, [name for name, _, _ in evaluation.cells])
+
+
+@dataclass(frozen=True)
+class _Ensemble:
+    members: list[str] = field(default_factory=list)  # none: the best cell alone
+    found: Evaluated | None = None
+    problem: str | None = None  # why what `submission.cells` asks for cannot be
+
+
+def _ensemble(evaluation: Evaluation, measured: Mapping[str, Sequence[Evaluated]]) -> _Ensemble:
+    """The cells of `submission.cells`, and their mean scores decided and measured like a cell's."""
+    cells, evaluate = evaluation.submission.cells, evaluation.evaluate
+    rows = rank([found.row for group in measured.values() for found in group], evaluate.select_by)
+    by_name = {found.row.cell: found.validation for group in measured.values() for found in group}
+    if cells == "best" or not rows:
+        return _Ensemble()
+    if isinstance(cells, TopCells):
+        same = by_name[rows[0].cell].digest
+        members = [row.cell for row in rows if by_name[row.cell].digest == same][: cells.top]
+    else:
+        members = [row.cell for row in rows if row.cell.startswith(cells)]
+        for prefix in cells:
+            if not any(name.startswith(prefix) for name in members):
+                known = ", ".join(row.cell for row in rows)
+                return _Ensemble(
+                    problem=f"submission.cells: no finished cell starts with {prefix!r}; finished: {known}"
+                )
+    try:
+        validation = Validation.mean([by_name[name] for name in members])
+    except SubmissionError as error:
+        return _Ensemble(problem=str(error))
+    run = RunDir(evaluation.experiment.path / ENSEMBLE)
+    run.path.mkdir(exist_ok=True)
+    return _Ensemble(members, measure(run, ENSEMBLE, validation, evaluate))
+
+
+def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]]) -> None:
+    """Mean and spread of every cell that was trained with several seeds; no file where none was."""
+    table = [
+        {"cell": name, "seeds": len(group), **over_seeds([found.row.metrics for found in group], METRICS)}
+        for name, group in sorted(measured.items())
+        if len(group) > 1
+    ]
+    if table:
+        write_table(experiment.seeds, SEED_COLUMNS, table)
+    else:
+        experiment.seeds.unlink(missing_ok=True)
+
+
+def _write_comparisons(
+    experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]], metric: str
+) -> None:
+    """The best cells two by two, the seeds of one taken together."""
+    contenders = []
+    for name, group in measured.items():
+        values = tuple(found.row.metrics[metric] for found in group)
+        resampled_R = np.mean([found.resampled_R for found in group], axis=0)
+        contenders.append(Contender(name if len(group) > 1 else group[0].row.cell, values, resampled_R))
+    lower = metric in LOWER_IS_BETTER
+    contenders.sort(key=lambda c: (c.value if lower else -c.value, c.name))
+    table = compare(contenders[:_COMPARED], metric, lower_is_better=lower)
+    write_table(experiment.comparisons, COMPARISON_COLUMNS, table)
+
+
+def _row_without_metrics(name: str, why: str, *, known: bool) -> Row:
+    """`failed` or `diverged` as `why` begins, `failed` where the reason is known, else `missing`."""
+    state, _, error = why.partition(": ")
+    if state in ("failed", "diverged"):
+        return Row(name, state, error=error)
+    return Row(name, "failed" if known else "missing", error=why)
+
+
+def _why(reason: str, known: str | None) -> str:
+    """What the cell itself said, unless it only says that it was killed and somebody knows more."""
+    said = reason.startswith(("failed: ", "diverged: ")) and not reason.startswith("failed: killed by")
+    return reason if said or not known else known

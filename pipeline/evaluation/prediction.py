@@ -1,0 +1,82 @@
+"""Scores of the test images under a cell's best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.data.packed import PackedSet
+from pipeline.errors import CheckpointError
+from pipeline.evaluation.submission import TestImages, is_predicted, made_of, test_rows
+from pipeline.models.build import build_model
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.models.device import Settled
+from pipeline.models.scoring import Scorer, score_together
+from pipeline.spec import ModelSpec
+from pipeline.storage.files import atomic_write
+from pipeline.storage.run_dir import RunDir
+
+
+def load_scorer(best: dict[str, Any], device: str) -> Scorer:
+    """The network of a best checkpoint with its weights, on the device, ready to score."""
+    settled = Settled.choose(device, best["precision"], None)
+    settled.apply()
+    model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
+    net = build_model(model, len(best["labels"]), best["preprocessing"]["image_px"])
+    net.load_state_dict(best["model"])
+    net = net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
+    preprocessing = best["preprocessing"]
+    flips = preprocessing.get("flips", False)  # checkpoints of before 24 November 2026 have none
+    return Scorer(net, preprocessing["image_px"], settled, flips)
+
+
+def predict(runs: Sequence[RunDir], tests: Mapping[str, TestImages], *, device: str = "auto") -> None:
+    """Write `scores_test.npz` of every cell whose test images (by cell name) are not scored yet.
+
+    It holds ids, names, labels, scores (N, K) float32, and what it is made of. Cells that predict the same
+    images share one pass over them. Raises CheckpointError when a checkpoint is damaged or its pictures
+    were packed in another way than these.
+    """
+    missing: dict[TestImages, list[RunDir]] = {}
+    for run in runs:
+        if not is_predicted(run, *tests[run.name]):
+            missing.setdefault(tests[run.name], []).append(run)
+    for images, several in missing.items():
+        _predict(several, *images, device)
+
+
+def _predict(runs: Sequence[RunDir], packed_dir: Path, split_file: Path | None, device: str) -> None:
+    packed = PackedSet.open(packed_dir)
+    rows = test_rows(packed, split_file)
+    checkpoints = [_fitting(run, packed) for run in runs]
+    scorers = [load_scorer(best, device) for best in checkpoints]
+    together = score_together(scorers, packed, rows)
+    for run, best, scored in zip(runs, checkpoints, together, strict=True):
+        with atomic_write(run.scores_test) as file:
+            np.savez(
+                file,
+                ids=np.array(scored.ids),
+                names=np.array([packed.names[row] for row in rows]),
+                labels=np.array(best["labels"]),
+                scores=scored.scores_NK,
+                made_of=np.array(made_of(run, packed_dir, split_file)),
+            )
+    under = f" under {len(runs)} cells" if len(runs) > 1 else ""
+    print(f"scored {len(rows)} test images{under}")
+
+
+def _fitting(run: RunDir, packed: PackedSet) -> dict[str, Any]:
+    """The cell's best checkpoint, if it was trained on pictures packed like these."""
+    best = load_checkpoint(run.verify(run.checkpoint_best))
+    wanted = best["preprocessing"]
+    trained_on, here = (wanted["packed_px"], wanted["resize"]), (packed.size_px, packed.resize)
+    if trained_on != here:
+        raise CheckpointError(
+            f"{run.checkpoint_best}: trained on pictures packed at {trained_on[0]} px ({trained_on[1]}), the test "
+            f"set is packed at {here[0]} px ({here[1]}); use one data.size_px and data.resize for both"
+        )
+    return best

@@ -1,0 +1,124 @@
+"""The submission file: written from the test scores, read again and checked. Torch-free."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.loading import Rows
+from pipeline.data.packed import PackedSet
+from pipeline.data.sources import READ_ERRORS
+from pipeline.data.splits import read_split
+from pipeline.errors import SubmissionError
+from pipeline.metrics.decision_rule import Rule, Validation, mean_scores
+from pipeline.metrics.multilabel import all_metrics
+from pipeline.spec import EvaluateSpec
+from pipeline.storage.files import write_csv
+from pipeline.storage.run_dir import ExperimentDir, RunDir
+
+# N images, K labels
+TestImages = tuple[Path, Path | None]  # packed, and where it has the rows to predict, the split
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was written: a few lines for the terminal, and the metrics where the truth is known."""
+
+    text: str
+    test_metrics: dict[str, float] | None
+
+
+def test_rows(packed: PackedSet, split_file: Path | None) -> Rows:
+    """The rows to predict: the split's test rows, or the whole set."""
+    return np.arange(len(packed.ids)) if split_file is None else read_split(split_file).test
+
+
+def made_of(run: RunDir, packed_dir: Path, split_file: Path | None) -> str:
+    """What test scores depend on: the checkpoint and the images."""
+    checkpoint = run.read_manifest()["files"][run.checkpoint_best.name]["sha256"]
+    return " ".join([checkpoint, packed_dir.name, split_file.name if split_file else "all"])
+
+
+def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool:
+    """True when `scores_test.npz` is there, whole, and made of the present checkpoint and images."""
+    try:
+        with run.scores_test.open("rb") as opened, np.load(opened) as file:
+            arrays = {name: file[name] for name in file.files}  # reading compares each with its CRC
+            return str(arrays["made_of"]) == made_of(run, packed_dir, split_file)
+    except (*READ_ERRORS, KeyError, SyntaxError):
+        return False
+
+
+def make_submission(
+    experiment: ExperimentDir,
+    runs: Sequence[RunDir],
+    tests: Mapping[str, TestImages],
+    evaluate: EvaluateSpec,
+) -> Submission:
+    """Decide on the mean test scores of `runs`, write `submission.csv`, and check what was written.
+
+    The rule is fitted on the mean validation scores of the same runs, as evaluate did; test scores that
+    are not of a run's present checkpoint are refused.
+    """
+    rule_of = Validation.mean([Validation.read(run) for run in runs])
+    rule = Rule.fit(evaluate, rule_of.scores_NK, rule_of.targets_NK)
+    packed = PackedSet.open(tests[runs[0].name][0])
+    rows = test_rows(packed, tests[runs[0].name][1])
+    names = [packed.names[row] for row in rows]
+    parts = []
+    for run in runs:
+        if not is_predicted(run, *tests[run.name]):
+            raise SubmissionError(
+                f"{run.scores_test}: is not made of the present checkpoint; run `make predict`"
+            )
+        with np.load(run.scores_test) as file:
+            if file["names"].tolist() != names or file["labels"].tolist() != rule_of.labels:
+                raise SubmissionError(
+                    f"{run.scores_test}: has other test images or labels than {runs[0].name}; "
+                    "only cells of one data set can be averaged"
+                )
+            parts.append(file["scores"])
+    labels, scores_NK = rule_of.labels, mean_scores(parts)
+    decisions_NK = rule(scores_NK)
+    write_submission(experiment.submission, names, labels, decisions_NK)
+    check_submission(experiment.submission, names, labels, decisions_NK)
+    positives = decisions_NK.sum(axis=1)
+    whose = runs[0].name if len(runs) == 1 else f"the mean scores of {', '.join(run.name for run in runs)}"
+    lines = [
+        f"  {len(names)} images x {len(labels)} labels from {whose}, {rule.text}: "
+        f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % blank; checked",
+    ]
+    metrics = None
+    if list(packed.labels) == labels:
+        metrics = all_metrics(scores_NK, decisions_NK, packed.labels_NK[rows])
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("f1_micro", "f1_macro", "map_macro"))
+        lines.append(f"  the truth of these images is known: {shown}")
+    return Submission("\n".join(lines), metrics)
+
+
+def write_submission(
+    path: Path, names: Sequence[str], labels: Sequence[str], decisions_NK: npt.NDArray[np.uint8]
+) -> None:
+    """`ids,<label>,...` and a row of 0/1 per image, atomically."""
+    rows = zip(names, decisions_NK.tolist(), strict=True)
+    write_csv(path, ["ids", *labels], ([name, *decisions] for name, decisions in rows))
+
+
+def check_submission(
+    path: Path, names: Sequence[str], labels: Sequence[str], decisions_NK: npt.NDArray[np.uint8]
+) -> None:
+    """Read the file again: columns, ids, their order, values; SubmissionError names the first difference."""
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    if header != ["ids", *labels]:
+        raise SubmissionError(f"{path}: the header is {header}, expected {['ids', *labels]}")
+    if len(rows) != len(names):
+        raise SubmissionError(f"{path}: {len(rows)} rows for {len(names)} test images")
+    for i, (row, name, decisions) in enumerate(zip(rows, names, decisions_NK.tolist(), strict=True)):
+        if row != [name, *map(str, decisions)] or not set(row[1:]) <= {"0", "1"}:
+            raise SubmissionError(f"{path}:{i + 2}: {row} is not the row of {name}")

@@ -1,0 +1,163 @@
+"""How sure a metric is: bootstrap over the validation images, and comparisons corrected for their number. Torch-free.
+
+Every cell of equally many images is resampled by the same draws, so that two cells validated on the same
+images are compared image by image (paired). The spread is that of the images; what another seed of training
+would give shows only where a cell was trained with several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.metrics.multilabel import Decisions, Scores, WeightedCounts, image_metrics, label_metrics
+from pipeline.seeding import seeded
+from pipeline.spec import METRICS
+
+# N images, K labels, R resamples
+Resampled = dict[str, npt.NDArray[np.float64]]  # metric -> (R,)
+RESAMPLES = 1000
+LEVEL = 0.95
+_CHUNK = 50  # resamples at a time: their running sums stay in the cache
+
+
+@lru_cache(maxsize=4)
+def resample_counts(images: int) -> npt.NDArray[np.float32]:
+    """(R, N): how often each image is in each resample (multinomial)."""
+    share_N = np.full(images, 1 / images)
+    return seeded(0, "bootstrap", images).multinomial(images, share_N, RESAMPLES).astype(np.float32)
+
+
+def bootstrap(scores_NK: Scores, decisions_NK: Decisions, targets_NK: Decisions) -> Resampled:
+    """Every metric of `METRICS` on each of the resamples of the images (Efron 1979)."""
+    weights_RN = resample_counts(len(targets_NK))
+    decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
+    stacked = np.concatenate([decided & true, decided, true], axis=1).astype(np.float32)
+    hits_RK, decided_RK, true_RK = np.split((weights_RN @ stacked).astype(np.float64), 3, axis=1)
+    values = label_metrics(WeightedCounts(hits_RK, decided_RK, true_RK))
+    per_image = image_metrics(scores_NK, decided, true)
+    means = weights_RN @ np.stack(list(per_image.values()), axis=1).astype(np.float32) / len(targets_NK)
+    values |= dict(zip(per_image, means.T.astype(np.float64), strict=True))
+    ap_RK = np.stack(
+        [_average_precision(s, t, weights_RN) for s, t in zip(scores_NK.T, true.T, strict=True)], axis=1
+    )
+    present = np.isfinite(ap_RK)
+    values["map_macro"] = np.where(present, ap_RK, 0).sum(1) / np.maximum(present.sum(1), 1)
+    image_of = np.repeat(np.arange(len(true)), true.shape[1])
+    values["map_micro"] = np.nan_to_num(
+        _average_precision(scores_NK.ravel(), true.ravel(), weights_RN, image_of)
+    )
+    return {name: values[name] for name in METRICS}
+
+
+def _average_precision(
+    scores_N: Scores,
+    true_N: npt.NDArray[np.bool_],
+    weights_RN: npt.NDArray[np.float32],
+    image_of: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.float64]:
+    """(R,): average precision under each resample, equal scores taken together; NaN without a true image."""
+    order = np.argsort(-scores_N, kind="stable")
+    ranked, true_N = scores_N[order], true_N[order]
+    order = order if image_of is None else image_of[order]
+    at = np.flatnonzero(true_N)
+    # precision at a true image counts all that score as high: up to the last of its tie
+    last = (len(ranked) - np.searchsorted(ranked[::-1], ranked[at])) - 1
+    result_R = np.full(len(weights_RN), np.nan)
+    if not len(at):
+        return result_R
+    hits_at = np.searchsorted(at, last, side="right") - 1
+    for start in range(0, len(weights_RN), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        weights = weights_RN[chunk][:, order]
+        own = weights[:, at]
+        below = np.cumsum(weights, axis=1, dtype=np.float32)[:, last]  # whole numbers: exact below 2**24
+        hits = np.cumsum(own, axis=1, dtype=np.float32)[:, hits_at]
+        total = own.sum(axis=1, dtype=np.float64)
+        precision = np.divide(hits, below, out=np.zeros_like(hits), where=below > 0)
+        with np.errstate(invalid="ignore"):
+            result_R[chunk] = (own * precision).sum(axis=1, dtype=np.float64) / total
+    return result_R
+
+
+def intervals(resampled: Resampled) -> dict[str, float]:
+    """`<metric>_lo` and `<metric>_hi`: the middle 95 % of the resamples (percentile interval)."""
+    tail = (1 - LEVEL) / 2
+    result: dict[str, float] = {}
+    for name, values_R in resampled.items():
+        low, high = np.quantile(values_R, [tail, 1 - tail])
+        result |= {f"{name}_lo": float(low), f"{name}_hi": float(high)}
+    return result
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A cell, or one cell's seeds together: its name, the metric of each seed, and under each resample."""
+
+    name: str
+    values: tuple[float, ...]
+    resampled_R: npt.NDArray[np.float64]  # mean over the seeds
+
+    @property
+    def value(self) -> float:
+        """Mean over the seeds."""
+        return sum(self.values) / len(self.values)
+
+    @property
+    def seed_variance(self) -> float:
+        """Of the mean over the seeds; 0 where there is one, and nothing is known."""
+        return float(np.var(self.values, ddof=1)) / len(self.values) if len(self.values) > 1 else 0.0
+
+
+def compare(contenders: Sequence[Contender], metric: str, *, lower_is_better: bool) -> list[dict[str, Any]]:
+    """Every pair, the better first: difference, its 95 % interval, p, and p corrected by Holm (1979).
+
+    The variance of a difference is that of its paired resamples, and of the seeds where there are
+    several; p is two-sided under a normal distribution, for resamples alone cannot show a p small
+    enough to survive the correction.
+    """
+    sign = -1 if lower_is_better else 1
+    ranked = sorted(contenders, key=lambda c: (-sign * c.value, c.name))
+    rows: list[dict[str, Any]] = []
+    for i, a in enumerate(ranked):
+        for b in ranked[i + 1 :]:
+            difference = a.value - b.value
+            variance = (
+                float(np.var(a.resampled_R - b.resampled_R, ddof=1)) + a.seed_variance + b.seed_variance
+            )
+            error = math.sqrt(variance)
+            p = math.erfc(abs(difference) / (error * math.sqrt(2))) if error > 0 else float(difference == 0)
+            half = 1.959964 * error
+            row = {"a": a.name, "b": b.name, "metric": metric, "difference": difference}
+            rows.append(row | {"lo": difference - half, "hi": difference + half, "p": p})
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_corrected"] = corrected
+        row["verdict"] = "a is better" if corrected < 1 - LEVEL else "not told apart"
+    return rows
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, step down (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def over_seeds(metrics: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
+    """`<metric>_mean` and `<metric>_sd` (of single runs, n - 1) over the seeds of a cell."""
+    result = {}
+    for name in names:
+        values = [seed[name] for seed in metrics]
+        result[f"{name}_mean"] = float(np.mean(values))
+        if len(values) > 1:
+            result[f"{name}_sd"] = float(np.std(values, ddof=1))
+    return result

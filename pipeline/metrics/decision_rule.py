@@ -1,0 +1,125 @@
+"""The rule that turns scores into decisions: fitted on validation, the same in evaluate and submission. Torch-free.
+
+It is nowhere stored to be read back: a pure function of the spec's `evaluate` and the verified
+`scores_val.npz`, it is fitted where it is needed, and cannot belong to other scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import SubmissionError
+from pipeline.metrics.calibration import Calibration, fit_calibration
+from pipeline.metrics.expected_f1 import maximise_expected_f1
+from pipeline.metrics.multilabel import Decisions, Scores
+from pipeline.metrics.thresholds import decide, tune
+from pipeline.seeding import seeded
+from pipeline.spec import EvaluateSpec
+from pipeline.spec.identity import digest
+from pipeline.storage.run_dir import RunDir
+
+# N images, K labels
+FOLDS = 5
+
+
+def mean_scores(several: Sequence[Scores]) -> Scores:
+    """Mean of the scores of several cells; of one cell, those very scores."""
+    return np.asarray(np.mean(several, axis=0, dtype=np.float64), np.float32)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A cell's `scores_val.npz`, or the mean of several."""
+
+    ids: list[str]
+    labels: list[str]
+    scores_NK: Scores
+    targets_NK: Decisions
+
+    @property
+    def digest(self) -> str:
+        """Of the images and their truth: cells with an equal one can be compared."""
+        return digest([self.ids, self.labels, self.targets_NK.tolist()])
+
+    @classmethod
+    def read(cls, run: RunDir) -> Validation:
+        """Verified against the manifest first; raises CheckpointError."""
+        with np.load(run.verify(run.scores_val)) as file:
+            return cls(file["ids"].tolist(), file["labels"].tolist(), file["scores"], file["targets"])
+
+    @classmethod
+    def mean(cls, several: Sequence[Validation]) -> Validation:
+        """Mean scores of cells that were validated on the same images; a SubmissionError where they were not."""
+        first = several[0]
+        if any(other.digest != first.digest for other in several):
+            raise SubmissionError(
+                "submission.cells: these cells were validated on different images or labels; "
+                "name cells of one data set and split"
+            )
+        return cls(first.ids, first.labels, mean_scores([o.scores_NK for o in several]), first.targets_NK)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Calibration, then a threshold per label; without thresholds, the highest expected F1 of each image."""
+
+    text: str
+    calibration: Calibration
+    thresholds_K: npt.NDArray[np.float32] | None
+    blank_f1: float
+
+    @classmethod
+    def fit(cls, evaluate: EvaluateSpec, scores_NK: Scores, targets_NK: Decisions) -> Rule:
+        """What `evaluate` asks for, fitted on these images: a pure function of the spec and the scores."""
+        calibration = fit_calibration(evaluate.calibrate, scores_NK, targets_NK)
+        calibrated_NK = calibration(scores_NK)
+        thresholds_K = None
+        blank_f1 = 0.0 if evaluate.tuned_for == "f1_samples_empty0" else 1.0
+        if evaluate.threshold == "expected_f1":
+            text = f"highest expected F1 of each image, a rightly blank one counting {blank_f1:g}"
+        elif evaluate.threshold == "per_label":
+            expected = evaluate.tune_on == "expected"
+            thresholds_K = tune(evaluate.tuned_for, calibrated_NK, calibrated_NK if expected else targets_NK)
+            what = f"expected {evaluate.tuned_for}" if expected else evaluate.tuned_for
+            text = f"thresholds per label tuned for {what} on validation"
+        else:
+            thresholds_K = np.full(scores_NK.shape[1], evaluate.threshold, np.float32)
+            text = f"threshold {evaluate.threshold:g}"
+        if evaluate.calibrate != "none":
+            text += f", scores calibrated ({evaluate.calibrate})"
+        return cls(text, calibration, thresholds_K, blank_f1)
+
+    def __call__(self, scores_NK: Scores) -> Decisions:
+        """Decisions (N, K) of 0 and 1. Every label may stay out: an image is blank where none reaches."""
+        calibrated_NK = self.calibration(scores_NK)
+        if self.thresholds_K is None:
+            return maximise_expected_f1(calibrated_NK, self.blank_f1)
+        return decide(calibrated_NK, self.thresholds_K)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For report.json."""
+        thresholds = None if self.thresholds_K is None else self.thresholds_K.tolist()
+        return {"text": self.text, "thresholds": thresholds, **self.calibration.as_dict()}
+
+
+def cross_fitted(
+    evaluate: EvaluateSpec, scores_NK: Scores, targets_NK: Decisions
+) -> tuple[Decisions, Scores]:
+    """Decisions and calibrated scores of each fifth of the images under the rule fitted on the other four.
+
+    Fitting and measuring on the same images flatters rare labels; this does not.
+    """
+    images = len(scores_NK)
+    fold_N = seeded(0, "threshold folds").permutation(np.arange(images) % min(FOLDS, max(images, 1)))
+    decisions_NK, calibrated_NK = np.zeros(scores_NK.shape, np.uint8), np.zeros_like(scores_NK)
+    for fold in np.unique(fold_N):
+        inside = fold_N == fold
+        rule = Rule.fit(evaluate, scores_NK[~inside], targets_NK[~inside])
+        decisions_NK[inside] = rule(scores_NK[inside])
+        calibrated_NK[inside] = rule.calibration(scores_NK[inside])
+    return decisions_NK, calibrated_NK

@@ -1,0 +1,124 @@
+"""From scores to decisions: one threshold, or one per label tuned on validation. Torch-free."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.metrics.multilabel import Decisions, Scores, WeightedCounts
+
+# N images, K labels
+Truth = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # labels, or the probability of each
+Thresholds = npt.NDArray[np.float32]
+_ROUNDS = 30  # each changes something, or is the last
+
+
+def decide(scores_NK: Scores, thresholds_K: Thresholds) -> Decisions:
+    """1 where a score reaches its label's threshold: (N, K) uint8."""
+    return (scores_NK >= np.asarray(thresholds_K, np.float32)).astype(np.uint8)
+
+
+def tune(metric: str, scores_NK: Scores, targets_NK: Truth) -> Thresholds:
+    """The threshold of each label that together give `metric` its highest value on these images: (K,).
+
+    `f1_macro` and `f1_micro` exactly, the two `f1_samples_*` to where no single label's threshold
+    improves it. A threshold lies midway between two scores; of equally good ones the highest is taken.
+    A label without a positive image has nothing to tune on and keeps 0.5 (0 labels are right for it).
+    For `f1_macro` and `f1_micro` the targets may be probabilities: their F1 is then the ratio of expected
+    counts, whose best threshold is half of the F1 reached (Lipton, Elkan and Naryanaswamy 2014).
+    """
+    if metric == "f1_micro":
+        return _tune_micro(scores_NK, targets_NK)
+    if metric == "f1_macro":
+        return tune_per_label(scores_NK, targets_NK)
+    assert targets_NK.dtype == np.uint8, "F1 per image is no ratio of expected counts"
+    targets_NK = targets_NK.astype(np.uint8)
+    starts = (_tune_micro(scores_NK, targets_NK), tune_per_label(scores_NK, targets_NK))
+    blank_f1 = 1.0 if metric == "f1_samples_empty1" else 0.0
+    found = [_tune_samples(scores_NK, targets_NK, start_K, blank_f1) for start_K in starts]
+    return max(found, key=lambda pair: pair[1])[0]
+
+
+def tune_per_label(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
+    """The threshold of each label that gives it the highest F1: (K,)."""
+    thresholds_K = np.full(scores_NK.shape[1], 0.5, np.float32)
+    for k, (scores_N, targets_N) in enumerate(zip(scores_NK.T, targets_NK.T, strict=True)):
+        positives = targets_N.sum(dtype=np.float64)
+        if positives:
+            order, hits = _ranked(scores_N, targets_N)
+            thresholds_K[k] = _cut(scores_N[order], 2 * hits / (np.arange(len(hits)) + positives))
+    return thresholds_K
+
+
+def _tune_micro(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
+    """2 hits / (decided + true) over all labels is a ratio of sums: Dinkelbach's iteration (1967) is exact.
+
+    For a value F it maximises 2 hits - F decided, which every label can do by itself; F is then the
+    value reached, until it rises no more.
+    """
+    thresholds_K = np.full(scores_NK.shape[1], 0.5, np.float32)
+    ranked = [_ranked(s, t) for s, t in zip(scores_NK.T, targets_NK.T, strict=True)]
+    value = -1.0
+    for _ in range(_ROUNDS):
+        decided_NK = decide(scores_NK, thresholds_K)
+        hits = (decided_NK * targets_NK).sum(dtype=np.float64)
+        both = WeightedCounts(hits, decided_NK.sum(), targets_NK.sum(dtype=np.float64))
+        if float(both.f1) <= value:
+            break
+        value = float(both.f1)
+        for k, (order, hits) in enumerate(ranked):
+            if hits[-1]:
+                thresholds_K[k] = _cut(scores_NK[order, k], 2 * hits - value * np.arange(len(hits)))
+    return thresholds_K
+
+
+def _tune_samples(
+    scores_NK: Scores, targets_NK: Decisions, start_K: Thresholds, blank_f1: float
+) -> tuple[Thresholds, float]:
+    """Mean F1 over images, one label's threshold after another at its best while the others stay."""
+    thresholds_K = start_K.copy()
+    decided_NK = decide(scores_NK, thresholds_K)
+    true_N = targets_NK.sum(axis=1, dtype=np.int64)
+    orders = np.argsort(-scores_NK, axis=0, kind="stable")
+
+    def f1(hits_N: npt.NDArray[np.int64], decided_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return np.where(decided_N + true_N == 0, blank_f1, 2 * hits_N / np.maximum(decided_N + true_N, 1))
+
+    value = -1.0
+    for _ in range(_ROUNDS):
+        hits_N = (decided_NK & targets_NK).sum(axis=1, dtype=np.int64)
+        reached = float(f1(hits_N, decided_NK.sum(axis=1, dtype=np.int64)).mean())
+        if reached <= value + 1e-12:
+            break
+        value = reached
+        for k in range(scores_NK.shape[1]):
+            if not targets_NK[:, k].any():
+                continue
+            others_NK = np.delete(decided_NK, k, axis=1)
+            hits_N = (others_NK & np.delete(targets_NK, k, axis=1)).sum(axis=1, dtype=np.int64)
+            decided_N = others_NK.sum(axis=1, dtype=np.int64)
+            gain_N = f1(hits_N + targets_NK[:, k], decided_N + 1) - f1(hits_N, decided_N)
+            order = orders[:, k]
+            gains = np.concatenate([[0.0], np.cumsum(gain_N[order])])
+            thresholds_K[k] = _cut(scores_NK[order, k], gains)
+            decided_NK[:, k] = scores_NK[:, k] >= thresholds_K[k]
+    return thresholds_K, value
+
+
+def _ranked(scores_N: Scores, targets_N: Truth) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The images by falling score, and the (expected) hits among the first 0, 1, ... N of them."""
+    order = np.argsort(-scores_N, kind="stable")
+    return order, np.concatenate([[0.0], np.cumsum(targets_N[order], dtype=np.float64)])
+
+
+def _cut(ranked: Scores, values: npt.NDArray[np.float64]) -> np.float32:
+    """The threshold under which the first n are decided, n the best by `values` (of n = 0, 1, ... N)."""
+    values = np.array(values, np.float64)
+    values[1:-1][ranked[:-1] == ranked[1:]] = -np.inf  # equal scores are decided alike
+    n = int(values.argmax())
+    if n == 0:
+        top = float(ranked[0])
+        return np.float32((top + 1) / 2) if np.float32((top + 1) / 2) > ranked[0] else np.float32(2)
+    lower = ranked[n] if n < len(ranked) else np.float32(0)
+    middle = np.float32((float(ranked[n - 1]) + float(lower)) / 2)
+    return middle if middle > lower else ranked[n - 1]

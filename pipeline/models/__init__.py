@@ -1,0 +1,1 @@
+"""Networks: built, loaded, cut, fused, and run over images."""

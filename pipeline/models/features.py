@@ -1,0 +1,192 @@
+"""What the frozen part of a network makes of pictures, computed once for all cells that train the rest.
+
+Kept beside the packed set, keyed by everything it depends on; of several processes one computes, the
+others wait and use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import fcntl
+import functools
+import hashlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.augment import Augmentation, to_input
+from pipeline.data.loading import STREAM_VERSION, Rows, Stream, in_order
+from pipeline.data.packed import PackedSet
+from pipeline.data.pixel_cache import fits_on_gpu, pixels_on
+from pipeline.models.build import frozen_part, learning_part
+from pipeline.models.device import Settled
+from pipeline.models.fusing import folded
+from pipeline.models.scoring import Scorer, logits_together, with_room
+from pipeline.spec import AugmentSpec, TrainSpec
+from pipeline.spec.identity import digest
+from pipeline.storage.files import atomic_write
+
+_VERSION = 2  # of what is computed here
+_BATCH = 64
+
+
+class FrozenNetwork:
+    """A network up to what learns, and where its features of a packed set are kept.
+
+    Features are (N, ...) in the network's own precision; maps (N, D, H, W) are kept as (N, H, W, D).
+    """
+
+    def __init__(self, net: nn.Module, train: TrainSpec, packed: PackedSet, settled: Settled) -> None:
+        self.train, self.packed, self.settled = train, packed, settled
+        self._net = frozen_part(copy.deepcopy(net), train.model)
+
+    @property
+    def views(self) -> int:
+        """How many different views there are of a training picture; 1 where nothing about it is random."""
+        return (self.train.feature_views or 1) if self._is_random else 1
+
+    def training(self, rows: Rows, view: int) -> Tensor:
+        """Features of the training rows, drawn as the epoch `view` draws them."""
+        return self._kept(rows, view if self._is_random else None)
+
+    def plain(self, rows: Rows) -> Tensor:
+        """Features of rows as they are scored."""
+        return self._kept(rows, None)
+
+    @property
+    def _is_random(self) -> bool:
+        return self.train.augment != AugmentSpec(hflip=0.0)
+
+    def _kept(self, rows: Rows, view: int | None) -> Tensor:
+        train = self.train
+        draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
+        parts = [_VERSION, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
+        settled = [self.settled.device, self.settled.precision, self.settled.threads]
+        key = digest(
+            [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, settled]
+        )
+        path = self.packed.path / "features" / f"{key[:32]}.npz"
+        with _one_at_a_time(path):
+            # absent or damaged
+            with (
+                contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
+                np.load(path) as file,
+            ):
+                return torch.from_numpy(file["bytes"]).view(getattr(torch, str(file["dtype"])))
+            features = with_room(functools.partial(self._compute, rows, view), _BATCH)
+            try:
+                with atomic_write(path) as file:
+                    np.savez(file, bytes=features.view(torch.uint8).numpy(), dtype=str(features.dtype)[6:])
+            except OSError as error:  # a shared set that only its owner may add to
+                print(f"{path}: cannot be kept ({error.strerror}); used for this run alone", flush=True)
+        return features
+
+    @torch.inference_mode()
+    def _compute(self, rows: Rows, view: int | None, batch_size: int) -> Tensor:
+        train, pixels = self.train, pixels_on(self.packed, self.settled.device)
+        net = folded(self._net)
+        if view is None:
+            batches, augmentation = in_order(self.packed, rows, batch_size, read=pixels.read), None
+        else:
+            batches = Stream(self.packed, rows, batch_size, train.seed).batches(view, read=pixels.read)
+            augmentation = Augmentation(train.augment, train.seed, view, len(rows))
+        place = _places(rows, len(self.packed))
+        features: Tensor | None = None
+        with self.settled.autocast():
+            for batch in batches:
+                images_BHWC = pixels.of(batch)
+                if augmentation is None:
+                    inputs = to_input(images_BHWC, train.image_px)
+                else:
+                    inputs = augmentation(images_BHWC, batch.positions_B, train.image_px)
+                found = _channels_last(net(inputs).cpu())
+                if features is None:
+                    features = torch.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
+                features[torch.from_numpy(place[batch.rows_B])] = found
+        assert features is not None
+        size = f"{features[0].numel():,} each, {features.nbytes / 2**20:,.0f} MiB"
+        print(f"features of {len(rows)} pictures, view {view}: {size}", flush=True)
+        return features
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        sha = hashlib.sha256()
+        for name, value in self._net.state_dict().items():
+            sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+
+class FeatureFeed:
+    """Batches of features instead of pictures: the same rows in the same order as without the cache."""
+
+    def __init__(self, frozen: FrozenNetwork, stream: Stream, validation: Rows) -> None:
+        self.frozen, self._stream = frozen, stream
+        self._device = frozen.settled.device
+        self.steps_per_epoch = stream.steps_per_epoch
+        self._place = _places(stream.rows, len(frozen.packed))
+        self._view: tuple[int, Tensor] | None = None
+        self._rows = validation
+        self._validation = frozen.plain(validation)
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features (B, ...), targets (B, K)) from `first_step` of `epoch` on; epochs take the views in turn."""
+        view = epoch % self.frozen.views
+        if self._view is None or self._view[0] != view:
+            self._view = None  # two would be twice the memory
+            features = self.frozen.training(self._stream.rows, view)
+            on_gpu = self._device == "cuda" and fits_on_gpu(features.nbytes)
+            self._view = (view, features.to(self._device) if on_gpu else features)
+        features = self._view[1]
+        for batch in self._stream.batches(epoch, first_step, read=False):
+            chosen = torch.from_numpy(self._place[batch.rows_B]).to(features.device)
+            targets_BK = torch.from_numpy(batch.targets_BK).to(self._device).float()
+            yield _channels_first(features[chosen].to(self._device)), targets_BK
+
+    @torch.inference_mode()
+    def logits(self, scorers: Sequence[Scorer]) -> list[Tensor]:
+        """Of the validation rows under each: from what is kept, or from pictures of other sizes and views."""
+        train = self.frozen.train
+        if any(scorer.flips or scorer.image_px != train.image_px for scorer in scorers):
+            return logits_together(scorers, self.frozen.packed, self._rows)
+        result = []
+        for scorer in scorers:
+            part = folded(learning_part(scorer.net, train.model))
+            with scorer.settled.autocast():
+                batches = [_channels_first(b.to(self._device)) for b in self._validation.split(_BATCH)]
+                result.append(torch.cat([part(batch).float().cpu() for batch in batches]))
+        return result
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    return (features.permute(0, 2, 3, 1) if features.ndim == 4 else features).contiguous()
+
+
+def _channels_first(features: Tensor) -> Tensor:
+    return features.permute(0, 3, 1, 2) if features.ndim == 4 else features
+
+
+def _places(rows: Rows, total: int) -> Rows:
+    """Row in the packed set -> its place among `rows`."""
+    places = np.full(total, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    return places
+
+
+def _sha256(rows: Rows) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """A lock that others wait for; where locks do not work, the same is computed twice and put in place once."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            file = stack.enter_context(path.with_name(f".{path.stem}.lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,113 @@
+"""The one way to score images, used by validation, evaluate and predict; several networks share one pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.augment import to_input
+from pipeline.data.loading import Rows, in_order
+from pipeline.data.packed import PackedSet
+from pipeline.data.pixel_cache import pixels_on
+from pipeline.errors import DivergedError
+from pipeline.models.device import Settled
+from pipeline.models.fusing import folded
+
+# N images, K labels
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits, scores (sigmoid of them, in [0, 1]) and targets of some rows, in their order."""
+
+    ids: list[str]
+    logits_NK: npt.NDArray[np.float32]
+    scores_NK: npt.NDArray[np.float32]
+    targets_NK: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, logits_NK: Tensor, packed: PackedSet, rows: Rows) -> Scored:
+        """Raises DivergedError when a score is not finite, naming the first image."""
+        broken = (~torch.isfinite(logits_NK).all(dim=1)).nonzero()
+        if len(broken):
+            name = packed.names[rows[int(broken[0])]]
+            raise DivergedError(
+                f"scores of {len(broken)} images are not finite, first {name}; the network diverged"
+            )
+        return cls(
+            ids=[packed.ids[row] for row in rows],
+            logits_NK=logits_NK.numpy(),
+            scores_NK=torch.sigmoid(logits_NK).numpy(),
+            targets_NK=packed.labels_NK[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A network (on its device), the size of its input, the precision it is scored in.
+
+    With `flips` a logit is the mean over a picture and its mirror image.
+    """
+
+    net: nn.Module
+    image_px: int
+    settled: Settled
+    flips: bool = False
+
+    def logits(self, inputs_BCHW: Tensor) -> Tensor:
+        """(B, K) float32 of inputs of its size, on its device."""
+        views = [inputs_BCHW, inputs_BCHW.flip(3)] if self.flips else [inputs_BCHW]
+        with self.settled.autocast():
+            return torch.stack([self.net(view).float() for view in views]).mean(dim=0)
+
+
+@torch.inference_mode()
+def logits_together(
+    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int = 128
+) -> list[Tensor]:
+    """Logits (N, K) float32 on the CPU of `rows` under each network, all on one device.
+
+    Each batch is read once, and brought to each size once. Puts the networks into evaluation mode (the
+    caller sets training mode again). Where a GPU has no room for a batch, halves it.
+    """
+    return with_room(functools.partial(_logits_together, scorers, packed, rows), batch_size)
+
+
+def with_room(work: Callable[[int], Found], batch_size: int) -> Found:
+    """What `work` makes with a batch size, halved as often as a GPU has no room for a batch."""
+    try:
+        return work(batch_size)
+    except torch.OutOfMemoryError:
+        if batch_size == 1:
+            raise
+    return with_room(work, -(-batch_size // 2))
+
+
+def _logits_together(
+    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, batch_size: int
+) -> list[Tensor]:
+    scorers = [replace(scorer, net=folded(scorer.net)) for scorer in scorers]
+    parts: list[list[Tensor]] = [[] for _ in scorers]
+    pixels = pixels_on(packed, scorers[0].settled.device)
+    for batch in in_order(packed, rows, batch_size, read=pixels.read):
+        images_BHWC = pixels.of(batch)
+        inputs = {px: to_input(images_BHWC, px) for px in {scorer.image_px for scorer in scorers}}
+        for scorer, logits in zip(scorers, parts, strict=True):
+            logits.append(scorer.logits(inputs[scorer.image_px]).cpu())
+    return [torch.cat(logits) for logits in parts]
+
+
+def score_together(
+    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int = 128
+) -> list[Scored]:
+    """Scores of `rows` under each network, in one pass over the images; raises DivergedError."""
+    logits = logits_together(scorers, packed, rows, batch_size=batch_size)
+    return [Scored.of(logits_NK, packed, rows) for logits_NK in logits]

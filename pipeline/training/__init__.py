@@ -1,0 +1,1 @@
+"""Training: the loop, one cell's state, losses, optimizers, schedules."""

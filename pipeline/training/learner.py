@@ -1,0 +1,299 @@
+"""The state of one cell in training: network, optimizer, schedule, best so far; saved and resumed as one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.augment import MEAN, STD
+from pipeline.data.loading import STREAM_VERSION, Rows, Stream
+from pipeline.data.packed import PackedSet
+from pipeline.data.sampling import expected_repeats
+from pipeline.errors import CheckpointError, DivergedError, TrainingError
+from pipeline.metrics.multilabel import all_metrics
+from pipeline.metrics.thresholds import decide, tune_per_label
+from pipeline.models.build import build_model, head_of, learning_part, set_training_mode, start_at_prior
+from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
+from pipeline.models.device import Settled
+from pipeline.models.scoring import Scored, Scorer
+from pipeline.spec import LOWER_IS_BETTER, SamplingSpec, Spec
+from pipeline.spec.identity import flattened
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.attempt import Attempt
+from pipeline.training.ema import WeightAverage
+from pipeline.training.losses import build_loss
+from pipeline.training.optim import build_optimizer
+from pipeline.training.schedules import PlateauState, lr_scale
+
+CHECKPOINT_VERSION = 2
+_REMEDY = "try a lower train.optimizer.lr or a warm-up. The last good checkpoint is kept"
+
+
+@dataclass(frozen=True)
+class CellData:
+    """What a cell is trained and validated on."""
+
+    packed: PackedSet
+    train: Rows
+    validation: Rows
+
+
+class Learner:
+    """One cell in training. `step` and `epoch` count what is done; both start at 0."""
+
+    def __init__(self, spec: Spec, attempt: Attempt, data: CellData, *, weights: Path | None) -> None:
+        self.spec, self.train, self.attempt, self.data = spec, spec.train, attempt, data
+        run, identity = self.run, self.identity = attempt.run, attempt.identity
+        state, problems = load_newest(run.checkpoint_last, run.checkpoint_previous, identity)
+        if state and state["best"] is not None:
+            try:
+                load_checkpoint(run.checkpoint_best)
+            except CheckpointError as error:
+                problems.append(
+                    f"{error}; the best weights cannot be had again, so this cell is trained anew"
+                )
+                state = None
+        for problem in problems:
+            print(f"passed over: {problem}", flush=True)
+        settled = Settled.choose(spec.run.device, self.train.precision, spec.run.threads)
+        self.settled = Settled(**state["settled"]) if state else settled
+        self.settled.apply()
+        torch.manual_seed(self.train.seed)
+        model, targets_NK = self.train.model, data.packed.labels_NK[data.train]
+        net = build_model(model, len(data.packed.labels), self.train.image_px, weights)
+        sampling = self.train.sampling
+        repeats_N = None if sampling == SamplingSpec() else expected_repeats(sampling, targets_NK)
+        self.stream = Stream(data.packed, data.train, self.train.batch_size, self.train.seed, repeats_N)
+        if model.head_bias == "prior":
+            start_at_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
+        self.net = net.to(self.settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
+        # what batches go through: with features kept, the rest of the network has been gone through already
+        self._learning, head = learning_part(self.net, model), head_of(self.net, model.name)
+        self.trained = self.net if self.train.feature_views is None else self._learning
+        horizon = self.train.ema_epochs * self.stream.steps_per_epoch
+        self.average = WeightAverage(self.net, horizon) if horizon else None
+        self.optimizer = build_optimizer(self.train.optimizer, self.net, head)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = self.settled.scaler()
+        self.loss = build_loss(self.train.loss, targets_NK, self.settled.device)
+        self._cpu_loss = build_loss(self.train.loss, targets_NK)
+        self.plateau = PlateauState()
+        self.step = self.epoch = 0
+        self.best: dict[str, Any] | None = None  # {"value", "epoch"}
+        self._new_best: dict[str, Tensor] | None = None  # its weights, until they are saved
+        self.best_scored: Scored | None = None  # the best epoch's validation, where this process did it
+        self.sealed = False  # whether the best weights are saved with their thresholds
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.settled.device)
+        self.images = 0
+        if state:
+            self._restore(state)
+        settings = flattened(spec.model_dump(include={"data", "train"}))
+        self.tracker = Tracker(
+            run, resumed_at=self.step, settings=settings, digest=state["metrics"] if state else None
+        )
+
+    @property
+    def is_training(self) -> bool:
+        """Whether epochs are left, the best lies less than `patience_epochs` back, and nothing went wrong."""
+        patience, best = self.train.patience_epochs, self.best
+        waited = patience is not None and best is not None and self.epoch - best["epoch"] >= patience
+        return self.attempt.error is None and not waited and self.epoch < self.train.epochs
+
+    def set_learning_rate(self, steps_per_epoch: int) -> float:
+        """Set the rate of the coming step on every group, and return the first group's."""
+        scale = lr_scale(self.train.schedule, self.step, steps_per_epoch, self.train.epochs)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * scale * self.plateau.factor
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def scored_net(self) -> torch.nn.Module:
+        """The network that is validated and kept: the average of the weights where there is one."""
+        return self.average.net if self.average else self.net
+
+    def training_mode(self) -> None:
+        """Dropout and batch statistics on in what learns: the head alone in the first epochs, if so asked."""
+        head_first = self.epoch < self.train.head_first_epochs
+        learning = head_of(self.net, self.train.model.name) if head_first else self._learning
+        set_training_mode(self.net, learning)
+
+    def scorer(self, *, final: bool) -> Scorer:
+        """What scores pictures: the epoch's network as it trains, or for good, at the size and views of the spec."""
+        px = (self.train.score_px if final else None) or self.train.image_px
+        return Scorer(self.scored_net, px, self.settled, flips=final and self.train.average_flips)
+
+    @property
+    def final_scores(self) -> Scored | None:
+        """Scores of the best weights where an epoch scored them just as they are scored for good."""
+        return self.best_scored if self.scorer(final=True) == self.scorer(final=False) else None
+
+    def count(self, loss: Tensor, images: int) -> None:
+        """Take a finished step into the epoch's mean loss."""
+        self.loss_sum += loss.detach().double() * images
+        self.images += images
+        self.step += 1
+
+    def halve_micro_batch(self, batch: int) -> None:
+        """After an out-of-memory: half as many images at a time, from now on and after a resume too."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.settled.device == "cuda":
+            torch.cuda.empty_cache()
+        before = min(self.settled.micro_batch or batch, batch)
+        if before == 1:
+            raise TrainingError(
+                "out of GPU memory with one image at a time; use a smaller train.image_px or network"
+            )
+        self.settled = replace(self.settled, micro_batch=-(-before // 2))
+        print(
+            f"out of GPU memory at step {self.step + 1}: {self.settled.micro_batch} images at a time from now on; "
+            f"gradients are summed up, train.batch_size {self.train.batch_size} stays",
+            flush=True,
+        )
+
+    def mean_loss(self) -> float:
+        """Mean training loss of the epoch so far; a DivergedError once it is not finite."""
+        mean = float(self.loss_sum) / max(self.images, 1)
+        if not math.isfinite(mean):
+            raise DivergedError(
+                f"the training loss became {mean} by step {self.step} (epoch {self.epoch + 1}); {_REMEDY}"
+            )
+        return mean
+
+    def end_epoch(self, scored: Scored, images_per_s: float, seconds_per_step: float) -> dict[str, float]:
+        """Take the epoch's validation in: log it, keep the best. Returns what was logged."""
+        decisions_NK = decide(scored.scores_NK, np.full(scored.scores_NK.shape[1], 0.5, np.float32))
+        metrics = all_metrics(scored.scores_NK, decisions_NK, scored.targets_NK)
+        targets = torch.from_numpy(scored.targets_NK).float()
+        loss = float(self._cpu_loss(torch.from_numpy(scored.logits_NK), targets))
+        values = {
+            "train/loss": self.mean_loss(),
+            "train/lr": float(self.optimizer.param_groups[0]["lr"]),
+            "train/images_per_s": round(images_per_s, 1),
+            "train/seconds_per_step": round(seconds_per_step, 6),
+            "validation/loss": loss,
+            **{f"validation/{name}": value for name, value in metrics.items()},
+        }
+        value = values[f"validation/{self.train.best_by}"]
+        higher = self.train.best_by not in LOWER_IS_BETTER
+        self.plateau = self.plateau.after_epoch(value, self.train.schedule, better_is_higher=higher)
+        self.epoch += 1
+        self.loss_sum.zero_()
+        self.images = 0
+        if self.best is None or (value > self.best["value"] if higher else value < self.best["value"]):
+            self.best = {"value": value, "epoch": self.epoch}
+            self._new_best = {k: v.to("cpu", copy=True) for k, v in self.scored_net.state_dict().items()}
+            self.best_scored = scored
+        self.tracker.score_histograms(self.step, scored.scores_NK, scored.targets_NK)
+        self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
+        return values
+
+    def save(self) -> None:
+        """Write the whole state of training, and first the best weights where they are new.
+
+        One never goes ahead of the other: after a kill both are those of the last save. The state before
+        is kept: a damaged one falls back to it.
+
+        Raises DivergedError instead of replacing a good state by one that is not finite.
+        """
+        self.run.check_owned()
+        self.mean_loss()
+        self._refuse_broken_weights()
+        metrics_digest = self.tracker.flush()
+        if self._new_best is not None:
+            # of the last epoch, and scored for good: once is enough
+            self.save_best(self._new_best, None if self.is_training else self.final_scores)
+            self._new_best = None
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "stream_version": STREAM_VERSION,
+            "identity": self.identity,
+            "settled": asdict(self.settled),
+            "epoch": self.epoch,
+            "step": self.step,
+            "model": self.net.state_dict(),
+            "average": self.average.net.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "plateau": asdict(self.plateau),
+            "best": self.best,
+            "metrics": metrics_digest,
+            "loss_sum": float(self.loss_sum),
+            "images": self.images,
+            "random_state": torch.get_rng_state(),
+        }
+        save_checkpoint(self.run.checkpoint_last, state, keep_as=self.run.checkpoint_previous)
+
+    def save_best(self, model: dict[str, Tensor], scored: Scored | None) -> None:
+        """Write the best weights with all that predicting needs, so that nothing can be mismatched.
+
+        With their final scores on validation, thresholds are tuned on these.
+        """
+        assert self.best is not None
+        self.run.check_owned()
+        packed, thresholds = self.data.packed, None
+        if scored is not None:
+            thresholds = {"per_label": tune_per_label(scored.scores_NK, scored.targets_NK).tolist()}
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "identity": self.identity,
+            "model_spec": self.train.model.model_dump(),
+            "model": model,
+            "labels": list(packed.labels),
+            "preprocessing": {
+                "image_px": self.train.score_px or self.train.image_px,
+                "packed_px": packed.size_px,
+                "resize": self.spec.data.resize,
+                "mean": list(MEAN),
+                "std": list(STD),
+                "flips": self.train.average_flips,
+            },
+            "precision": self.settled.precision,
+            "best": self.best,
+            "thresholds": thresholds,
+        }
+        save_checkpoint(self.run.checkpoint_best, state)
+        self.sealed = scored is not None
+
+    def show_result(self, scored: Scored) -> None:
+        """The final scores on validation, for TensorBoard."""
+        packed, rows = self.data.packed, self.data.validation
+        self.tracker.result(
+            self.step,
+            self.epoch,
+            packed.labels,
+            scored.scores_NK,
+            scored.targets_NK,
+            lambda positions: packed.gather(rows[positions]),
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["stream_version"] != STREAM_VERSION or state["version"] != CHECKPOINT_VERSION:
+            raise CheckpointError(
+                f"{self.run.checkpoint_last}: was begun by another version of the batch order or checkpoint; "
+                f"going on would mix both. Delete {self.run.path} to train this cell anew"
+            )
+        self.net.load_state_dict(state["model"])
+        if self.average:
+            self.average.net.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.plateau = PlateauState(**state["plateau"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.loss_sum += state["loss_sum"]
+        self.images = state["images"]
+        torch.set_rng_state(state["random_state"])
+
+    def _refuse_broken_weights(self) -> None:
+        """A step can leave broken weights behind a finite loss: only the next loss would tell."""
+        values = self.net.state_dict().values()
+        finite = torch.stack([torch.isfinite(value).all() for value in values])
+        if not finite.all():
+            raise DivergedError(
+                f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}); {_REMEDY}"
+            )

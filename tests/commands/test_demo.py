@@ -1,0 +1,140 @@
+"""`make demo`, whole: what it prints and how well the best cell sees drawings it never saw."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from jobs.local.progress import Progress
+from tests.cells import clean_environment, jobs, one_cell, project
+from tests.conftest import ROOT
+
+
+def start_demo(folder):
+    """`make demo` in a project of its own."""
+    for name in ("pipeline", "jobs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "experiments").mkdir()
+    shutil.copy(ROOT / "experiments" / "demo.yaml", folder / "experiments")
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env=clean_environment() | {"PYTHONPATH": str(folder)},
+    )
+
+
+def test_a_stopped_demo_says_how_to_go_on_and_points_at_nothing_else(tmp_path):
+    process = start_demo(tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("experiments/demo/*/manifest.json")):  # a cell has begun
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "goes on from here" in printed
+    assert "report" not in printed
+    assert "Type next" not in printed
+
+
+def test_the_demo_learns_far_beyond_the_prior_and_says_what_to_type_next(tmp_path):
+    process = start_demo(tmp_path)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    with (tmp_path / "experiments/demo/leaderboard.csv").open(newline="") as file:
+        rows = {row["cell"]: row for row in csv.DictReader(file)}
+    cells = [float(row["f1_micro"]) for row in rows.values() if row["state"] == "done"]
+    prior = float(rows["baseline-prior"]["f1_micro"])
+    assert len(cells) == 4
+    assert max(cells) > 3 * prior
+    held_out = float(re.search(r"truth of these images is known: f1_micro ([\d.]+)", printed)[1])
+    assert held_out > 3 * prior
+    for verb in re.findall(r"^  make (\w+)", printed, re.M):
+        assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.M)
+    assert "experiments/demo/report.html" in printed
+
+
+class Terminal:
+    """Collects what a terminal would be sent."""
+
+    def __init__(self):
+        self.text = ""
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_wrangle_has_a_bar_in_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.local.progress._REFRESH_S", 0)
+    monkeypatch.setenv("COLUMNS", "120")
+    log = tmp_path / "wrangle.txt"
+    log.write_text("1000/4000 images, 900 images/s\n")
+    terminal = Terminal()
+    progress = Progress("stages", 1, out=terminal)
+    progress.started("wrangle photos", log, 0)
+    progress.tick()
+    assert "[######..................] 1000/4000" in terminal.text
+
+
+def write_epochs(path, epochs):
+    rows = [
+        {
+            "step": 10 * n,
+            "epoch": n,
+            "train/loss": 0.5,
+            "train/seconds_per_step": 6.0,
+            "train/images_per_s": 99.0,
+        }
+        | {"validation/loss": 0.4, "validation/f1_micro": 0.7}
+        for n in range(1, epochs + 1)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_running_cells_have_a_line_each_that_is_redrawn_in_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.local.progress._REFRESH_S", 0)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("LINES", "40")
+    write_epochs(tmp_path / "metrics.jsonl", 3)
+    terminal = Terminal()
+    progress = Progress("cells", 2, out=terminal)
+    progress.started("first", tmp_path / "metrics.jsonl", 5)
+    progress.started("second", tmp_path / "none", 5)
+    progress.tick()
+    head, first, second = terminal.text.splitlines()
+    assert head == "  .... 0/2 cells"
+    assert first.strip() == "first: epoch 3/5  loss 0.5000  f1_micro@0.5 0.7000  99 images/s  ~0:02:00 left"
+    assert second.strip().startswith("second: ")
+    terminal.text = ""
+    progress.ended("first", "done", ok=True)
+    assert terminal.text.startswith("\x1b[3F\x1b[J  ok   1/2 first: done  f1_micro@0.5 0.7000")
+    terminal.text = ""
+    progress.tick()
+    assert "\x1b" not in terminal.text
+
+
+def test_status_knows_cells_that_run_here_and_how_long_they_take(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, epochs=5)
+    cell = one_cell(spec)
+    write_epochs(cell.run.metrics, 3)
+    assert f"{cell.run.name} missing" in jobs("status", spec, cwd=tmp_path)[1]
+    with cell.run.owned():
+        status, printed = jobs("status", spec, cwd=tmp_path)
+    assert status == 0
+    assert re.search(rf"{cell.run.name} running 3/5 +0.7000 .*~0:02:00 .*process {os.getpid()} on ", printed)
+    assert "1 running; leaderboard not up to date" in printed

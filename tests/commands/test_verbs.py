@@ -1,0 +1,434 @@
+"""The verbs as a user types them, on one machine: `python -m jobs <verb> SPEC`."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.commands.verbs import VERBS
+from jobs.local.processes import last_error
+from pipeline.data.augment import to_input
+from pipeline.data.drawn import LABELS
+from pipeline.data.layout import split_identity
+from pipeline.data.packed import PackedSet
+from pipeline.models.build import build_model
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.spec import ModelSpec
+from pipeline.spec.reading import read_spec
+from pipeline.storage.jsonl import read_jsonl
+from tests.cells import clean_environment, jobs, project
+from tests.conftest import ROOT
+
+GRID = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}]}}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, drawn_zip):
+    """A project whose grid of two cells went to its submission: (spec, folder of results, what was printed)."""
+    root = tmp_path_factory.mktemp("project")
+    text = f"{GRID}\nevaluate: {{threshold: per_label}}"
+    spec = project(root, drawn_zip, text, epochs=6, model={"name": "cnn2"})
+    status, printed = jobs("submission", spec, cwd=root)
+    assert status == 0, printed
+    return spec, root / "experiments" / "x", printed
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_one_command_goes_from_a_zip_to_a_checked_submission(finished):
+    _, results, printed = finished
+    header, *rows = rows_of(results / "submission.csv")
+    assert header == ["ids", *LABELS]
+    assert [row[0] for row in rows] == [f"im{i}.jpg" for i in range(241, 281)]
+    assert {value for row in rows for value in row[1:]} <= {"0", "1"}
+    assert "40 images x 14 labels" in printed
+    assert "the truth of these images is known: f1_micro" in printed
+    promised = {"ledger.jsonl", "leaderboard.csv", "report.html", "selected.json", "submission.csv"}
+    assert promised <= {path.name for path in results.iterdir()}
+    leaderboard = rows_of(results / "leaderboard.csv")
+    assert {row[0] for row in leaderboard[1:]} >= {"baseline-blank", "baseline-prior"}
+    assert len(leaderboard) == 5
+
+
+def test_the_submission_is_what_the_best_checkpoint_says(finished):
+    """Scores of every test image, computed here again from the stored pictures and weights."""
+    _, results, _ = finished
+    cell = results / json.loads((results / "selected.json").read_text())["cell"]
+    best = load_checkpoint(cell / "checkpoint_best.pt")
+    (folder,) = (results.parent.parent / "data" / "packed").glob("drawn-test-*")
+    images = torch.from_numpy(PackedSet.open(folder).gather(np.arange(40)))
+    net = build_model(ModelSpec(name="cnn2"), 14, 32)
+    net.load_state_dict(best["model"])
+    with torch.inference_mode():
+        scores_NK = torch.sigmoid(net.eval()(to_input(images, 32))).numpy()
+    with np.load(cell / "scores_test.npz") as stored:
+        np.testing.assert_allclose(stored["scores"], scores_NK, atol=0.02)  # bfloat16 where the CPU has it
+        decided = stored["scores"] >= np.array(best["thresholds"]["per_label"], np.float32)
+    written = np.array([[int(value) for value in row[1:]] for row in rows_of(results / "submission.csv")[1:]])
+    np.testing.assert_array_equal(written, decided)
+
+
+def test_doing_it_again_starts_nothing_and_changes_nothing(finished):
+    spec, results, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
+    status, printed = jobs("grid", spec, cwd=results.parent.parent)
+    assert status == 0
+    assert "2 cells, 0 to run" in printed
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "light"),
+    [
+        ("submission", ""),
+        ("plan", "numpy pipeline.metrics.multilabel"),
+        ("status", "numpy pipeline.metrics.multilabel"),
+    ],
+)
+def test_doing_it_again_and_looking_import_only_what_they_need(finished, verb, light):
+    spec, results, _ = finished
+    code = (
+        "import sys; from jobs.cli import main; status = main([sys.argv[1], sys.argv[2]]);"
+        "print(status, [m for m in sys.argv[3:] if m in sys.modules])"
+    )
+    names = ["torch", "torchvision", "tensorboard", "PIL", "matplotlib", *light.split()]
+    command = [sys.executable, "-c", code, verb, str(spec), *names]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=results.parent.parent, env=clean_environment()
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_another_cell_can_be_picked_for_the_submission(finished):
+    spec, results, _ = finished
+    root = results.parent.parent
+    best = json.loads((results / "selected.json").read_text())["cell"]
+    (other,) = (row[0] for row in rows_of(results / "leaderboard.csv") if row[1] == "done" and row[0] != best)
+    before = (results / "submission.csv").read_bytes()
+    assert jobs("select", spec, "--run", other[:4], cwd=root) == (0, f"selected: {other}\n")
+    status, printed = jobs("submission", spec, cwd=root)
+    assert status == 0
+    assert f"from {other}" in printed
+    assert (results / "submission.csv").read_bytes() != before
+    assert jobs("select", spec, cwd=root) == (0, f"selected: {best}\n")
+    status, _ = jobs("submission", spec, cwd=root)
+    assert (results / "submission.csv").read_bytes() == before
+
+
+def test_a_longer_run_is_another_cell_and_the_shorter_one_stays(finished):
+    spec, results, _ = finished
+    status, printed = jobs(
+        "grid", spec, "--set", "train.epochs=1", "run.parallel=1", "name=x", cwd=results.parent.parent
+    )
+    assert status == 0
+    assert "2 cells, 2 to run" in printed
+    status, printed = jobs("grid", spec, cwd=results.parent.parent)
+    assert "2 cells, 0 to run" in printed
+    assert (results / "submission.csv").exists()
+
+
+def test_the_ledger_tells_what_was_started_and_how_it_ended(finished):
+    _, results, _ = finished
+    events = [(row["event"], row.get("status")) for row in read_jsonl(results / "ledger.jsonl")]
+    assert events.count(("queued", None)) >= 2
+    assert ("ended", 0) in events
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_one_failing_cell_is_reported_and_the_others_finish(tmp_path, drawn_zip):
+    (tmp_path / "broken.pth").write_text("no weights")
+    text = (
+        "grid: {cells: [{train.optimizer: {name: adam}}, {train.model: {name: cnn2, weights: broken.pth}},"
+        " {train.optimizer: {name: adadelta}}]}"
+    )
+    spec = project(tmp_path, drawn_zip, text, epochs=1)
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 1
+    assert "FAIL" in printed
+    assert "broken.pth: cannot be read as weights" in printed
+    rows = {row[0]: row for row in rows_of(tmp_path / "experiments" / "x" / "leaderboard.csv")}
+    states = sorted(row[1] for row in rows.values())
+    assert states == ["baseline", "baseline", "done", "done", "failed", "state"]
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 1
+    assert "3 cells, 1 to run" in printed
+
+
+def test_a_cell_that_diverges_is_ranked_as_such_and_held_back_until_retried(tmp_path, drawn_zip):
+    text = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 1e30}]}}"
+    spec = project(tmp_path, drawn_zip, text, epochs=1)
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 1
+    rows = {row[1]: row for row in rows_of(tmp_path / "experiments" / "x" / "leaderboard.csv")}
+    assert rows.keys() == {"state", "done", "baseline", "diverged"}
+    cell = rows["diverged"][0]
+    assert cell.startswith("sgd")
+    assert "not finite" in rows["diverged"][2] or "loss became" in rows["diverged"][2]
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 1
+    assert "2 cells, 0 to run" in printed
+    assert f"{cell}: held back: diverged: " in printed
+    assert f"`make retry RUN={cell}` trains it anew" in printed
+    assert "1 finished cells are whole" in jobs("doctor", spec, cwd=tmp_path)[1]
+    assert jobs("retry", spec, "--run", cell, cwd=tmp_path)[0] == 0
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 1
+    assert "2 cells, 1 to run" in printed
+
+
+def test_a_killed_cell_says_so_and_is_gone_on_with(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, epochs=40)
+    process = background("grid", spec, cwd=tmp_path)
+    cell = wait_for_cell(tmp_path, process)
+    (child,) = children(process.pid)
+    os.kill(child, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "killed by SIGKILL (out of memory?)" in printed
+    assert json.loads((cell / "manifest.json").read_text())["state"] == "failed"
+
+
+def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, GRID, epochs=60)
+    process = background("grid", spec, cwd=tmp_path)
+    cell = wait_for_cell(tmp_path, process)
+    running = children(process.pid)
+    assert running
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped, saved" in printed
+    assert "goes on from here" in printed
+    assert "Traceback" not in printed
+    assert not any(alive(child) for child in running)
+    assert (cell / "checkpoint_last.pt").exists()
+    status, printed = jobs("grid", spec, "--set", "run.save_every_min=5", cwd=tmp_path)
+    assert status == 0, printed
+    epochs = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
+    assert epochs == list(range(1, 61))
+
+
+def test_ctrl_c_in_a_submission_ends_it_without_a_file(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, epochs=1)
+    assert jobs("grid", spec, cwd=tmp_path)[0] == 0
+    process = background("submission", spec, "--set", "train.epochs=200", cwd=tmp_path)
+    (old,) = (tmp_path / "experiments" / "x").glob("*/metrics.jsonl")
+    deadline = time.monotonic() + 60
+    while (
+        len(list((tmp_path / "experiments" / "x").glob("*/metrics.jsonl"))) < 2
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    assert old.exists()
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "goes on from here" in printed
+    assert "predict" not in printed
+    assert not (tmp_path / "experiments" / "x" / "submission.csv").exists()
+
+
+def test_a_stopped_wrangle_leaves_nothing_behind(tmp_path, photos):
+    with zipfile.ZipFile(photos, "a") as archive:
+        body = archive.read("images/im1.jpg")
+        for i in range(20, 6000):
+            archive.writestr(f"images/im{i}.jpg", body)
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "x.yaml").write_text(
+        f"data: {{source: {photos}, images: 'images/im{{id}}.jpg', size_px: 128}}\n"
+    )
+    process = background("wrangle", folder / "x.yaml", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("data/packed/.*/images-000.npy")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, printed
+    assert list((tmp_path / "data" / "packed").iterdir()) == []
+    assert "error:" not in printed
+
+
+def test_an_old_error_in_the_log_is_no_reason_of_a_new_end(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("error: the loss became nan\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("RuntimeError: something else\n")
+    assert last_error(log, start) == "RuntimeError: something else"
+
+
+@pytest.mark.parametrize("axis", ["data.split", "data.resize"])
+def test_each_cell_predicts_the_test_images_of_its_own_data(tmp_path, drawn_zip, axis):
+    spec = project(tmp_path, drawn_zip, epochs=1)
+    text = spec.read_text()
+    if axis == "data.split":
+        text = "\n".join(line for line in text.splitlines() if "  test:" not in line)
+        splits = ", ".join(f"{{method: random, validation: 0.2, test: 0.3, seed: {seed}}}" for seed in (1, 2))
+        text += f"\ngrid: {{axes: {{data.split: [{splits}]}}}}\n"
+    else:
+        text += "\ngrid: {axes: {data.resize: [squash, crop]}}\n"
+    spec.write_text(text)
+    status, printed = jobs("submission", spec, cwd=tmp_path)
+    assert status == 0, printed
+    results = tmp_path / "experiments" / "x"
+    for name in [path.parent.name for path in results.glob("*/manifest.json")]:
+        assert jobs("submission", spec, "--run", name, cwd=tmp_path)[0] == 0
+        if axis == "data.split":
+            cell = read_spec(results / name / "spec.yaml", root=tmp_path).spec
+            (split,) = tmp_path.glob(f"data/packed/*/split-random-{split_identity(cell.data)[:8]}.json")
+            rows = json.loads(split.read_text())["rows"]
+            expected = [f"im{row + 1}.jpg" for row in rows["test"]]
+            assert [row[0] for row in rows_of(results / "submission.csv")[1:]] == expected
+
+
+def test_when_the_starter_is_killed_its_cells_save_and_stop(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, epochs=500)
+    process = background("grid", spec, cwd=tmp_path)
+    cell = wait_for_cell(tmp_path, process)
+    (child,) = children(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+    assert "saved" in (cell / "log.txt").read_text()
+
+
+def background(*arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        env=clean_environment(),
+    )
+
+
+def wait_for_cell(root, process):
+    """The first cell's folder, once it has finished an epoch."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for metrics in root.glob("experiments/x/*/metrics.jsonl"):
+            if any("validation/loss" in row for row in read_jsonl(metrics)):
+                return metrics.parent
+        time.sleep(0.02)
+    raise AssertionError(process.communicate()[0])
+
+
+def children(pid):
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["grid", "experiments/nothing.yaml"], "experiments/nothing.yaml: cannot be read"),
+        (["grid", "{spec}", "--cluster", "puthi"], "unknown cluster 'puthi'; known: local"),
+        (["grid", "{spec}", "--set", "train.epoch=3"], "train.epoch: unknown key; did you mean `epochs`?"),
+        (["grid", "{spec}", "--set", "train.model.weights=w.pth"], "w.pth cannot be read"),
+        (["grid", "{spec}", "--set", "data.source=gone.zip"], "gone.zip: there is no such folder or archive"),
+        (["select", "{spec}", "--run", "adam"], "RUN=adam: no cell starts with that"),
+        (["predict", "{spec}"], "no cell is selected; run `make grid`"),
+    ],
+)
+def test_the_likely_mistakes_are_answered_in_one_line_without_a_traceback(
+    tmp_path, drawn_zip, arguments, error
+):
+    spec = project(tmp_path, drawn_zip)
+    status, printed = jobs(*(word.format(spec=spec) for word in arguments), cwd=tmp_path)
+    assert status == 2
+    assert error in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "data" / "packed").exists()
+
+
+def test_a_submission_without_test_images_is_refused_before_any_training(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip)
+    text = spec.read_text()
+    spec.write_text("\n".join(line for line in text.splitlines() if "  test:" not in line))
+    status, printed = jobs("submission", spec, cwd=tmp_path)
+    assert status == 2
+    assert "there are no images to predict; add data.test or a test share to data.split" in printed
+
+
+def test_bad_images_stop_the_grid_at_wrangle_with_the_whole_reason(tmp_path, photos):
+    with zipfile.ZipFile(photos, "a") as archive:
+        archive.writestr("images/im13.jpg", "this is no picture")
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "x.yaml").write_text(
+        f"data: {{source: {photos}, images: 'images/im{{id}}.jpg', size_px: 16}}\n"
+    )
+    status, printed = jobs("grid", folder / "x.yaml", cwd=tmp_path)
+    assert status == 1
+    assert "1 of 13 images cannot be decoded" in printed
+    assert "images/im13.jpg: is no image file that Pillow knows" in printed
+
+
+def test_the_last_part_of_the_split_can_be_the_test_set(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, epochs=1)
+    text = "\n".join(line for line in spec.read_text().splitlines() if "  test:" not in line)
+    spec.write_text(
+        text.replace("  size_px: 32", "  size_px: 32\n  split: {method: ordered, validation: 0.2, test: 0.1}")
+    )
+    status, printed = jobs("submission", spec, cwd=tmp_path)
+    assert status == 0, printed
+    rows = rows_of(tmp_path / "experiments" / "x" / "submission.csv")
+    assert [row[0] for row in rows[1:]] == [f"im{i}.jpg" for i in range(217, 241)]
+
+
+# ---------------------------------------------------------------- make
+
+
+def make(*arguments):
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=clean_environment(),
+    )
+
+
+def test_bare_make_lists_every_verb_and_only_what_works():
+    listed = {line.split()[1] for line in make().stdout.splitlines()}
+    assert listed == {"help", "setup", "demo", "data", "test", "lint", "torture", "bench", "pictures", *VERBS}
+
+
+def test_a_verb_without_a_spec_says_how_to_name_one():
+    done = make("grid", "-o", ".venv/.ready")
+    assert done.returncode != 0
+    assert "error: name a spec: make grid SPEC=experiments/demo.yaml" in done.stdout
+
+
+def test_make_passes_everything_on():
+    done = make("-n", "grid", "SPEC=a.yaml", "CLUSTER=local", "SET=train.epochs=3 train.seed=1", "RUN=adam")
+    assert "-m jobs grid 'a.yaml' --cluster local --set train.epochs=3 train.seed=1 --run adam" in done.stdout

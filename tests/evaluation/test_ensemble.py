@@ -1,0 +1,57 @@
+"""A submission of several cells, as typed: mean scores, one rule, the user's pick before both."""
+
+import csv
+
+import numpy as np
+
+from pipeline.metrics.decision_rule import Rule
+from pipeline.predictor import Predictor
+from pipeline.spec import EvaluateSpec
+from tests.cells import jobs, project
+
+TEXT = """grid: {seeds: [0, 1]}
+evaluate: {threshold: expected_f1, calibrate: platt}
+submission: {cells: {top: 2}}
+"""
+
+
+def decisions(folder):
+    with (folder / "submission.csv").open(newline="") as file:
+        return np.array([[int(value) for value in row[1:]] for row in list(csv.reader(file))[1:]])
+
+
+def mean(folder, name, cells):
+    found = [np.load(folder / cell / name)["scores"] for cell in cells]
+    return np.mean(found, axis=0, dtype=np.float64).astype(np.float32)
+
+
+def expected(folder, cells):
+    rule_of = mean(folder, "scores_val.npz", cells)
+    targets = np.load(folder / cells[0] / "scores_val.npz")["targets"]
+    rule = Rule.fit(EvaluateSpec(threshold="expected_f1", calibrate="platt"), rule_of, targets)
+    return rule(mean(folder, "scores_test.npz", cells))
+
+
+def test_a_submission_averages_its_cells_until_the_user_picks_one(tmp_path, drawn_zip):
+    spec = project(tmp_path, drawn_zip, TEXT, epochs=2)
+    status, text = jobs("submission", spec, cwd=tmp_path)
+    assert status == 0, text
+    folder = tmp_path / "experiments" / "x"
+    cells = sorted(path.parent.name for path in folder.glob("*/scores_val.npz"))
+    assert len(cells) == 2
+    assert "from the mean scores of" in text
+    np.testing.assert_array_equal(decisions(folder), expected(folder, cells))
+    model = Predictor.load(folder, device="cpu")  # in Python the same mean, the same rule
+    found = [prediction for _, prediction in model.folder(drawn_zip.test)]
+    scores = np.array([list(prediction.scores.values()) for prediction in found])
+    with np.load(folder / cells[0] / "scores_test.npz") as file:
+        order = np.argsort(file["names"])  # a folder comes in the order of its names
+    np.testing.assert_allclose(scores, mean(folder, "scores_test.npz", cells)[order], atol=1e-5)
+    labels = [[label in one.labels for label in model.labels] for one in found]
+    np.testing.assert_array_equal(labels, decisions(folder)[order])
+
+    assert jobs("select", spec, "--run", cells[0], cwd=tmp_path)[0] == 0
+    status, text = jobs("submission", spec, cwd=tmp_path)
+    assert status == 0, text
+    assert f"from {cells[0]}, highest expected F1" in text
+    np.testing.assert_array_equal(decisions(folder), expected(folder, cells[:1]))
