@@ -16,19 +16,19 @@ import sys
 import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jobs import ledger
 from pipeline.spec.model_names import CNNS
-from pipeline.storage.files import shown
-from pipeline.training.dynamo_stub import leave_compiler_out
+from pipeline.storage.files import display_path
+from pipeline.training.dynamo_stub import install_dynamo_stub
 
 EXIT_FAILED = 2  # a PipelineError: said in one line, worth no traceback
 EXIT_STOPPED = 75  # stopped by a signal with everything saved; starting again goes on
 
 
 @dataclass(frozen=True)
-class Wrangle:
+class WrangleTask:
     """Pack a data set (and split it), unless that is done."""
 
     data: str  # DataSpec as JSON
@@ -54,7 +54,7 @@ class Wrangle:
 
 
 @dataclass(frozen=True)
-class FetchWeights:
+class FetchWeightsTask:
     """Download torchvision's weights by name, where the internet is."""
 
     model: str  # ModelSpec as JSON
@@ -70,8 +70,8 @@ class FetchWeights:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train one cell from wherever it stands to its whole artifacts."""
+class TrainTask:
+    """Train one cell from wherever it stands to its complete artifacts."""
 
     run: str
     spec: str  # the resolved Spec as JSON: what is queued is what was planned, whatever happens to files
@@ -84,18 +84,18 @@ class Train:
 
     def __call__(self) -> int:
         """Exit status."""
-        return Together((self,))()
+        return TrainGroupTask((self,))()
 
 
 @dataclass(frozen=True)
-class Together:
+class TrainGroupTask:
     """Train cells that share a stream of batches in one process, each exactly as if alone."""
 
-    trains: tuple[Train, ...]
+    trains: tuple[TrainTask, ...]
 
     def __post_init__(self) -> None:
         """From JSON they come as mappings."""
-        trains = tuple(t if isinstance(t, Train) else Train(**t) for t in self.trains)
+        trains = tuple(t if isinstance(t, TrainTask) else TrainTask(**t) for t in self.trains)
         object.__setattr__(self, "trains", trains)
 
     def __call__(self) -> int:
@@ -110,8 +110,8 @@ class Together:
             return EXIT_STOPPED
         return EXIT_FAILED if any(attempt.error is not None for _, attempt in attempts) else 0
 
-    def _start(self, task: Train, owned: contextlib.ExitStack) -> Any:
-        """An attempt, its folder owned and its manifest `started`; None where the cell is whole already."""
+    def _start(self, task: TrainTask, owned: contextlib.ExitStack) -> Any:
+        """An attempt, its folder owned and its manifest `started`; None where the cell is complete already."""
         from pipeline.errors import DivergedError, PipelineError
         from pipeline.storage.run_dir import RunDir
         from pipeline.training.attempt import Attempt
@@ -127,13 +127,13 @@ class Together:
         reason = run.why_not_done(task.identity)
         if reason is None:
             return None  # another process finished it in the meantime
-        with attempt.kept_apart():
+        with attempt.isolated():
             if reason.startswith("diverged: "):  # a requeued job meets it again
                 raise DivergedError(reason.removeprefix("diverged: "))
             run.write_manifest(task.identity, "started")
         return attempt
 
-    def _train(self, attempts: list[tuple[Train, Any]], stop: Any) -> None:
+    def _train(self, attempts: list[tuple[TrainTask, Any]], stop: Any) -> None:
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import read_split
         from pipeline.models.weights import fetch_weights
@@ -149,7 +149,7 @@ class Together:
         for task, attempt in attempts:
             if attempt.error is not None:
                 continue
-            with attempt.kept_apart():
+            with attempt.isolated():
                 spec = Spec.model_validate_json(task.spec)
                 with atomic_write(attempt.run.spec, "w") as file:
                     file.write(dump(spec))
@@ -158,8 +158,8 @@ class Together:
                     data = CellData(PackedSet.open(Path(task.packed)), split.train, split.validation)
                 weights = fetch_weights(spec.train.model, Path(task.weights_folder))
                 learner = Learner(spec, attempt, data, weights=weights)
-                settled = asdict(learner.settled)
-                facts = {"identity": task.identity, "data": data.packed.digest, "settled": settled}
+                execution = asdict(learner.execution)
+                facts = {"identity": task.identity, "data": data.packed.digest, "execution": execution}
                 write_json(attempt.run.provenance, facts | provenance())
                 learners.append(learner)
         try:
@@ -171,27 +171,27 @@ class Together:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateTask:
     """Decide, measure and rank every finished cell; write leaderboard, selection and report."""
 
     experiment: str
     cells: tuple[tuple[str, str, str], ...]  # folder name, identity, name without the seed
     evaluate: str  # EvaluateSpec as JSON
     submission: str  # SubmissionSpec as JSON
-    best_by: str
+    monitor: str
     packed: str
     split: str
     data_digests: tuple[str, ...]
-    reasons: dict[str, str] = field(default_factory=dict)  # why a cell is not whole, where it cannot say
+    reasons: dict[str, str] = field(default_factory=dict)  # why a cell is not complete, where it cannot say
 
     def __call__(self) -> int:
         """Exit status."""
         from pipeline.evaluation.experiment import evaluate_experiment
-        from pipeline.evaluation.selection import Evaluation
+        from pipeline.evaluation.selection import EvaluationInputs
         from pipeline.spec import EvaluateSpec, SubmissionSpec
         from pipeline.storage.run_dir import ExperimentDir
 
-        evaluation = Evaluation(
+        evaluation = EvaluationInputs(
             ExperimentDir(Path(self.experiment)),
             tuple((name, identity, group) for name, identity, group in self.cells),
             EvaluateSpec.model_validate_json(self.evaluate),
@@ -200,7 +200,7 @@ class Evaluate:
         )
         evaluate_experiment(
             evaluation,
-            best_by=self.best_by,
+            monitor=self.monitor,
             packed_dir=Path(self.packed),
             split_file=Path(self.split),
             reasons=self.reasons,
@@ -209,7 +209,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Predict:
+class PredictTask:
     """Score the test images under the best checkpoints of some cells, where that is missing."""
 
     experiment: str
@@ -233,7 +233,7 @@ def test_images(tests: dict[str, tuple[str, str | None]]) -> dict[str, tuple[Pat
 
 
 @dataclass(frozen=True)
-class Submit:
+class SubmissionTask:
     """Predict with the selected cells where that is missing, and write the checked submission."""
 
     experiment: str
@@ -257,12 +257,14 @@ class Submit:
         predict(runs, tests, device=self.device)
         result = make_submission(experiment, runs, tests, EvaluateSpec.model_validate_json(self.evaluate))
         ledger.append(experiment.ledger, "submission", cell=", ".join(tests), test=result.test_metrics)
-        print(f"submission: {shown(experiment.submission)}\n{result.text}", flush=True)
+        print(f"submission: {display_path(experiment.submission)}\n{result.text}", flush=True)
         return 0
 
 
-Task = Wrangle | FetchWeights | Train | Together | Evaluate | Predict | Submit
-_TASKS = {t.__name__: t for t in (Wrangle, FetchWeights, Train, Together, Evaluate, Predict, Submit)}
+Task = (
+    WrangleTask | FetchWeightsTask | TrainTask | TrainGroupTask | EvaluateTask | PredictTask | SubmissionTask
+)
+_TASKS: dict[str, type[Task]] = {task.__name__: task for task in get_args(Task)}
 
 
 def encode(task: Task) -> str:
@@ -274,7 +276,7 @@ def run_task(task: Task) -> int:
     """Run it here; a PipelineError becomes one line and an exit status."""
     from pipeline.errors import PipelineError
 
-    leave_compiler_out()
+    install_dynamo_stub()
     try:
         return task()
     except PipelineError as error:
@@ -284,7 +286,9 @@ def run_task(task: Task) -> int:
 
 def needed(task: Task) -> list[str]:
     """The slow imports of a task, which a process can do before it is given the task itself."""
-    trains = task.trains if isinstance(task, Together) else (task,) if isinstance(task, Train) else ()
+    trains = (
+        task.trains if isinstance(task, TrainGroupTask) else (task,) if isinstance(task, TrainTask) else ()
+    )
     names = {json.loads(train.spec)["train"]["model"]["name"] for train in trains}
     return ["pipeline.training.loop"][: len(trains)] + ["torchvision.models"][: len(names - {*CNNS})]
 
@@ -293,7 +297,7 @@ def main() -> int:
     """Import the modules that the arguments name, read a task from standard input and run it."""
     # a stage that is stopped still tidies up after itself; a training cell saves instead
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
-    leave_compiler_out()
+    install_dynamo_stub()
     gc.disable()  # what imports make, stays: looking for garbage among it is a tenth of the start
     for name in sys.argv[1:]:
         with contextlib.suppress(Exception):  # the task meets it again, and says it in its own way

@@ -7,7 +7,7 @@ PipelineError            anything below; its text names the place, the value and
 ├── TrainingError        a run that cannot go on (wrong shapes, no memory)
 │   └── DivergedError    its loss, weights or scores are no longer finite: it would end so again
 ├── SubmissionError      nothing to select from, or a submission file that fails its check
-└── SubmitError          a cell or stage that could not be started
+└── LaunchError          a cell or stage that could not be started
 """
 
 from __future__ import annotations
@@ -41,5 +41,5 @@ class SubmissionError(PipelineError):
     """There is no usable selection, or the submission file does not pass its check."""
 
 
-class SubmitError(PipelineError):
+class LaunchError(PipelineError):
     """A stage could not be started."""

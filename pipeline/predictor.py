@@ -30,10 +30,10 @@ from pipeline.data.decoding import DECODE_ERRORS, decode, to_pixels
 from pipeline.data.sources import open_source
 from pipeline.errors import CheckpointError, DataError, PipelineError
 from pipeline.evaluation.prediction import load_scorer
-from pipeline.metrics.decision_rule import Rule, Validation, mean_scores
+from pipeline.metrics.decision_rule import DecisionRule, Validation, mean_scores
 from pipeline.metrics.multilabel import Scores
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.models.fusing import folded
+from pipeline.models.fusing import fuse_conv_bn
 from pipeline.models.scoring import Scorer
 from pipeline.spec import EvaluateSpec
 from pipeline.spec.reading import read_spec
@@ -57,12 +57,12 @@ class Predictor:
     def __init__(self, runs: Sequence[RunDir], evaluate: EvaluateSpec, device: str) -> None:
         bests = [load_checkpoint(run.verify(run.checkpoint_best)) for run in runs]
         validation = Validation.mean([Validation.read(run) for run in runs])
-        self.rule = Rule.fit(evaluate, validation.scores_NK, validation.targets_NK)
+        self.rule = DecisionRule.fit(evaluate, validation.scores_NK, validation.targets_NK)
         self.labels: list[str] = bests[0]["labels"]
         self.preprocessing: dict[str, Any] = bests[0]["preprocessing"]
         scorers = [load_scorer(best, device) for best in bests]
         self.scorers = [
-            replace(scorer, net=folded(scorer.net)) for scorer in scorers
+            replace(scorer, net=fuse_conv_bn(scorer.net)) for scorer in scorers
         ]  # as scoring folds them
 
     @classmethod
@@ -80,7 +80,7 @@ class Predictor:
         run = RunDir(path)
         if not run.manifest.exists():
             raise CheckpointError(
-                f"{path}: has no selected cell and is none; run `make grid`, or name a cell's folder"
+                f"{path}: has no selected cell and is not a cell's folder; run `make grid`, or name a cell's folder"
             )
         return cls([run], read_spec(run.spec).spec.evaluate, device)
 
@@ -106,7 +106,7 @@ class Predictor:
     def score(self, images_BHWC: npt.NDArray[np.uint8]) -> Scores:
         """Scores (B, K) of pictures of the packed size, as `packed.gather` gives them."""
         images = torch.from_numpy(np.require(images_BHWC, requirements="W"))
-        logits = [s.logits(to_input(images.to(s.settled.device), s.image_px)).cpu() for s in self.scorers]
+        logits = [s.logits(to_input(images.to(s.execution.device), s.image_px)).cpu() for s in self.scorers]
         return mean_scores([torch.sigmoid(logits_BK).numpy() for logits_BK in logits])
 
     def export(self, path: str | Path) -> Path:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from jobs.planning.plan import make_plan
-from jobs.stages import Train, encode
+from jobs.stages import TrainTask, encode
 from pipeline.spec.reading import Loaded, read_spec
 from tests.conftest import ROOT
 
@@ -55,7 +55,7 @@ def train_task(cell):
     """What trains it."""
     spec = cell.cell.spec.model_dump_json()
     data = (str(cell.data.packed), str(cell.data.split))
-    return Train(str(cell.run.path), spec, cell.identity, *data, str(cell.run.path / "weights"))
+    return TrainTask(str(cell.run.path), spec, cell.identity, *data, str(cell.run.path / "weights"))
 
 
 def start(cell):

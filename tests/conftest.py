@@ -58,7 +58,7 @@ def data_spec(source, **settings):
 
 @pytest.fixture
 def photos(tmp_path):
-    """12 photographs with two labels, in a zip: dog on 1-6, tree on 4-9, 10-12 blank."""
+    """12 photographs with two labels, in a zip: dog on 1-6, tree on 4-9, 10-12 negative."""
     files = {f"images/im{i}.jpg": jpeg(i) for i in range(1, 13)}
     files["annotations/dog.txt"] = "".join(f"{i}\n" for i in (3, 1, 2, 6, 5, 4))
     files["annotations/tree.txt"] = "".join(f"{i}\n" for i in range(4, 10))

@@ -19,7 +19,7 @@ from pipeline.errors import SpecError
 from pipeline.spec import Count, Positive, Section
 from pipeline.spec.reading import assign, raise_mistakes, split_override
 from pipeline.spec.strict_yaml import Document, Mistake, Place, read
-from pipeline.storage.files import shown
+from pipeline.storage.files import display_path
 
 SHIPPED = Path(__file__).resolve().parent
 
@@ -74,7 +74,7 @@ class Profile(Section):
     runs_root: str | None = None  # where run folders live; experiments/<name> is then a link
     max_parallel: Count = 16  # array tasks at once
     cells_per_job: Count = 1  # in one allocation
-    side_by_side: Count = 1  # of those at once, sharing its GPU and cores
+    concurrent_cells: Count = 1  # of those at once, sharing its GPU and cores
     max_array: Count | None = None  # default: what `scontrol show config` says
     max_submit: Count | None = None  # jobs a user may have queued
     requeue: bool = True  # False: continuation jobs by dependency
@@ -88,7 +88,8 @@ class Profile(Section):
         if self.account is None and self.account_required:
             raise SpecError(
                 f"cluster {name}: jobs need a project account; export LABELGRID_ACCOUNT=project_..., or write "
-                f'`cluster: {{account: ...}}` in {shown(config_dir() / "config.yaml")}, or SET="cluster.account=..."'
+                f"`cluster: {{account: ...}}` in {display_path(config_dir() / 'config.yaml')}, "
+                'or SET="cluster.account=..."'
             )
         return self.account
 
@@ -112,11 +113,11 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
         known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
         raise SpecError(
             f"unknown cluster {name!r}; known: {', '.join(known)}; a profile of your own is a file "
-            f"{shown(folders[1])}/{name}.yaml"
+            f"{display_path(folders[1])}/{name}.yaml"
         )
     document = Document({})
     for path in paths:
-        _merge(document, read(path, shown=shown(path)))
+        _merge(document, read(path, name=display_path(path)))
     user = _config()
     places = {key[1:]: place for key, place in user.places.items() if key[:1] == ("cluster",)}
     if settings := user.value.get("cluster"):
@@ -145,7 +146,7 @@ def _config() -> Document:
     path = config_dir() / "config.yaml"
     if not path.exists():
         return Document({})
-    document = read(path, shown=shown(path))
+    document = read(path, name=display_path(path))
     settings = document.value if isinstance(document.value, dict) else {"?": None}
     for key in sorted(settings.keys() - {"default_cluster", "cluster"}):
         document.mistakes.append(Mistake(document.place((key,)), (key,), "known: default_cluster, cluster"))
@@ -176,15 +177,15 @@ def gpu_count(gres: str | None, gpus_per_node: int | None) -> int:
     return gpus_per_node or (int(match[1]) if match else 1 if "gpu" in (gres or "") else 0)
 
 
-def hourly(asked: Resources, profile: Profile) -> float:
+def cost_per_hour(resources: Resources, profile: Profile) -> float:
     """Billing units for an hour of what a job reserves."""
     price = profile.billing
     if price is None:
         return 0.0
-    nvme = re.search(r"nvme:(\d+)", asked.gres or "")
+    nvme = re.search(r"nvme:(\d+)", resources.gres or "")
     return (
-        price.gpu_hour * gpu_count(asked.gres, asked.gpus_per_node)
-        + price.core_hour * asked.cpus
-        + price.mem_gib_hour * (asked.mem_gb or 0)
+        price.gpu_hour * gpu_count(resources.gres, resources.gpus_per_node)
+        + price.core_hour * resources.cpus
+        + price.mem_gib_hour * (resources.mem_gb or 0)
         + price.nvme_gib_hour * (int(nvme[1]) if nvme else 0)
     )

@@ -10,7 +10,7 @@ from jobs.commands.request import Request
 from jobs.commands.run import submission
 from jobs.planning.plan import data_root
 from pipeline.spec.reading import read_spec
-from pipeline.storage.files import shown
+from pipeline.storage.files import display_path
 
 SPEC = Path(__file__).resolve().parents[2] / "experiments" / "demo.yaml"
 
@@ -22,18 +22,18 @@ def demo() -> int:
     started = time.monotonic()
     loaded = read_spec(SPEC)
     drawn = draw(data_root(loaded.root) / "raw")
-    print(f"drawn: {shown(drawn.train)} and {shown(drawn.test)}", flush=True)
+    print(f"drawn: {display_path(drawn.train)} and {display_path(drawn.test)}", flush=True)
     status = submission(Request(loaded, "local", load_profile("local")))
     if status:
         return status  # stopped or failed, which has been said: there may be nothing to look at
     results = loaded.root / "experiments" / loaded.spec.name
-    spec = shown(SPEC)
+    spec = display_path(SPEC)
     print(f"""
 {time.monotonic() - started:.0f} s. Look at:
-  {shown(results)}/report.html
-  {shown(results)}/submission.csv
+  {display_path(results)}/report.html
+  {display_path(results)}/submission.csv
 Type next:
-  make grid SPEC={spec} SET="train.epochs=20"     a longer run; what is whole is not done again
+  make grid SPEC={spec} SET="train.epochs=20"     a longer run; completed work is not repeated
   make select SPEC={spec} RUN=<cell>              another cell for the submission
   .venv/bin/tensorboard --logdir experiments/     the curves
   make data                                       MIRFLICKR-25000, for experiments/optimizers.yaml""")

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jobs.commands import submit as remote
+from jobs.commands import submit
 from jobs.commands.request import Request
 from jobs.planning.plan import Plan, data_root, make_plan
 from jobs.slurm.sbatch import refuse_early
 from pipeline.data.packed import PackedSet
 from pipeline.errors import PipelineError
-from pipeline.storage.files import sha256_file, shown, write_json
+from pipeline.storage.files import display_path, sha256_file, write_json
 
 _TORCH = """
 import torch, torchvision
@@ -31,12 +31,12 @@ class Check:
 
     what: str
     ok: bool
-    found: str
+    result: str
 
 
 def checks(request: Request) -> Iterator[Check]:
     """Every check, each whatever the others find."""
-    yield Check("spec", True, shown(request.loaded.path))
+    yield Check("spec", True, display_path(request.loaded.path))
     try:
         plan = make_plan(request.loaded)
     except PipelineError as error:
@@ -56,8 +56,8 @@ def checks(request: Request) -> Iterator[Check]:
 
 def _torch() -> Check:
     done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True)
-    said = done.stdout.strip() or (done.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
-    return Check("python", done.returncode == 0, f"{sys.executable}: {said}")
+    output = done.stdout.strip() or (done.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
+    return Check("python", done.returncode == 0, f"{sys.executable}: {output}")
 
 
 def _writable(plan: Plan) -> Check:
@@ -71,7 +71,9 @@ def _writable(plan: Plan) -> Check:
     stats = os.statvfs(place)
     free, inodes = stats.f_bavail * stats.f_frsize / 1e9, stats.f_favail
     enough = free > 2 and (inodes == 0 or inodes > 20 * len(plan.cells) + 100)
-    return Check("results", enough, f"{shown(place)} can be written, {free:.1f} GB and {inodes:,} files free")
+    return Check(
+        "results", enough, f"{display_path(place)} can be written, {free:.1f} GB and {inodes:,} files free"
+    )
 
 
 def _quota(plan: Plan) -> Iterator[Check]:
@@ -80,10 +82,10 @@ def _quota(plan: Plan) -> Iterator[Check]:
     if shutil.which("lfs") is None:
         return
     project = subprocess.run(["lfs", "project", "-d", place], capture_output=True, text=True).stdout.split()
-    asked = ["lfs", "quota", "-q", *(["-p", project[0]] if project and project[0] != "0" else []), place]
-    said = subprocess.run(asked, capture_output=True, text=True).stdout
+    command = ["lfs", "quota", "-q", *(["-p", project[0]] if project and project[0] != "0" else []), place]
+    output = subprocess.run(command, capture_output=True, text=True).stdout
     # path, KiB used, soft and hard limit, grace, files used, soft and hard limit, grace; limit 0: none; `*`: over it
-    numbers = [int(word.rstrip("*")) for word in said.split()[1:] if word.rstrip("*").isdigit()]
+    numbers = [int(word.rstrip("*")) for word in output.split()[1:] if word.rstrip("*").isdigit()]
     if len(numbers) < 6:
         return
     kib, files = (
@@ -98,11 +100,13 @@ def _quota(plan: Plan) -> Iterator[Check]:
 def _data(plan: Plan) -> Iterator[Check]:
     for data in [*plan.datasets, *{str(t.packed): t for t in plan.tests.values()}.values()]:
         if data.reason is not None:
-            yield Check("data", True, f"{shown(data.packed)}: {data.reason}, will be packed")
+            yield Check("data", True, f"{display_path(data.packed)}: {data.reason}, will be packed")
             continue
         try:
             packed = PackedSet.open(data.packed)
-            yield Check("data", True, f"{shown(data.packed)}: {len(packed)} images, every byte verified")
+            yield Check(
+                "data", True, f"{display_path(data.packed)}: {len(packed)} images, every byte verified"
+            )
         except PipelineError as error:
             yield Check("data", False, str(error))
 
@@ -110,9 +114,9 @@ def _data(plan: Plan) -> Iterator[Check]:
 def _weights(plan: Plan) -> Iterator[Check]:
     folder = data_root(plan.root) / "weights"
     for model in plan.named_weights():
-        there = folder.exists() and any(folder.glob(f"{model.name}-*"))
-        found = "fetched" if there else "not there yet; `make grid` fetches them where there is internet"
-        yield Check("weights", True, f"{model.name} {model.weights}: {found}")
+        existing = folder.exists() and any(folder.glob(f"{model.name}-*"))
+        result = "fetched" if existing else "not there yet; `make grid` fetches them where there is internet"
+        yield Check("weights", True, f"{model.name} {model.weights}: {result}")
 
 
 def _networks(plan: Plan) -> Iterator[Check]:
@@ -137,10 +141,10 @@ def _artifacts(plan: Plan) -> Iterator[Check]:
         for name, expected in cell.run.read_manifest()["files"].items()
         if sha256_file(cell.run.path / name) != expected["sha256"]
     ]
-    found = f"{len(finished)} finished cells are whole"
+    result = f"{len(finished)} finished cells are complete"
     if damaged:
-        found = f"{', '.join(damaged[:5])} differ from their digests"
-    yield Check("artifacts", not damaged, found)
+        result = f"{', '.join(damaged[:5])} differ from their digests"
+    yield Check("artifacts", not damaged, result)
 
 
 def _slurm(request: Request, plan: Plan) -> Iterator[Check]:
@@ -152,28 +156,30 @@ def _slurm(request: Request, plan: Plan) -> Iterator[Check]:
             yield Check("slurm", False, f"{command} is not on PATH: is this a login node?")
             return
     try:
-        standing = remote.look(request, plan)
-        yield Check("slurm", True, f"answers; {len(standing.of('flight'))} cells in flight")
-        refuse_early(profile, request.cluster, remote.batches_of(request, plan, standing, submission=False))
-        yield Check("profile", True, f"{request.cluster} allows what is asked")
+        grid_status = submit.grid_status_of(request, plan)
+        yield Check("slurm", True, f"answers; {len(grid_status.of('flight'))} cells active")
+        refuse_early(
+            profile, request.cluster, submit.batches_of(request, plan, grid_status, submission=False)
+        )
+        yield Check("profile", True, f"{request.cluster} allows what is requested")
     except PipelineError as error:
         yield Check("slurm", False, str(error))
         return
-    for name, asked in (("train", profile.train), ("cpu", profile.cpu)):
+    for name, resources in (("train", profile.train), ("cpu", profile.cpu)):
         options = {
-            "time": asked.time_min,
-            "cpus-per-task": asked.cpus,
+            "time": resources.time_min,
+            "cpus-per-task": resources.cpus,
             "account": profile.account,
-            "partition": asked.partition,
-            "gres": asked.gres,
-            "qos": asked.qos,
-            "mem": f"{asked.mem_gb:g}G" if asked.mem_gb else None,
+            "partition": resources.partition,
+            "gres": resources.gres,
+            "qos": resources.qos,
+            "mem": f"{resources.mem_gb:g}G" if resources.mem_gb else None,
         }
         asking = [f"--{option}={value}" for option, value in options.items() if value]
         test = ["sbatch", "--test-only", "--wrap=true", *asking]
         done = subprocess.run(test, capture_output=True, text=True)
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        yield Check(f"a {name} job", done.returncode == 0, said[-1].strip() if said else "accepted")
+        output = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        yield Check(f"a {name} job", done.returncode == 0, output[-1].strip() if output else "accepted")
     for line in profile.setup:
         done = subprocess.run(["bash", "-lc", line], capture_output=True, text=True)
         ok = done.returncode == 0

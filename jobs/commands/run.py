@@ -11,13 +11,13 @@ from jobs.commands.request import Request
 from jobs.local.processes import Job, Outcome, Slots, last_error, mark_killed, run_jobs, started_early
 from jobs.local.progress import Progress
 from jobs.local.snapshot import snapshot
-from jobs.local.train_groups import on_this_machine, process_of
+from jobs.local.train_groups import group_process, plan_processes
 from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root, experiment_dir, make_plan
 from jobs.planning.tasks import evaluate_task, train_task, wrangle_task
-from jobs.stages import EXIT_STOPPED, FetchWeights, Predict, Task
+from jobs.stages import EXIT_STOPPED, FetchWeightsTask, PredictTask, Task
 from pipeline.errors import SubmissionError
 from pipeline.spec.reading import read_spec
-from pipeline.storage.files import shown
+from pipeline.storage.files import display_path
 from pipeline.storage.run_dir import RunDir
 
 FAILED = 1
@@ -39,8 +39,8 @@ def _grid(request: Request) -> tuple[int, bool]:
     """(exit status, whether it came to the leaderboard)"""
     plan = make_plan(request.loaded)
     missing = plan.missing
-    spec = shown(request.loaded.path)
-    print(f"{spec}: {count(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
+    spec = display_path(request.loaded.path)
+    print(f"{spec}: {plural(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
     for cell in missing:
         print(f"  {cell.run.name}: {cell.reason}", flush=True)
     held = [cell for cell in plan.cells if cell.held is not None]
@@ -61,7 +61,7 @@ def _grid(request: Request) -> tuple[int, bool]:
 
 def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
     """Decide, measure and rank the finished cells."""
-    from pipeline.evaluation.selection import show
+    from pipeline.evaluation.selection import format_leaderboard
 
     plan = make_plan(request.loaded)
     experiment = plan.experiment
@@ -75,9 +75,9 @@ def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
         status = _run_one(plan, "evaluate", task)
         if status:
             return status
-    print(show(experiment, request.loaded.spec.evaluate.select_by), flush=True)
-    print(f"report: {shown(experiment.report)}")
-    print(f"curves: tensorboard --logdir {shown(experiment.path.parent)}", flush=True)
+    print(format_leaderboard(experiment, request.loaded.spec.evaluate.select_by), flush=True)
+    print(f"report: {display_path(experiment.report)}")
+    print(f"curves: tensorboard --logdir {display_path(experiment.path.parent)}", flush=True)
     return 0
 
 
@@ -119,7 +119,7 @@ def submission_file(request: Request, plan: Plan, chosen: Sequence[RunDir]) -> i
     result = make_submission(plan.experiment, chosen, tests, request.loaded.spec.evaluate)
     names = ", ".join(tests)
     ledger.append(plan.experiment.ledger, "submission", cell=names, test=result.test_metrics)
-    print(f"submission: {shown(plan.experiment.submission)}\n{result.text}", flush=True)
+    print(f"submission: {display_path(plan.experiment.submission)}\n{result.text}", flush=True)
     return 0
 
 
@@ -130,7 +130,9 @@ def report(request: Request) -> int:
     plan = make_plan(request.loaded)
     experiment = plan.experiment
     write_report(experiment, [cell.run.name for cell in plan.cells], files=True)
-    print(f"report: {shown(experiment.report)}\nfigures and tables: {shown(experiment.figures)}/")
+    print(
+        f"report: {display_path(experiment.report)}\nfigures and tables: {display_path(experiment.figures)}/"
+    )
     return 0
 
 
@@ -141,19 +143,19 @@ def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False
     for data in datasets:
         if data.reason is None:
             if not quiet:
-                print(f"{shown(data.packed)}: whole")
+                print(f"{display_path(data.packed)}: complete")
             continue
         status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data))
         if status:
             return status
-        print(f"packed: {shown(data.packed)}", flush=True)
+        print(f"packed: {display_path(data.packed)}", flush=True)
     return 0
 
 
 def fetch_weights(plan: Plan) -> int:
     """Download the pretrained weights the missing cells name; exit status."""
     for model in plan.named_weights():
-        task = FetchWeights(model=model.model_dump_json(), folder=str(data_root(plan.root) / "weights"))
+        task = FetchWeightsTask(model=model.model_dump_json(), folder=str(data_root(plan.root) / "weights"))
         status = _run_one(plan, f"weights {model.name} {model.weights}", task)
         if status:
             return status
@@ -169,13 +171,13 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
     with started_early(jobs if waits else [], slots, code) as early:
         if _wrangle(plan, datasets, quiet=True) or fetch_weights(plan):
             return None
-        where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{count(slots.threads, 'thread')} each"
-        shared = f" in {count(len(jobs), 'process', 'es')}" if len(jobs) < len(missing) else ""
+        where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{plural(slots.threads, 'thread')} each"
+        shared = f" in {plural(len(jobs), 'process', 'es')}" if len(jobs) < len(missing) else ""
         at_once = min(slots.count, len(jobs))
-        print(f"train: {count(len(missing), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
+        print(f"train: {plural(len(missing), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
         for planned in missing:
             ledger.append(plan.experiment.ledger, "queued", cell=planned.run.name, cluster="local")
-        progress = Progress("cells", len(missing), plan.loaded.spec.train.best_by)
+        progress = Progress("cells", len(missing), plan.loaded.spec.train.monitor)
         outcome = run_jobs(jobs, slots, progress, code=code, early=early)
     for planned in missing:
         run, status = planned.run, outcome.status.get(planned.run.name)
@@ -189,15 +191,15 @@ def _processes(plan: Plan, missing: Sequence[PlannedCell]) -> tuple[list[Job], S
     """The processes that train the missing cells."""
     spec = plan.loaded.spec
     tasks = [train_task(plan, planned) for planned in plan.cells]
-    features = any(planned.cell.spec.train.feature_views for planned in plan.cells)
-    groups, slots = on_this_machine(tasks, spec.run, spec.grid.together, features=features)
-    cells, wanted = {}, {planned.run.name for planned in missing}
+    features = any(planned.cell.spec.train.cached_views for planned in plan.cells)
+    groups, slots = plan_processes(tasks, spec.run, spec.grid.share_process, features=features)
+    cells, names = {}, {planned.run.name for planned in missing}
     for planned, task in zip(plan.cells, tasks, strict=True):
         epochs = planned.cell.spec.train.epochs
-        if planned.run.name in wanted:
+        if planned.run.name in names:
             cells[task] = Job(planned.run.name, task, planned.run.log, planned.run.metrics, epochs)
     parts = [[cells[task] for task in group if task in cells] for group in groups]
-    return [process_of(part) for part in parts if part], slots
+    return [group_process(part) for part in parts if part], slots
 
 
 def selected(plan: Plan, run: str | None) -> list[RunDir]:
@@ -216,7 +218,7 @@ def _predict(plan: Plan, runs: Sequence[RunDir]) -> int:
     if status or not missing:
         return status
     tests = {run.name: (str(t.packed), str(t.split) if t.split else None) for run, t in missing.items()}
-    task = Predict(str(plan.experiment.path), tests, plan.loaded.spec.run.device)
+    task = PredictTask(str(plan.experiment.path), tests, plan.loaded.spec.run.device)
     return _run_one(plan, f"predict {', '.join(tests)}", task)
 
 
@@ -225,9 +227,9 @@ def _test_data(plan: Plan, run: RunDir) -> PlannedData:
     cells = [cell.cell.spec for cell in plan.cells if cell.run == run]
     test = plan.test_of((cells[0] if cells else read_spec(run.spec, root=plan.root).spec).data)
     if test is None:
-        spec = shown(plan.loaded.path)
+        spec = display_path(plan.loaded.path)
         raise SubmissionError(
-            f"{spec}: there are no images to predict; add data.test or a test share to data.split"
+            f"{spec}: there are no images to predict; add data.test or a test fraction to data.split"
         )
     return test
 
@@ -244,7 +246,7 @@ def _run_one(plan: Plan, name: str, task: Task) -> int:
     status = outcome.status.get(name, EXIT_STOPPED)
     ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
     if status not in (0, EXIT_STOPPED):
-        print(f"error: {name} failed: {_error_text(log)}\nlog: {shown(log)}", flush=True)
+        print(f"error: {name} failed: {_error_text(log)}\nlog: {display_path(log)}", flush=True)
     return FAILED if status else 0
 
 
@@ -254,6 +256,6 @@ def _error_text(log: Path) -> str:
     return text.strip() if found else (last_error(log) or "see the log")
 
 
-def count(number: int, what: str, plural: str = "s") -> str:
+def plural(number: int, what: str, plural: str = "s") -> str:
     """`1 cell`, `2 cells`."""
     return f"{number} {what}" + ("" if number == 1 else plural)

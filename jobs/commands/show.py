@@ -7,18 +7,17 @@ import sys
 import time
 from collections import Counter
 
-from jobs.commands import run as here
-from jobs.commands import submit as remote
+from jobs.commands import run, submit
 from jobs.commands.request import Request
 from jobs.local.progress import clock, last_epoch, seconds_left
 from jobs.planning.cost import estimate
 from jobs.planning.plan import Plan, PlannedCell, make_plan
 from jobs.slurm.queue import JobState
 from jobs.slurm.sbatch import Submitter, refuse_early
-from jobs.slurm.status import Standing
+from jobs.slurm.status import CellStatus
 from pipeline.errors import SpecError
 from pipeline.spec import LOWER_IS_BETTER, in_training
-from pipeline.storage.files import shown
+from pipeline.storage.files import display_path
 from pipeline.storage.ownership import owner
 from pipeline.storage.provenance import code
 
@@ -43,39 +42,41 @@ def status(request: Request) -> int:
 def table(request: Request, plan: Plan) -> str:
     """The status of all cells as text."""
     slurm = request.profile.scheduler == "slurm"
-    standing = remote.look(request, plan) if slurm else None
-    cells = standing.cells if standing else [_local(cell) for cell in plan.cells]
-    by = plan.loaded.spec.train.best_by
+    grid_status = submit.grid_status_of(request, plan) if slurm else None
+    cells = grid_status.cells if grid_status else [_local(cell) for cell in plan.cells]
+    by = plan.loaded.spec.train.monitor
     rows = [["cell", "state", "epoch", f"best {in_training(by)}", "elapsed", "left", "job", "reason"]]
     rows += [_row(cell, by) for cell in cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     counts = Counter(row[1] for row in rows[1:])
     stages = []
-    if standing:
-        stages += [f"wrangle: job {job}" for job in sorted(set(standing.wrangling.values()))]
-        stages += [f"evaluate: job {job} {standing.states[job].state.lower()}" for job in standing.closing]
+    if grid_status:
+        stages += [f"wrangle: job {job}" for job in sorted(set(grid_status.wrangle_jobs.values()))]
+        stages += [
+            f"evaluate: job {job} {grid_status.states[job].state.lower()}" for job in grid_status.final_jobs
+        ]
     leaderboard = "up to date" if plan.evaluation.is_done else "not up to date"
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
     return "\n".join([*lines, "; ".join([summary, *stages, f"leaderboard {leaderboard}"])])
 
 
-def _local(cell: PlannedCell) -> Standing:
+def _local(cell: PlannedCell) -> CellStatus:
     if cell.held is not None:
-        return Standing(cell, "held", cell.held)
+        return CellStatus(cell, "held", cell.held)
     worker = owner(cell.run.path) if cell.reason is not None else ""
     if worker:
         begun = cell.run.provenance
         elapsed = max(0, int(time.time() - begun.stat().st_mtime)) if begun.exists() else 0
-        return Standing(cell, "flight", state=JobState("RUNNING", worker, elapsed, in_queue=True))
-    return Standing(cell, "done" if cell.reason is None else "submit", cell.reason or "")
+        return CellStatus(cell, "active", state=JobState("RUNNING", worker, elapsed, in_queue=True))
+    return CellStatus(cell, "done" if cell.reason is None else "pending", cell.reason or "")
 
 
-def _row(cell: Standing, by: str) -> list[str]:
+def _row(cell: CellStatus, by: str) -> list[str]:
     run, epochs = cell.planned.run, cell.planned.cell.spec.train.epochs
     newest = last_epoch(run.metrics)
     epoch = newest.get("epoch", 0)
-    words = {"done": "done", "held": "held", "submit": "missing"}
+    words = {"done": "done", "held": "held", "pending": "missing"}
     state = words.get(cell.kind) or (cell.state.state.lower() if cell.state else "queued")
     elapsed = cell.state.elapsed_s if cell.state else 0
     left = ""
@@ -90,7 +91,7 @@ def _row(cell: Standing, by: str) -> list[str]:
         clock(elapsed) if elapsed else "",
         left,
         cell.job or "",
-        _first_line(cell.state.reason if cell.state and cell.kind == "flight" else cell.why),
+        _first_line(cell.state.reason if cell.state and cell.kind == "active" else cell.why),
     ]
 
 
@@ -102,24 +103,24 @@ def plan(request: Request) -> int:
     """The dry run of grid: cells and why, what is there already, the scripts, hours and cost."""
     planned = make_plan(request.loaded)
     profile = request.profile
-    print(f"{shown(planned.loaded.path)}: {here.count(len(planned.cells), 'cell')}")
+    print(f"{display_path(planned.loaded.path)}: {run.plural(len(planned.cells), 'cell')}")
     for data in planned.datasets:
-        print(f"data {shown(data.packed)}: {data.reason or 'packed'}")
+        print(f"data {display_path(data.packed)}: {data.reason or 'packed'}")
     missing = planned.missing
     if profile.scheduler == "local":
         for cell in planned.cells:
-            print(f"  {cell.run.name}: {cell.reason or 'whole'}")
+            print(f"  {cell.run.name}: {cell.reason or 'complete'}")
     else:
-        standing = remote.look(request, planned)
-        for standing_cell in standing.cells:
-            print(f"  {standing_cell.planned.run.name}: {standing_cell.why or 'whole'}")
-        batches = remote.batches_of(request, planned, standing, submission=False)
+        grid_status = submit.grid_status_of(request, planned)
+        for cell_status in grid_status.cells:
+            print(f"  {cell_status.planned.run.name}: {cell_status.why or 'complete'}")
+        batches = submit.batches_of(request, planned, grid_status, submission=False)
         refuse_early(profile, request.cluster, batches)
         frozen = planned.experiment.code / f"code-{code()['digest'][:12]}.zip"
         writer = Submitter(profile, request.cluster, planned.experiment, frozen, code()["digest"])
         for batch in batches:
-            print(f"\n# ---- {batch.key}: {here.count(len(batch.tasks), 'job')}\n{writer.script(batch)}")
-        missing = [cell.planned for cell in standing.of("submit")]
+            print(f"\n# ---- {batch.key}: {run.plural(len(batch.tasks), 'job')}\n{writer.script(batch)}")
+        missing = [cell.planned for cell in grid_status.of("pending")]
     cost = estimate(planned, profile, missing)
     if missing and cost.known:
         units = f", about {cost.units:.1f} {cost.unit}" if cost.units is not None else ""
@@ -128,7 +129,10 @@ def plan(request: Request) -> int:
         if budget is not None and cost.units is not None:
             print(f"budget: {budget:g} {cost.unit}" + (": exceeded" if cost.units > budget else ""))
     elif missing:
-        print(f"estimate: none yet for {here.count(len(missing), 'cell')}; nothing like them has finished")
+        print(
+            f"No estimate for {run.plural(len(missing), 'cell')}: "
+            "no finished cell uses the same model, image size and device."
+        )
     return 0
 
 
@@ -141,9 +145,11 @@ def logs(request: Request) -> int:
         paths = [cell.run.log for cell in planned.missing if cell.run.log.exists()]
         paths += sorted(planned.experiment.logs.glob("*.txt")) if not paths else []
     if not paths:
-        raise SpecError(f"{shown(planned.experiment.path)}: no log yet; `make status` says what is queued")
+        raise SpecError(
+            f"{display_path(planned.experiment.path)}: no log yet; `make status` says what is queued"
+        )
     for path in paths[:10]:
-        print(f"==> {shown(path)} <==")
+        print(f"==> {display_path(path)} <==")
         if path.exists():
             print("\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-25:]))
         else:
@@ -157,5 +163,5 @@ def doctor(request: Request) -> int:
 
     results = list(checks(request))
     for check in results:
-        print(f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.found}")
+        print(f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.result}")
     return 0 if all(check.ok for check in results) else 1

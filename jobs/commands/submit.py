@@ -6,23 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.clusters.profile import Profile
-from jobs.commands import run as here
 from jobs.commands.request import Request
+from jobs.commands.run import FAILED, evaluate, fetch_weights, plural, selected, submission_file
 from jobs.local.snapshot import snapshot
 from jobs.planning.cost import estimate
 from jobs.planning.plan import Plan, data_root, make_plan
-from jobs.planning.tasks import submit_task, wanted
-from jobs.slurm.batches import Batch, draft
+from jobs.planning.tasks import resources_for, submission_task
+from jobs.slurm.batches import Batch, build_batches
 from jobs.slurm.queue import cancel, max_array_size
-from jobs.slurm.sbatch import Submitter, refuse_early, submitting
-from jobs.slurm.status import Overview, overview
+from jobs.slurm.sbatch import Submitter, launch_lock, refuse_early
+from jobs.slurm.status import GridStatus, read_grid_status
 from pipeline.errors import SpecError, SubmissionError
-from pipeline.storage.files import shown
+from pipeline.storage.files import display_path
 from pipeline.storage.provenance import code
 
 
 def grid(request: Request) -> int:
-    """Queue everything that is neither whole nor in flight, up to the leaderboard."""
+    """Queue everything that is neither complete nor active, up to the leaderboard."""
     return _submit(request, submission=False)
 
 
@@ -35,71 +35,73 @@ def _submit(request: Request, *, submission: bool) -> int:
     plan = make_plan(request.loaded)
     if submission and len(plan.tests) < len(plan.cells):
         raise SubmissionError(
-            f"{shown(plan.loaded.path)}: there are no images to predict; add data.test or a test share to data.split"
+            f"{display_path(plan.loaded.path)}: there are no images to predict; "
+            "add data.test or a test fraction to data.split"
         )
-    place(plan, request.profile)
-    with submitting(plan.experiment):
+    link_storage(plan, request.profile)
+    with launch_lock(plan.experiment):
         plan = make_plan(request.loaded)  # once more: another submission may just have ended
-        standing = look(request, plan)
-        _say(request, plan, standing)
-        batches = batches_of(request, plan, standing, submission=submission)
-        if not batches and standing.of("flight"):
-            print(f"all is queued already; evaluate waits as job {standing.closing[0]}")
+        grid_status = grid_status_of(request, plan)
+        _print_plan(request, plan, grid_status)
+        batches = batches_of(request, plan, grid_status, submission=submission)
+        if not batches and grid_status.of("active"):
+            print(f"all is queued already; evaluate waits as job {grid_status.final_jobs[0]}")
             return 0
         if not batches:
-            status, batches = _ranked(request, plan, standing, submission=submission)
+            status, batches = _rank_and_submit(request, plan, grid_status, submission=submission)
             if not batches:
                 return status
         refuse_early(request.profile, request.cluster, batches)
-        _within_budget(request, plan, standing)
-        status = here.fetch_weights(plan)
+        _within_budget(request, plan, grid_status)
+        status = fetch_weights(plan)
         if status:
             return status
         frozen = snapshot(plan.experiment.code)
         plan.experiment.slurm.mkdir(parents=True, exist_ok=True)
         submitter = Submitter(request.profile, request.cluster, plan.experiment, frozen, code()["digest"])
         ids = submitter.submit(batches)
-        cancel(standing.closing)  # the new closing waits for their cells too
+        cancel(grid_status.final_jobs)  # the new final job waits for their cells too
     for batch in batches:
         jobs = ids[batch.key]
         cells = sum(len(group) for group in batch.cells)
-        what = f" ({here.count(cells, 'cell')} in {here.count(len(jobs), 'job')})" if cells else ""
+        what = f" ({plural(cells, 'cell')} in {plural(len(jobs), 'job')})" if cells else ""
         print(f"queued {batch.key}: {jobs[0].split('_')[0]}{what}")
     print(
-        f"nothing runs here; `make status SPEC={shown(plan.loaded.path)} CLUSTER={request.cluster}` looks",
+        f"All jobs are queued. Check them with `make status SPEC={display_path(plan.loaded.path)} "
+        f"CLUSTER={request.cluster}`.",
         flush=True,
     )
     return 0
 
 
-def look(request: Request, plan: Plan) -> Overview:
+def grid_status_of(request: Request, plan: Plan) -> GridStatus:
     """How every cell stands, asking Slurm where files do not prove it."""
-    mem_gb = {cell.run.name: wanted(cell, request.profile).train.mem_gb for cell in plan.missing}
-    return overview(plan, mem_gb=mem_gb, code=code()["digest"])
+    mem_gb = {cell.run.name: resources_for(cell, request.profile).train.mem_gb for cell in plan.missing}
+    return read_grid_status(plan, mem_gb=mem_gb, code=code()["digest"])
 
 
-def batches_of(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> list[Batch]:
-    """The jobs to submit; [] when nothing is missing that is not in flight."""
-    # a submission asked for while a plain grid is in flight needs a closing that does more
-    closing_is_enough = bool(standing.closing) and not (submission and not standing.submits)
-    if not standing.of("submit") and (not standing.of("flight") or closing_is_enough):
+def batches_of(request: Request, plan: Plan, grid_status: GridStatus, *, submission: bool) -> list[Batch]:
+    """The jobs to submit; [] when nothing is missing that is not active."""
+    # a submission asked for while a plain grid is active needs a final job that does more
+    final_job_suffices = bool(grid_status.final_jobs) and not (submission and not grid_status.submits)
+    if not grid_status.of("pending") and (not grid_status.of("active") or final_job_suffices):
         return []
-    return _draft(request, plan, standing, submission=submission)
+    return _build_batches(request, plan, grid_status, submission=submission)
 
 
-def _draft(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> list[Batch]:
-    return draft(
+def _build_batches(request: Request, plan: Plan, grid_status: GridStatus, *, submission: bool) -> list[Batch]:
+    return build_batches(
         plan,
         request.profile,
-        [cell.planned for cell in standing.of("submit")],
-        flying=sorted({str(cell.job).split("_")[0] for cell in standing.of("flight")}),
-        wrangling=standing.wrangling,
+        [cell.planned for cell in grid_status.of("pending")],
+        active_jobs=sorted({str(cell.job).split("_")[0] for cell in grid_status.of("active")}),
+        wrangle_jobs=grid_status.wrangle_jobs,
         max_array=request.profile.max_array or max_array_size(),
         submission=submission,
     )
 
 
-def place(plan: Plan, profile: Profile) -> None:
+def link_storage(plan: Plan, profile: Profile) -> None:
     """Where the profile keeps runs or packed data elsewhere, make links to those places; code stays where it is."""
     for path, root in (
         (plan.experiment.path, profile.runs_root),
@@ -117,52 +119,56 @@ def place(plan: Plan, profile: Profile) -> None:
         path.symlink_to(target)
 
 
-def _say(request: Request, plan: Plan, standing: Overview) -> None:
+def _print_plan(request: Request, plan: Plan, grid_status: GridStatus) -> None:
     if request.profile.retired:
         print(f"note: {request.profile.retired}")
-    counts = {kind: len(standing.of(kind)) for kind in ("submit", "flight", "held")}
+    counts = {kind: len(grid_status.of(kind)) for kind in ("pending", "active", "held")}
     print(
-        f"{shown(plan.loaded.path)}: {here.count(len(plan.cells), 'cell')}, {counts['submit']} to submit, "
-        f"{counts['flight']} in flight, {counts['held']} held back",
+        f"{display_path(plan.loaded.path)}: {plural(len(plan.cells), 'cell')}, {counts['pending']} to submit, "
+        f"{counts['active']} active, {counts['held']} held back",
         flush=True,
     )
-    shown_cells = [cell for cell in standing.cells if cell.kind != "done"]
+    shown_cells = [cell for cell in grid_status.cells if cell.kind != "done"]
     for cell in shown_cells[:50]:
-        job = f" (job {cell.job})" if cell.job and cell.kind != "submit" else ""
+        job = f" (job {cell.job})" if cell.job and cell.kind != "pending" else ""
         print(f"  {cell.planned.run.name}: {cell.why}{job}")
     if len(shown_cells) > 50:
         print(f"  ... and {len(shown_cells) - 50} more")
 
 
-def _within_budget(request: Request, plan: Plan, standing: Overview) -> None:
+def _within_budget(request: Request, plan: Plan, grid_status: GridStatus) -> None:
     budget = request.loaded.spec.run.budget_units
     if budget is None:
         return
-    cost = estimate(plan, request.profile, [cell.planned for cell in standing.of("submit")])
+    cost = estimate(plan, request.profile, [cell.planned for cell in grid_status.of("pending")])
     if cost.units is not None and cost.units > budget:
         raise SpecError(
-            f"{shown(plan.loaded.path)}: the cells to submit would cost about {cost.units:.1f} {cost.unit}, "
+            f"{display_path(plan.loaded.path)}: the cells to submit would cost about {cost.units:.1f} {cost.unit}, "
             f"run.budget_units allows {budget:g}; raise it, or submit fewer cells"
         )
 
 
-def _ranked(request: Request, plan: Plan, standing: Overview, *, submission: bool) -> tuple[int, list[Batch]]:
+def _rank_and_submit(
+    request: Request, plan: Plan, grid_status: GridStatus, *, submission: bool
+) -> tuple[int, list[Batch]]:
     """With every cell done: the leaderboard, made here (it is light), and the job of a submission if asked."""
-    reasons = {cell.planned.run.name: cell.why for cell in standing.of("held")}
-    status = here.evaluate(request, reasons) or (here.FAILED if reasons else 0)
+    reasons = {cell.planned.run.name: cell.why for cell in grid_status.of("held")}
+    status = evaluate(request, reasons) or (FAILED if reasons else 0)
     if not submission:
         return status, []
     from pipeline.evaluation.submission import is_predicted
 
-    chosen = here.selected(plan, request.run)
+    chosen = selected(plan, request.run)
     for run in chosen:
         if run.name not in plan.tests:
-            raise SubmissionError(f"{run.name}: is no cell of {shown(plan.loaded.path)}; pick one that is")
+            raise SubmissionError(
+                f"{run.name}: not a cell of {display_path(plan.loaded.path)}; pick one that is"
+            )
     tests = [(run, plan.tests[run.name]) for run in chosen]
     if all(test.reason is None and is_predicted(run, test.packed, test.split) for run, test in tests):
-        return here.submission_file(request, plan, chosen) or status, []
-    batches = _draft(request, plan, standing, submission=True)
-    (closing,) = batches[-1].tasks
-    submit = submit_task(plan, tuple(run.name for run in chosen))
-    last = replace(batches[-1], tasks=(replace(closing, submit=submit),))
+        return submission_file(request, plan, chosen) or status, []
+    batches = _build_batches(request, plan, grid_status, submission=True)
+    (final_job,) = batches[-1].tasks
+    task = submission_task(plan, tuple(run.name for run in chosen))
+    last = replace(batches[-1], tasks=(replace(final_job, submission=task),))
     return status, [*batches[:-1], last]

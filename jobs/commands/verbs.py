@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jobs.commands import manage as steering
-from jobs.commands import run as here
-from jobs.commands import show as looking
-from jobs.commands import submit as remote
+from jobs.commands import manage, run, show, submit
 from jobs.commands.request import Request
 
 
 def _grid(request: Request) -> int:
     """Run or submit every missing cell, then rank all of them."""
-    return here.grid(request) if request.profile.scheduler == "local" else remote.grid(request)
+    return run.grid(request) if request.profile.scheduler == "local" else submit.grid(request)
 
 
 def _submission(request: Request) -> int:
     """Everything up to the checked submission.csv of the selected cell."""
-    return here.submission(request) if request.profile.scheduler == "local" else remote.submission(request)
+    return run.submission(request) if request.profile.scheduler == "local" else submit.submission(request)
 
 
 VERBS: dict[str, Callable[[Request], int]] = {
-    "wrangle": here.wrangle,
+    "wrangle": run.wrangle,
     "grid": _grid,
-    "evaluate": here.evaluate,
-    "select": here.select,
-    "predict": here.predict,
+    "evaluate": run.evaluate,
+    "select": run.select,
+    "predict": run.predict,
     "submission": _submission,
-    "report": here.report,
-    "status": looking.status,
-    "plan": looking.plan,
-    "doctor": looking.doctor,
-    "logs": looking.logs,
-    "cancel": steering.cancel,
-    "retry": steering.retry,
-    "prune": steering.prune,
+    "report": run.report,
+    "status": show.status,
+    "plan": show.plan,
+    "doctor": show.doctor,
+    "logs": show.logs,
+    "cancel": manage.cancel,
+    "retry": manage.retry,
+    "prune": manage.prune,
 }

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import IO
 
 from jobs.local.progress import Progress
-from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Task, Train, encode, needed
-from pipeline.errors import SubmitError
+from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Task, TrainTask, encode, needed
+from pipeline.errors import LaunchError
 from pipeline.storage.host import cores
 from pipeline.storage.run_dir import RunDir
 
@@ -55,7 +55,7 @@ class Job:
 
     def status_of(self, part: Job, status: int) -> int:
         """Of a part, once this process has ended with `status`: what its manifest says."""
-        if not self.parts or not isinstance(part.task, Train):
+        if not self.parts or not isinstance(part.task, TrainTask):
             return status
         state = RunDir(Path(part.task.run)).manifest_state(part.task.identity)
         return {"done": 0, "failed": EXIT_FAILED, "diverged": EXIT_FAILED}.get(state, status)
@@ -190,7 +190,7 @@ class Process:
         logs = [part.log for part in job.reported]
         self._new = [log for log in logs if not log.parent.exists()]
         try:
-            # what earlier attempts said is no reason of this one
+            # what earlier attempts said is not a reason of this one
             self.log_starts = [log.stat().st_size if log.exists() else 0 for log in logs]
             for log in logs:
                 log.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ class Process:
                 env=environment,
             )
         except OSError as error:
-            raise SubmitError(f"{job.name}: cannot be started with its log {job.log}: {error}") from error
+            raise LaunchError(f"{job.name}: cannot be started with its log {job.log}: {error}") from error
 
     def begin(self) -> None:
         """Give it the task."""
@@ -281,7 +281,7 @@ class Stop:
                     os.killpg(child.process.pid, number)
 
 
-def mark_killed(task: Train, status: int | None) -> None:
+def mark_killed(task: TrainTask, status: int | None) -> None:
     """Into the manifest, when a cell's process could not say itself why it died."""
     run = RunDir(Path(task.run))
     if status is not None and status < 0 and run.manifest_state(task.identity) == "started":
@@ -306,5 +306,5 @@ def last_error(log: Path, start: int = 0) -> str | None:
     except OSError:
         return None
     errors = [line for line in lines if line.startswith("error: ")]
-    said = [line.strip() for line in lines if line.strip()]
-    return errors[-1].removeprefix("error: ") if errors else (said[-1] if said else None)
+    texts = [line.strip() for line in lines if line.strip()]
+    return errors[-1].removeprefix("error: ") if errors else (texts[-1] if texts else None)

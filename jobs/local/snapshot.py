@@ -23,7 +23,7 @@ def snapshot(folder: Path) -> Path:
         return here  # a job that starts others hands its own code on
     facts = code()
     path = folder / f"code-{facts['digest'][:12]}.zip"
-    if not _is_whole(path):
+    if not _is_complete(path):
         with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for source in code_files():
                 # a fixed date, so that equal code is equal bytes
@@ -32,7 +32,7 @@ def snapshot(folder: Path) -> Path:
     return path
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     """Python imports from a zip without looking at its checksums, so they are looked at here."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -7,19 +7,19 @@ from dataclasses import replace
 from typing import Literal
 
 from jobs.local.processes import Job, Slots
-from jobs.stages import Together, Train
+from jobs.stages import TrainGroupTask, TrainTask
 from pipeline.spec import RunSpec
 from pipeline.storage.host import cores
 
-CELLS_A_PROCESS = 8  # where the choice is ours: what one crash stops, and what must fit into memory
-_CORES_A_PROCESS = 4  # one network's step keeps no more of them busy
-_PROCESSES = 4  # as many even of one core each: a thread alone never waits for another
+CELLS_PER_PROCESS = 8  # where the choice is ours: what one crash stops, and what must fit into memory
+_CORES_PER_PROCESS = 4  # one network's step keeps no more of them busy
+_MAX_PROCESSES = 4  # as many even of one core each: a thread alone never waits for another
 
 
-def share(tasks: Sequence[Train], size: int) -> list[tuple[Train, ...]]:
+def group_tasks(tasks: Sequence[TrainTask], size: int) -> list[tuple[TrainTask, ...]]:
     """The cells of each process, in their order: at most `size` of one stream; those without one alone."""
-    groups: list[list[Train]] = []
-    newest: dict[str, list[Train]] = {}
+    groups: list[list[TrainTask]] = []
+    newest: dict[str, list[TrainTask]] = {}
     for task in tasks:
         group = newest.get(task.stream) if task.stream else None
         if group is None or len(group) == size:
@@ -29,9 +29,9 @@ def share(tasks: Sequence[Train], size: int) -> list[tuple[Train, ...]]:
     return [tuple(group) for group in groups]
 
 
-def on_this_machine(
-    tasks: Sequence[Train], run: RunSpec, choice: Literal["auto"] | bool, *, features: bool = False
-) -> tuple[list[tuple[Train, ...]], Slots]:
+def plan_processes(
+    tasks: Sequence[TrainTask], run: RunSpec, choice: Literal["auto"] | bool, *, features: bool = False
+) -> tuple[list[tuple[TrainTask, ...]], Slots]:
     """The processes of a whole grid here, and how many of them run at once.
 
     It pays where cells would otherwise wait for each other or share few cores: a process starts, reads
@@ -40,21 +40,23 @@ def on_this_machine(
     computation wants the threads that as many processes would split.
     """
     alone = Slots.for_cells(len(tasks), run.parallel, run.threads, run.device)
-    few = 1 if features else min(_PROCESSES, cores())
-    here = max(few, cores() // _CORES_A_PROCESS) if choice == "auto" else 1
+    few = 1 if features else min(_MAX_PROCESSES, cores())
+    here = max(few, cores() // _CORES_PER_PROCESS) if choice == "auto" else 1
     at_once = run.parallel or len(alone.gpus) or here
     size = -(-len(tasks) // at_once)
-    groups = share(tasks, min(size, CELLS_A_PROCESS) if choice == "auto" else size)
+    groups = group_tasks(tasks, min(size, CELLS_PER_PROCESS) if choice == "auto" else size)
     if len(groups) == len(tasks):
         return groups, alone
     count = min(at_once, len(groups))
     return groups, Slots.for_cells(len(groups), count, run.threads, run.device)
 
 
-def process_of(cells: Sequence[Job]) -> Job:
+def group_process(cells: Sequence[Job]) -> Job:
     """One process for the jobs of some cells; its own words go to the first one's log."""
     first, *others = cells
     if not others:
         return first
-    trains = tuple(cell.task for cell in cells if isinstance(cell.task, Train))
-    return replace(first, name=f"{first.name} +{len(others)}", task=Together(trains), parts=tuple(cells))
+    trains = tuple(cell.task for cell in cells if isinstance(cell.task, TrainTask))
+    return replace(
+        first, name=f"{first.name} +{len(others)}", task=TrainGroupTask(trains), parts=tuple(cells)
+    )

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.clusters.profile import Profile, hourly
+from jobs.clusters.profile import Profile, cost_per_hour
 from jobs.planning.plan import Plan, PlannedCell
-from jobs.planning.tasks import wanted
+from jobs.planning.tasks import resources_for
 from pipeline.spec import TrainSpec
 from pipeline.storage.jsonl import read_jsonl
 
@@ -41,10 +41,10 @@ def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Esti
         if not speed or not images:
             continue
         known += 1
-        want = wanted(cell, profile)
-        cell_hours = (_START_S + train.epochs * images / speed) / 3600 / want.side_by_side
+        want = resources_for(cell, profile)
+        cell_hours = (_START_S + train.epochs * images / speed) / 3600 / want.concurrent_cells
         hours += cell_hours
-        units += cell_hours * hourly(want.train, profile)
+        units += cell_hours * cost_per_hour(want.train, profile)
     billed = profile.billing is not None and known > 0
     unit = profile.billing.unit if profile.billing else ""
     return Estimate(known, hours, units * len(cells) / known if billed else None, unit)
@@ -52,7 +52,7 @@ def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Esti
 
 def _kind(train: TrainSpec) -> tuple[Any, ...]:
     """Cells of one are about as fast as each other."""
-    return train.model.name, train.model.trainable, train.image_px, train.feature_views is None
+    return train.model.name, train.model.trainable, train.image_px, train.cached_views is None
 
 
 def _speeds(plan: Plan) -> dict[tuple[Any, ...], float]:

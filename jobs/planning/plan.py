@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.data.layout import is_whole, packed_identity, packed_path, split_identity, split_path
+from pipeline.data.layout import is_complete, packed_identity, packed_path, split_identity, split_path
 from pipeline.errors import SpecError
-from pipeline.evaluation.selection import Evaluation
+from pipeline.evaluation.selection import EvaluationInputs
 from pipeline.spec import DataSpec, ModelSpec
 from pipeline.spec.grid import Cell, expand_grid
 from pipeline.spec.identity import cell_identity, digest
@@ -29,8 +29,8 @@ class PlannedData:
 
     @property
     def reason(self) -> str | None:
-        """None when whole, else why it must be wrangled."""
-        if not is_whole(self.packed, self.packed_digest):
+        """None when complete, else why it must be wrangled."""
+        if not is_complete(self.packed, self.packed_digest):
             return "damaged" if self.packed.exists() else "new"
         if self.split is not None and not self.split.exists():
             return "new split"
@@ -44,7 +44,7 @@ class PlannedData:
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One cell: its folder and identity, its data, and why it must run (None: it is whole)."""
+    """One cell: its folder and identity, its data, and why it must run (None: it is complete)."""
 
     cell: Cell
     run: RunDir
@@ -54,7 +54,7 @@ class PlannedCell:
 
     @property
     def held(self) -> str | None:
-        """Why it is not to run again by itself though it is not whole: it would diverge again."""
+        """Why it is not to run again by itself though it is not complete: it would diverge again."""
         if self.reason is None or not self.reason.startswith("diverged: "):
             return None
         return f"{self.reason}; `make retry RUN={self.run.name}` trains it anew"
@@ -112,11 +112,11 @@ class Plan:
         yield from dict.fromkeys(model for model in models if model.named_weights)
 
     @property
-    def evaluation(self) -> Evaluation:
+    def evaluation(self) -> EvaluationInputs:
         """What the leaderboard is made of."""
         cells = tuple((cell.run.name, cell.identity, cell.cell.without_seed) for cell in self.cells)
         digests = tuple(data.digest for data in self.datasets)
-        return Evaluation(
+        return EvaluationInputs(
             self.experiment, cells, self.loaded.spec.evaluate, self.loaded.spec.submission, digests
         )
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.clusters.profile import Profile, Resources
-from jobs.local.train_groups import CELLS_A_PROCESS
+from jobs.local.train_groups import CELLS_PER_PROCESS
 from jobs.planning.plan import Plan, PlannedCell
-from jobs.planning.tasks import evaluate_task, submit_task, train_task, wanted, wrangle_task
-from jobs.slurm.job import CellJob, Closing, Steps
+from jobs.planning.tasks import evaluate_task, resources_for, submission_task, train_task, wrangle_task
+from jobs.slurm.job import CellJob, FinalJob, Steps
 from pipeline.errors import SpecError
 
 
@@ -30,32 +30,34 @@ class Batch:
     requeue: bool = False
 
 
-def draft(
+def build_batches(
     plan: Plan,
     profile: Profile,
     cells: Sequence[PlannedCell],
     *,
-    flying: Sequence[str],
-    wrangling: dict[str, str],
+    active_jobs: Sequence[str],
+    wrangle_jobs: dict[str, str],
     max_array: int,
     submission: bool,
 ) -> list[Batch]:
-    """The batches that complete a plan: wrangle, train arrays, and the closing that evaluates.
+    """The batches that complete a plan: wrangle, train arrays, and the final job that evaluates.
 
-    `cells` are to be trained; `flying` are jobs in flight whose cells belong to the leaderboard too.
+    `cells` are to be trained; `active_jobs` are queued or running jobs whose cells belong to the leaderboard too.
     """
     batches = []
     needed = {str(c.data.split): c.data for c in cells if c.data.reason is not None}
     if submission:
         needed |= {str(t.split or t.packed): t for t in plan.tests.values() if t.reason is not None}
-    new = [data for data in needed.values() if str(data.packed) not in wrangling]
-    waits = tuple(sorted({wrangling[str(d.packed)] for d in needed.values() if str(d.packed) in wrangling}))
+    new = [data for data in needed.values() if str(data.packed) not in wrangle_jobs]
+    waits = tuple(
+        sorted({wrangle_jobs[str(d.packed)] for d in needed.values() if str(d.packed) in wrangle_jobs})
+    )
     if new:
         steps = Steps(tuple(wrangle_task(plan, data) for data in new))
         packs = tuple(str(data.packed) for data in new)
         batches.append(Batch("wrangle", (steps,), profile.cpu, packs=packs, requeue=profile.requeue))
         waits = (*waits, "wrangle")
-    arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + len(flying) + 1))
+    arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + len(active_jobs) + 1))
     last = []
     for number, (tasks, groups, resources) in enumerate(arrays, 1):
         batch = Batch(
@@ -72,7 +74,7 @@ def draft(
             name, after = f"train-{number}-more-{run}", (batches[-1].key,)
             batches.append(replace(batch, key=name, after=after, condition="afterany"))
         last.append(batches[-1].key)
-    batches.append(_closing(plan, profile, (*last, *sorted(flying)), batches, submission=submission))
+    batches.append(_final_job(plan, profile, (*last, *sorted(active_jobs)), batches, submission=submission))
     return batches
 
 
@@ -82,10 +84,10 @@ def _arrays(
     """(tasks, cells of each task, resources) of every array."""
     groups: dict[str, list[tuple[PlannedCell, Profile]]] = {}
     for cell in cells:
-        want = wanted(cell, profile)
+        want = resources_for(cell, profile)
         groups.setdefault(repr(want), []).append((cell, want))
     room = (profile.max_submit or math.inf) - other_jobs
-    per_job = CELLS_A_PROCESS if plan.loaded.spec.grid.together is True else 1
+    per_job = CELLS_PER_PROCESS if plan.loaded.spec.grid.share_process is True else 1
     while sum(math.ceil(len(g) / max(per_job, g[0][1].cells_per_job)) for g in groups.values()) > room:
         per_job += 1  # more cells a job, one after another, so that all fit
         if per_job > len(cells):
@@ -108,7 +110,7 @@ def _arrays(
 def _cell_job(plan: Plan, want: Profile, cells: Sequence[PlannedCell]) -> CellJob:
     return CellJob(
         tasks=tuple(train_task(plan, cell) for cell in cells),
-        side_by_side=min(want.side_by_side, len(cells)),
+        concurrent_cells=min(want.concurrent_cells, len(cells)),
         cores=want.train.cpus,
         device=plan.loaded.spec.run.device,
         scratch=want.scratch,
@@ -117,14 +119,14 @@ def _cell_job(plan: Plan, want: Profile, cells: Sequence[PlannedCell]) -> CellJo
     )
 
 
-def _closing(
+def _final_job(
     plan: Plan, profile: Profile, after: tuple[str, ...], batches: Sequence[Batch], *, submission: bool
 ) -> Batch:
-    submit = submit_task(plan, None) if submission else None
-    task = Closing(evaluate_task(plan), (), submit)
+    last = submission_task(plan, None) if submission else None
+    task = FinalJob(evaluate_task(plan), (), last)
     # a submission scores the test images, which wants what training wants
-    resources = profile.train if submit else profile.cpu
+    resources = profile.train if last else profile.cpu
     condition = "afterany"
     if not after:  # no cell to wait for: only the data, if that
         after, condition = tuple(batch.key for batch in batches), "afterok"
-    return Batch("closing", (task,), resources, after=after, condition=condition, requeue=profile.requeue)
+    return Batch("final", (task,), resources, after=after, condition=condition, requeue=profile.requeue)

@@ -15,10 +15,10 @@ from typing import Any
 
 from jobs.local.processes import Job, Slots, Stop, mark_killed, run_jobs, visible_gpus
 from jobs.local.progress import Progress
-from jobs.local.train_groups import process_of, share
+from jobs.local.train_groups import group_process, group_tasks
 from jobs.slurm.queue import reasons
-from jobs.stages import EXIT_STOPPED, Evaluate, Submit, Task, Train, run_task
-from pipeline.data.layout import is_whole, read_dataset
+from jobs.stages import EXIT_STOPPED, EvaluateTask, SubmissionTask, Task, TrainTask, run_task
+from pipeline.data.layout import is_complete, read_dataset
 
 _KILL_EXPECTED_S = 300.0
 
@@ -51,8 +51,8 @@ class CellJob:
     the job is handed to submitit's requeue; it then goes on with what is left, as often as needed.
     """
 
-    tasks: tuple[Train, ...]
-    side_by_side: int
+    tasks: tuple[TrainTask, ...]
+    concurrent_cells: int
     cores: int
     device: str
     scratch: tuple[str, ...]
@@ -64,11 +64,13 @@ class CellJob:
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: pickle, `scontrol requeue`, exit
         packed = {task.packed: stage_in(Path(task.packed), self.scratch) for task in self.tasks}
         gpus = () if self.device == "cpu" else visible_gpus()
-        slots = Slots(count=self.side_by_side, threads=max(1, self.cores // self.side_by_side), gpus=gpus)
+        slots = Slots(
+            count=self.concurrent_cells, threads=max(1, self.cores // self.concurrent_cells), gpus=gpus
+        )
         tasks = [replace(task, packed=str(packed[task.packed])) for task in self.tasks]
-        groups = share(tasks, -(-len(tasks) // self.side_by_side))
+        groups = group_tasks(tasks, -(-len(tasks) // self.concurrent_cells))
         jobs = [
-            process_of([Job(Path(task.run).name, task, Path(task.run) / "log.txt") for task in group])
+            group_process([Job(Path(task.run).name, task, Path(task.run) / "log.txt") for task in group])
             for group in groups
         ]
         stop = Stop((signal.SIGUSR2,), grace_s=self.grace_s, insist=False)
@@ -88,7 +90,7 @@ class CellJob:
             )
 
     def checkpoint(self) -> Any:
-        """What submitit starts again: the same cells; those that are whole end at once."""
+        """What submitit starts again: the same cells; those that are complete end at once."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -106,7 +108,7 @@ def stage_in(packed: Path, scratch: Sequence[str]) -> Path:
         with (folder / f".{packed.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the other jobs of this node wait for the one copy
             dataset = read_dataset(packed)
-            if dataset is None or not is_whole(target, dataset["digest"]):  # or a purge has thinned it out
+            if dataset is None or not is_complete(target, dataset["digest"]):  # or a purge has thinned it out
                 shutil.rmtree(target, ignore_errors=True)
                 size = sum(path.stat().st_size for path in packed.iterdir())
                 if shutil.disk_usage(folder).free < 1.2 * size:
@@ -127,12 +129,12 @@ def stage_in(packed: Path, scratch: Sequence[str]) -> Path:
 
 
 @dataclass(frozen=True)
-class Closing:
+class FinalJob:
     """Evaluate what the cells left, and perhaps predict and submit; runs after every cell has ended."""
 
-    evaluate: Evaluate
+    evaluate: EvaluateTask
     jobs_of: tuple[tuple[str, str], ...]  # (cell, its job), to ask Slurm about cells that could not say
-    submit: Submit | None = None
+    submission: SubmissionTask | None = None
 
     def __call__(self) -> None:
         """Raises CellsFailedError when a stage failed."""
@@ -140,4 +142,4 @@ class Closing:
             self.evaluate,
             reasons=reasons(dict(self.jobs_of), Path(self.evaluate.experiment) / "slurm", wait_s=20),
         )
-        Steps((evaluate, self.submit) if self.submit else (evaluate,))()
+        Steps((evaluate, self.submission) if self.submission else (evaluate,))()

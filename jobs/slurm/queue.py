@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import SubmitError
+from pipeline.errors import LaunchError
 
 _ACTIVE = {
     "PENDING",
@@ -70,24 +70,24 @@ def states(jobs: Iterable[str]) -> dict[str, JobState]:
 
     A job neither knows is left out: nothing may be made to wait for it.
     """
-    wanted = set(jobs)
-    if not wanted:
+    requested = set(jobs)
+    if not requested:
         return {}
-    found: dict[str, JobState] = {}
+    result: dict[str, JobState] = {}
     for line in _ask("squeue", "--me", "-h", "-r", "-o", "%i|%T|%r|%M").splitlines():
         job, state, reason, elapsed = (line.split("|") + [""] * 3)[:4]
-        if job in wanted:
-            found[job] = JobState(state, "" if reason == "None" else reason, seconds(elapsed), in_queue=True)
-    bases = sorted({job.split("_")[0] for job in wanted - found.keys()})
+        if job in requested:
+            result[job] = JobState(state, "" if reason == "None" else reason, seconds(elapsed), in_queue=True)
+    bases = sorted({job.split("_")[0] for job in requested - result.keys()})
     if bases:
         columns = "JobID,State,Reason,ElapsedRaw,ExitCode"
         answer = _ask("sacct", "-X", "-n", "-P", "-j", ",".join(bases), "-o", columns)
         for line in answer.splitlines():
             job, state, reason, elapsed, exit_code = (line.split("|") + [""] * 5)[:5]
             for each in expand(job):
-                if each in wanted and each not in found:
-                    found[each] = JobState(state.split(" ")[0], reason, int(elapsed or 0), exit_code)
-    return found
+                if each in requested and each not in result:
+                    result[each] = JobState(state.split(" ")[0], reason, int(elapsed or 0), exit_code)
+    return result
 
 
 def expand(job: str) -> list[str]:
@@ -134,7 +134,7 @@ def reasons(jobs_of: Mapping[str, str], folder: Path, *, wait_s: float = 0.0) ->
 
 
 def cancel(jobs: Iterable[str]) -> None:
-    """Cancel jobs; one that has ended already is no mistake."""
+    """Cancel jobs; one that has ended already is not an error."""
     listed = sorted(set(jobs))
     if listed:
         _ask("scancel", *listed, check=False)
@@ -150,15 +150,15 @@ def _ask(*command: str, check: bool = True) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError as error:
-        raise SubmitError(
+        raise LaunchError(
             f"{command[0]}: not found; is this a Slurm login node? (CLUSTER=local runs on this machine)"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise SubmitError(
+        raise LaunchError(
             f"{command[0]}: no answer in {_TIMEOUT_S:.0f} s; Slurm is busy, try again later"
         ) from error
     if check and done.returncode:
-        raise SubmitError(
+        raise LaunchError(
             f"{command[0]}: {done.stderr.strip() or f'status {done.returncode}'}; try again later"
         )
     return done.stdout

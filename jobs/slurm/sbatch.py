@@ -1,4 +1,4 @@
-"""Submission to Slurm through submitit: a draft's batches with native dependencies; refusals explained."""
+"""Submission to Slurm through submitit: batches with native dependencies; refusals explained."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs import ledger
-from jobs.clusters.profile import Profile, Resources, gpu_count, hourly
-from jobs.planning.tasks import wanted
+from jobs.clusters.profile import Profile, Resources, cost_per_hour, gpu_count
+from jobs.planning.tasks import resources_for
 from jobs.slurm.batches import Batch
 from jobs.slurm.queue import cancel
-from pipeline.errors import SpecError, SubmitError
+from pipeline.errors import LaunchError, SpecError
 from pipeline.storage.run_dir import ExperimentDir
 
 # what sbatch says -> the likely cause and what to type
@@ -59,31 +59,31 @@ def refuse_early(profile: Profile, cluster: str, batches: Sequence[Batch]) -> No
     wrong = [f"{batch.key}: {what}" for batch in batches for what in _impossible(batch.resources, profile)]
     if wrong:
         unique = "\n  ".join(dict.fromkeys(wrong))
-        raise SpecError(f"cluster {cluster} cannot give what is asked:\n  {unique}")
+        raise SpecError(f"cluster {cluster} cannot give what is requested:\n  {unique}")
 
 
-def _impossible(asked: Resources, profile: Profile) -> Iterator[str]:
-    if not profile.partitions or asked.partition is None:
+def _impossible(resources: Resources, profile: Profile) -> Iterator[str]:
+    if not profile.partitions or resources.partition is None:
         return
-    allowed = profile.partitions.get(asked.partition)
+    allowed = profile.partitions.get(resources.partition)
     if allowed is None:
-        yield f"no partition {asked.partition!r}; known: {', '.join(profile.partitions)}"
+        yield f"no partition {resources.partition!r}; known: {', '.join(profile.partitions)}"
         return
-    if asked.time_min > allowed.max_min:
-        yield f"{asked.time_min} min; {asked.partition} allows {allowed.max_min} (time_min)"
-    gres = asked.gres or ""
+    if resources.time_min > allowed.max_min:
+        yield f"{resources.time_min} min; {resources.partition} allows {allowed.max_min} (time_min)"
+    gres = resources.gres or ""
     if "gpu" in gres and (allowed.gres is None or allowed.gres not in gres):
-        yield f"gres {gres}; {asked.partition} has {allowed.gres or 'no GPUs'}"
-    gpus = gpu_count(asked.gres, asked.gpus_per_node)
+        yield f"gres {gres}; {resources.partition} has {allowed.gres or 'no GPUs'}"
+    gpus = gpu_count(resources.gres, resources.gpus_per_node)
     if profile.gpus_per_node and gpus > profile.gpus_per_node:
         yield f"{gpus} GPUs; a node has {profile.gpus_per_node}"
-    share = gpus * (profile.cores_per_gpu or asked.cpus)
-    if gpus and asked.cpus > share:
-        yield f"{asked.cpus} cores; {gpus} GPUs come with {share}; lower cpus"
+    share = gpus * (profile.cores_per_gpu or resources.cpus)
+    if gpus and resources.cpus > share:
+        yield f"{resources.cpus} cores; {gpus} GPUs come with {share}; lower cpus"
 
 
 @contextlib.contextmanager
-def submitting(experiment: ExperimentDir) -> Iterator[None]:
+def launch_lock(experiment: ExperimentDir) -> Iterator[None]:
     """One submission of an experiment at a time; a second waits, and then sees the first one's jobs."""
     experiment.path.mkdir(parents=True, exist_ok=True)
     with (experiment.path / ".submit.lock").open("w") as lock:
@@ -131,9 +131,9 @@ class Submitter:
         return _make_sbatch_string(command=command, folder=self.experiment.slurm, **parameters)
 
     def parameters(self, batch: Batch, ids: dict[str, list[str]]) -> dict[str, Any]:
-        """What submitit is told."""
-        asked = batch.resources
-        extra: dict[str, Any] = {"chdir": str(self.experiment.slurm), **asked.sbatch}
+        """The settings handed to submitit."""
+        resources = batch.resources
+        extra: dict[str, Any] = {"chdir": str(self.experiment.slurm), **resources.sbatch}
         extra["requeue" if batch.requeue else "no-requeue"] = True
         before = [job for key in batch.after for job in ids.get(key, [key if key.isdigit() else f"<{key}>"])]
         # arrays by their id alone: one dependency instead of a thousand
@@ -143,21 +143,23 @@ class Submitter:
         settings = {
             "job_name": f"labelgrid-{self.experiment.path.name}-{batch.key}",
             "account": self.profile.job_account(self.cluster),
-            "partition": asked.partition,
-            "time": asked.time_min,
-            "cpus_per_task": asked.cpus,
-            "mem": f"{asked.mem_gb * 1024:.0f}M" if asked.mem_gb else None,
-            "gres": asked.gres,
-            "gpus_per_node": asked.gpus_per_node,
-            "qos": asked.qos,
-            "constraint": asked.constraint,
+            "partition": resources.partition,
+            "time": resources.time_min,
+            "cpus_per_task": resources.cpus,
+            "mem": f"{resources.mem_gb * 1024:.0f}M" if resources.mem_gb else None,
+            "gres": resources.gres,
+            "gpus_per_node": resources.gpus_per_node,
+            "qos": resources.qos,
+            "constraint": resources.constraint,
             # the frozen code, and nothing of the folder the job starts in
             "setup": [*self.profile.setup, f"export PYTHONPATH={shlex.quote(str(self.code))}"],
-            "signal_delay_s": min(self.profile.signal_s, 30 * asked.time_min),
+            "signal_delay_s": min(self.profile.signal_s, 30 * resources.time_min),
             "dependency": f"{batch.condition}:{':'.join(waits)}" if waits else None,
             "array_parallelism": batch.throttle,
             "stderr_to_stdout": True,
-            "srun_args": [f"--cpus-per-task={asked.cpus}"],  # newer Slurm no longer hands them on by itself
+            "srun_args": [
+                f"--cpus-per-task={resources.cpus}"
+            ],  # newer Slurm no longer hands them on by itself
             "additional_parameters": extra,
         }
         return {name: value for name, value in settings.items() if value is not None}
@@ -174,45 +176,49 @@ class Submitter:
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
         except (FailedJobError, FailedSubmissionError) as error:
-            raise SubmitError(explained(str(error), batch, self.cluster)) from error
+            raise LaunchError(explain_refusal(str(error), batch, self.cluster)) from error
         except RuntimeError as error:
-            raise SubmitError(f"{error} (CLUSTER=local runs on this machine)") from error
+            raise LaunchError(f"{error} (CLUSTER=local runs on this machine)") from error
         return [job.job_id for job in jobs]
 
     def _python(self) -> str:
         return self.profile.python or shlex.quote(sys.executable)
 
     def _knowing(self, task: Any, events: Sequence[dict[str, Any]]) -> Any:
-        """The closing learns which job each cell has, to ask Slurm about those that cannot say why they ended."""
+        """The final job learns which job each cell has, to ask Slurm about those that cannot say why they ended."""
         if not hasattr(task, "jobs_of"):
             return task
         known = dict(task.jobs_of) | {e["cell"]: e["jobs"][-1] for e in events if "cell" in e}
         return replace(task, jobs_of=tuple(known.items()))
 
-    def _price(self, resources: Resources, side_by_side: int) -> dict[str, Any]:
+    def _price(self, resources: Resources, concurrent_cells: int) -> dict[str, Any]:
         """What an hour of one of so many cells costs, where the site's prices are known."""
         price = self.profile.billing
-        return {"hourly": hourly(resources, self.profile) / side_by_side, "unit": price.unit} if price else {}
+        return (
+            {"cost_per_hour": cost_per_hour(resources, self.profile) / concurrent_cells, "unit": price.unit}
+            if price
+            else {}
+        )
 
     def _events(self, batch: Batch, jobs: Sequence[str]) -> list[dict[str, Any]]:
         common = {"event": "submitted", "cluster": self.cluster, "code": self.code_digest}
         if not batch.cells:
-            submits = any(getattr(task, "submit", None) for task in batch.tasks)
+            submits = any(getattr(task, "submission", None) for task in batch.tasks)
             stage = {"stage": batch.key, "packed": list(batch.packs), "submission": submits}
             return [common | stage | {"jobs": list(jobs)}]
         return [
             common
             | {"cell": c.run.name, "identity": c.identity, "jobs": [job], "mem_gb": batch.resources.mem_gb}
-            | self._price(batch.resources, min(wanted(c, self.profile).side_by_side, len(cells)))
+            | self._price(batch.resources, min(resources_for(c, self.profile).concurrent_cells, len(cells)))
             for job, cells in zip(jobs, batch.cells, strict=True)
             for c in cells
         ]
 
 
-def explained(error: str, batch: Batch, cluster: str) -> str:
+def explain_refusal(error: str, batch: Batch, cluster: str) -> str:
     """sbatch's refusal with its likely cause and what to type."""
-    said = [line.split("error:")[-1].strip() for line in error.splitlines() if "error:" in line.lower()]
-    text = "; ".join(dict.fromkeys(said)) or error.strip()[-300:]
+    messages = [line.split("error:")[-1].strip() for line in error.splitlines() if "error:" in line.lower()]
+    text = "; ".join(dict.fromkeys(messages)) or error.strip()[-300:]
     hint = next(
         (hint for pattern, hint in _REFUSALS if re.search(pattern, text)), "ask your site, or see `make plan`"
     )

@@ -1,4 +1,4 @@
-"""How each cell stands: whole, in flight, to be submitted, or held back, and why. Torch-free.
+"""The status of each cell: done, active, pending (to be submitted), or held back, and why. Torch-free.
 
 Files prove that a cell is done; Slurm is asked only about cells that are not.
 """
@@ -18,32 +18,32 @@ _CRASHES = 3  # in a row under the same code, before a person must look
 
 
 @dataclass(frozen=True)
-class Standing:
+class CellStatus:
     """One cell."""
 
     planned: PlannedCell
-    kind: Literal["done", "flight", "submit", "held"]
+    kind: Literal["done", "active", "pending", "held"]
     why: str = ""
     job: str | None = None  # the newest
     state: JobState | None = None
 
 
 @dataclass(frozen=True)
-class Overview:
-    """All cells of a plan, and the jobs of its other stages that are in flight."""
+class GridStatus:
+    """All cells of a plan, and the jobs of its other stages that are queued or running."""
 
-    cells: list[Standing]
-    wrangling: dict[str, str]  # packed folder -> job
-    closing: list[str]
+    cells: list[CellStatus]
+    wrangle_jobs: dict[str, str]  # packed folder -> job
+    final_jobs: list[str]
     submits: bool  # whether one of them writes the submission too
     states: dict[str, JobState]
 
-    def of(self, kind: str) -> list[Standing]:
+    def of(self, kind: str) -> list[CellStatus]:
         """The cells of one kind."""
         return [cell for cell in self.cells if cell.kind == kind]
 
 
-def overview(plan: Plan, *, mem_gb: dict[str, float | None], code: str) -> Overview:
+def read_grid_status(plan: Plan, *, mem_gb: dict[str, float | None], code: str) -> GridStatus:
     """Compare the plan with the ledger and with Slurm: one squeue and at most one sacct in all.
 
     `mem_gb` is what each cell (by folder name) would ask for now, `code` the digest of the code it would run.
@@ -52,9 +52,9 @@ def overview(plan: Plan, *, mem_gb: dict[str, float | None], code: str) -> Overv
     submitted = [event for event in events if event["event"] == "submitted"]
     missing = {cell.run.name for cell in plan.missing}
     stages = [event for event in submitted if "stage" in event]
-    asked = {job for e in submitted if e.get("cell") in missing for job in e["jobs"]}
-    asked |= {job for event in stages[-50:] for job in event["jobs"]}
-    known = states(asked)
+    requested = {job for e in submitted if e.get("cell") in missing for job in e["jobs"]}
+    requested |= {job for event in stages[-50:] for job in event["jobs"]}
+    known = states(requested)
     by_cell: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event["event"] == "retry":
@@ -64,48 +64,48 @@ def overview(plan: Plan, *, mem_gb: dict[str, float | None], code: str) -> Overv
     cells = []
     for cell in plan.cells:
         history = [e for e in by_cell.get(cell.run.name, ()) if e["identity"] == cell.identity]
-        cells.append(_standing(plan.experiment, cell, history, known, mem_gb.get(cell.run.name), code))
+        cells.append(_cell_status(plan.experiment, cell, history, known, mem_gb.get(cell.run.name), code))
     active = [(event, job) for event in stages for job in event["jobs"] if job in known and known[job].active]
-    wrangling = {packed: job for e, job in active if e["stage"] == "wrangle" for packed in e["packed"]}
-    closing = [(event, job) for event, job in active if event["stage"] == "closing"]
-    submits = any(event.get("submission") for event, _ in closing)
-    return Overview(cells, wrangling, [job for _, job in closing], submits, known)
+    wrangle_jobs = {packed: job for e, job in active if e["stage"] == "wrangle" for packed in e["packed"]}
+    final_jobs = [(event, job) for event, job in active if event["stage"] == "final"]
+    submits = any(event.get("submission") for event, _ in final_jobs)
+    return GridStatus(cells, wrangle_jobs, [job for _, job in final_jobs], submits, known)
 
 
-def _standing(
+def _cell_status(
     experiment: ExperimentDir,
     cell: PlannedCell,
     history: Sequence[dict[str, Any]],
     known: dict[str, JobState],
     mem_gb: float | None,
     code: str,
-) -> Standing:
+) -> CellStatus:
     if cell.reason is None:
-        return Standing(cell, "done", job=history[-1]["jobs"][-1] if history else None)
+        return CellStatus(cell, "done", job=history[-1]["jobs"][-1] if history else None)
     if cell.held is not None:
-        return Standing(cell, "held", cell.held, job=history[-1]["jobs"][-1] if history else None)
+        return CellStatus(cell, "held", cell.held, job=history[-1]["jobs"][-1] if history else None)
     for job in [job for event in history for job in event["jobs"]]:
         if job in known and known[job].active:
-            return Standing(cell, "flight", known[job].state.lower(), job, known[job])
+            return CellStatus(cell, "active", known[job].state.lower(), job, known[job])
     if not history:
-        return Standing(cell, "submit", cell.reason)
+        return CellStatus(cell, "pending", cell.reason)
     last = history[-1]
     job = last["jobs"][-1]
     if job not in known:
-        return Standing(cell, "submit", f"{cell.reason}; its job {job} is unknown to Slurm", job)
+        return CellStatus(cell, "pending", f"{cell.reason}; its job {job} is unknown to Slurm", job)
     ended = known[job]
     why = ending(job, ended, experiment.slurm) or cell.reason
     if why == "out of memory" and (mem_gb or 0) <= (last.get("mem_gb") or 0):
-        asked = f"{last['mem_gb']:g} GB" if last.get("mem_gb") else "the site's own share"
-        why = f"out of memory with {asked}; ask for more (run.resources mem_gb), or a smaller batch"
-        return Standing(cell, "held", why, job, ended)
+        memory = f"{last['mem_gb']:g} GB" if last.get("mem_gb") else "the site's own share"
+        why = f"out of memory with {memory}; ask for more (run.resources mem_gb), or a smaller batch"
+        return CellStatus(cell, "held", why, job, ended)
     crashes = [e for e in history if e.get("code") == code and _crashed(known.get(e["jobs"][-1]))]
     if len(crashes) >= _CRASHES and crashes[-1] is last:
         why = f"failed {len(crashes)} times under the same code ({why}); see its log, then `make retry`"
-        return Standing(cell, "held", why, job, ended)
+        return CellStatus(cell, "held", why, job, ended)
     if cell.reason.startswith("failed: ") and not why.startswith(("cancelled", "out of memory")):
         why = cell.reason
-    return Standing(cell, "submit", why, job, ended)
+    return CellStatus(cell, "pending", why, job, ended)
 
 
 def _crashed(state: JobState | None) -> bool:

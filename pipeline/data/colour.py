@@ -26,7 +26,7 @@ class Colour:
             "contrast": spec.contrast,
             "saturation": spec.saturation,
         }
-        self.active = spec.trivial or any(self.jitter.values())
+        self.active = spec.trivial_augment or any(self.jitter.values())
         if self.active:
             self.draws_N6 = seeded(seed, "colour", epoch).random((images, 6), dtype=np.float32)
 
@@ -36,7 +36,7 @@ class Colour:
             return images_BHWC
         draws_B6 = torch.from_numpy(self.draws_N6[positions_B]).to(images_BHWC.device)
         images = images_BHWC.permute(0, 3, 1, 2).float()
-        if self.spec.trivial:
+        if self.spec.trivial_augment:
             images = trivial(images, draws_B6[:, 0], draws_B6[:, 1], draws_B6[:, 2] < 0.5)
         for column, (name, amount) in enumerate(self.jitter.items(), 3):
             if amount:

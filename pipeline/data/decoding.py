@@ -50,7 +50,7 @@ class Decoder:
             except DECODE_ERRORS as error:
                 bad.append((i, _reason(error)))
             else:
-                # finds twins, not forgeries; half the time of blake2b where it was measured
+                # finds duplicates, not forgeries; half the time of blake2b where it was measured
                 digests.append(hashlib.sha1(image_HWC.data, usedforsecurity=False).hexdigest())
         self.pixels.write(first_row, images_NHWC)
         return Decoded(len(members), digests, bad)
@@ -119,5 +119,5 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _reason(error: BaseException) -> str:
     text = str(error).splitlines()
     if "cannot identify image file" in str(error):
-        return "is no image file that Pillow knows"
+        return "not an image file that Pillow knows"
     return text[0] if text and text[0] else type(error).__name__

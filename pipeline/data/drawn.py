@@ -1,7 +1,7 @@
 """The drawn multi-label demo set: shapes, colours and fills, in the file layout of MIRFLICKR.
 
 A thing in a picture has a shape, a colour and a fill; some of each are labels, the others are
-distractors. About half of the pictures show distractors only, and so bear no label.
+distractors. About half of the pictures show distractors only, and so have no label.
 """
 
 # H W pixels of the canvas, P points of an outline
@@ -71,19 +71,19 @@ def draw(
     """Draw `drawn.zip` (im1.jpg .. and annotations) and `drawn-test.zip` (the numbers after) in `folder`.
 
     A picture depends on its number, size and seed alone, and equal arguments give equal bytes. An
-    archive that is there, whole and of these arguments is left as it is.
+    archive that is there, complete and of these arguments is left as it is.
     """
     drawn = DrawnSet(train=folder / "drawn.zip", test=folder / "drawn-test.zip")
     parts = ((drawn.train, 1, images), (drawn.test, images + 1, images + test_images))
     for path, first, last in parts:
         made_with = {"version": VERSION, "first": first, "last": last, "size_px": size_px, "seed": seed}
         comment = json.dumps(made_with).encode()
-        if not _is_whole(path, comment):
+        if not _is_complete(path, comment):
             _write(path, range(first, last + 1), size_px, seed, comment)
     return drawn
 
 
-def _is_whole(path: Path, comment: bytes) -> bool:
+def _is_complete(path: Path, comment: bytes) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.comment == comment and archive.testzip() is None
@@ -92,7 +92,7 @@ def _is_whole(path: Path, comment: bytes) -> bool:
 
 
 def _write(path: Path, numbers: range, size_px: int, seed: int, comment: bytes) -> None:
-    bearers: dict[str, list[int]] = {label: [] for label in LABELS}
+    images_by_label: dict[str, list[int]] = {label: [] for label in LABELS}
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         archive.comment = comment
         for number in numbers:
@@ -101,15 +101,15 @@ def _write(path: Path, numbers: range, size_px: int, seed: int, comment: bytes) 
             image.save(jpeg, "JPEG", quality=90)
             archive.writestr(zipfile.ZipInfo(f"images/im{number}.jpg"), jpeg.getvalue())
             for label in labels:
-                bearers[label].append(number)
-        for label, bearing in bearers.items():
-            shuffled = seeded(seed, "drawn order", label).permutation(bearing).tolist()
+                images_by_label[label].append(number)
+        for label, with_label in images_by_label.items():
+            shuffled = seeded(seed, "drawn order", label).permutation(with_label).tolist()
             text = "".join(f"{number:.0f}\n" for number in shuffled)
             archive.writestr(zipfile.ZipInfo(f"annotations/{label}.txt"), text)
 
 
 def draw_image(number: int, size_px: int, seed: int) -> tuple[Image.Image, set[str]]:
-    """Picture `number` as an RGB image of (size_px, size_px), and the labels it bears."""
+    """Picture `number` as an RGB image of (size_px, size_px), and the labels it has."""
     rng = seeded(seed, "drawn", number)
     things = _things(rng)
     side = size_px * OVERSAMPLE

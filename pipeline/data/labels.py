@@ -1,4 +1,4 @@
-"""Labels out of id lists, CSV or COCO files: which label is borne by which images. Torch-free."""
+"""Labels out of id lists, CSV or COCO files: which images have which label. Torch-free."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false", "")
 
 @dataclass
 class LabelTable:
-    """Labels in their order, and for each the references (id, name or path) of the images that bear it."""
+    """Labels in their order, and for each the references (id, name or path) of the images that have it."""
 
     labels: list[str]
-    bearers: dict[str, list[str]]
-    # every image the file speaks of, blank ones included; None: it speaks of all there are (id lists)
+    images_by_label: dict[str, list[str]]
+    # every image the file speaks of, negative images included; None: it speaks of all there are (id lists)
     mentioned: list[str] | None = None
     read_from: dict[str, str] = field(default_factory=dict)  # label -> the place to look at
 
@@ -89,7 +89,7 @@ def to_multi_hot(
     labels_NK = np.zeros((images, len(table.labels)), np.uint8)
     unknown = []
     for k, label in enumerate(table.labels):
-        for reference in table.bearers[label]:
+        for reference in table.images_by_label[label]:
             row = find(reference)
             if row is None:
                 unknown.append((label, reference))
@@ -102,10 +102,10 @@ def _read_id_lists(source: Source, members: Sequence[tuple[str, str]]) -> LabelT
     table = LabelTable([], {})
     for label, member in members:
         place = f"{source.path}/{member}"
-        if label in table.bearers:
+        if label in table.images_by_label:
             raise DataError(f"{place}: the label {label!r} is also in {table.read_from[label]}; keep one")
         table.labels.append(label)
-        table.bearers[label] = parse_list(_text(source, member).encode())
+        table.images_by_label[label] = parse_list(_text(source, member).encode())
         table.read_from[label] = place
     return table
 
@@ -116,7 +116,7 @@ def _read_onehot(text: str, place: str, labels: OneHotLabels) -> LabelTable:
     names = [name for i, name in enumerate(header) if i != id_column]
     if not names:
         raise DataError(f"{place}:1: the header has the one column {header[0]!r}; separate columns by commas")
-    bearers: dict[str, list[str]] = {name: [] for name in names}
+    images_by_label: dict[str, list[str]] = {name: [] for name in names}
     seen: dict[str, int] = {}
     for line, row in rows:
         image = row[id_column].strip()
@@ -125,26 +125,26 @@ def _read_onehot(text: str, place: str, labels: OneHotLabels) -> LabelTable:
         seen[image] = line
         for name, value in zip(header, row, strict=True):
             plain = value.strip().lower()
-            if name in bearers and plain in _TRUE:
-                bearers[name].append(image)
-            elif name in bearers and plain not in _FALSE:
+            if name in images_by_label and plain in _TRUE:
+                images_by_label[name].append(image)
+            elif name in images_by_label and plain not in _FALSE:
                 raise DataError(f"{place}:{line}: column {name!r} holds {value!r}; write 0 or 1")
-    return LabelTable(names, bearers, list(seen), dict.fromkeys(names, place))
+    return LabelTable(names, images_by_label, list(seen), dict.fromkeys(names, place))
 
 
 def _read_list_column(text: str, place: str, labels: ListColumnLabels) -> LabelTable:
     header, rows = _csv(text, place)
     id_column = _column(header, labels.id_column, 0, place, "labels.id_column")
     labels_column = _column(header, labels.labels_column, 1, place, "labels.labels_column")
-    bearers: dict[str, list[str]] = {}
+    images_by_label: dict[str, list[str]] = {}
     mentioned: dict[str, None] = {}
     for _, row in rows:
         image = row[id_column].strip()
         mentioned[image] = None
         for name in filter(None, (part.strip() for part in row[labels_column].split(labels.separator))):
-            bearers.setdefault(name, []).append(image)
-    names = sorted(bearers)
-    return LabelTable(names, bearers, list(mentioned), dict.fromkeys(names, place))
+            images_by_label.setdefault(name, []).append(image)
+    names = sorted(images_by_label)
+    return LabelTable(names, images_by_label, list(mentioned), dict.fromkeys(names, place))
 
 
 def _read_coco(text: str, place: str, labels: CocoLabels) -> LabelTable:
@@ -156,17 +156,17 @@ def _read_coco(text: str, place: str, labels: CocoLabels) -> LabelTable:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"{place}: is no COCO instances file ({what}); it holds images, categories and annotations"
+            f"{place}: not a COCO instances file ({what}); it holds images, categories and annotations"
         ) from error
     if len(set(names.values())) < len(names):
         raise DataError(f"{place}: two categories have the same name; rename one")
-    bearers: dict[str, list[str]] = {name: [] for name in names.values()}
+    images_by_label: dict[str, list[str]] = {name: [] for name in names.values()}
     for category, image in pairs:
         if category not in names:
             raise DataError(f"{place}: an annotation has the category {category}, which is not listed")
-        bearers[names[category]].append(files.get(image, f"image id {image}"))
+        images_by_label[names[category]].append(files.get(image, f"image id {image}"))
     listed = list(names.values())
-    return LabelTable(listed, bearers, list(files.values()), dict.fromkeys(listed, place))
+    return LabelTable(listed, images_by_label, list(files.values()), dict.fromkeys(listed, place))
 
 
 def _text(source: Source, member: str) -> str:
@@ -175,7 +175,7 @@ def _text(source: Source, member: str) -> str:
         return source.read(member).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{place}: is no UTF-8 text ({error.reason} at byte {error.start}); convert it"
+            f"{place}: not UTF-8 text ({error.reason} at byte {error.start}); convert it"
         ) from error
     except READ_ERRORS as error:
         raise DataError(f"{place}: cannot be read: {error}; copy it here again") from error

@@ -18,7 +18,7 @@ from pipeline.data.sources import Source, fingerprint, list_images, open_source,
 from pipeline.errors import PipelineError
 from pipeline.spec import DataSpec, LabelsSpec, ListSplit, TestSpec
 from pipeline.spec.identity import canonical, digest
-from pipeline.storage.files import found_json, write_json
+from pipeline.storage.files import read_json_or_empty, write_json
 
 PACK_VERSION = 1  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1
@@ -97,12 +97,12 @@ def packed_path(data_root: Path, identity: PackedIdentity) -> Path:
     path = folder / f"{identity.slug}-{identity.digest[:8]}"
     if not path.exists():
         for other in sorted(folder.glob(f"*-{identity.digest[:8]}")):
-            if is_whole(other, identity.digest):
+            if is_complete(other, identity.digest):
                 return other
     return path
 
 
-def is_whole(packed_dir: Path, expected_digest: str) -> bool:
+def is_complete(packed_dir: Path, expected_digest: str) -> bool:
     """True when every file of the set is there in its full size and the set is the wanted one."""
     dataset = read_dataset(packed_dir)
     if dataset is None or dataset["digest"] != expected_digest:
@@ -114,17 +114,17 @@ def is_whole(packed_dir: Path, expected_digest: str) -> bool:
 
 def read_dataset(packed_dir: Path) -> dict[str, Any] | None:
     """`dataset.json`, None where it is missing or unreadable."""
-    dataset = found_json(packed_dir / DATASET)
+    dataset = read_json_or_empty(packed_dir / DATASET)
     return dataset if dataset.get("version") == PACK_VERSION else None
 
 
 def split_identity(data: DataSpec) -> str:
-    """Digest of how the images are divided: the method, the lists' content, the unlabelled images."""
+    """Digest of how the images are divided: the method, the lists' content, the negative images."""
     split: dict[str, Any] = canonical(data.split)
     if isinstance(data.split, ListSplit):
         for name in ("train", "validation", "test"):
             split[name] = list_digest(getattr(data.split, name))
-    return digest([SPLIT_VERSION, split, canonical(data.unlabelled)])
+    return digest([SPLIT_VERSION, split, canonical(data.negatives)])
 
 
 def split_path(packed_dir: Path, data: DataSpec) -> Path:
@@ -154,7 +154,7 @@ def _checksum(source: Source, member: str) -> tuple[int, int]:
 
 def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> str:
     path = cache / f"{key[:32]}.json"
-    known = found_json(path)
+    known = read_json_or_empty(path)
     if known.get("key") == key:
         return str(known["digest"])
     value, trusted = compute()

@@ -23,7 +23,7 @@ class Mixing:
             self.draws_N5 = rng.random((images, 5), dtype=np.float32)
             self.mixup_N = rng.beta(spec.mixup, spec.mixup, images) if spec.mixup else np.ones(images)
             self.cutmix_N = rng.beta(spec.cutmix, spec.cutmix, images) if spec.cutmix else np.ones(images)
-        if spec.erase:
+        if spec.random_erasing:
             self.erase_N5 = seeded(seed, "erasing", epoch).random((images, 5), dtype=np.float32)
 
     def __call__(
@@ -32,10 +32,12 @@ class Mixing:
         """Normalised pictures and targets to mixed ones; a target is then anywhere in [0, 1]."""
         if self.spec.mixup or self.spec.cutmix:
             inputs_BCSS, targets_BK = self._mix(inputs_BCSS, targets_BK, positions_B)
-        if self.spec.erase:
+        if self.spec.random_erasing:
             draws_B5 = self.erase_N5[positions_B]
-            low, high = self.spec.erase_area
-            areas_B = np.where(draws_B5[:, 0] < self.spec.erase, low + (high - low) * draws_B5[:, 1], 0)
+            low, high = self.spec.random_erasing_area
+            areas_B = np.where(
+                draws_B5[:, 0] < self.spec.random_erasing, low + (high - low) * draws_B5[:, 1], 0
+            )
             ratios_B = np.exp(np.log(0.3) + (np.log(3.3) - np.log(0.3)) * draws_B5[:, 2])
             box_BSS, _ = _boxes(areas_B, ratios_B, draws_B5[:, 3:], inputs_BCSS.shape[-1])
             # 0 is the mean colour
@@ -54,7 +56,7 @@ class Mixing:
         circle = np.argsort(draws_B5[:, 0], kind="stable")
         partner_B = np.empty_like(circle)
         partner_B[circle] = np.roll(circle, 1)
-        mixed_B = draws_B5[:, 1] < self.spec.mix_share
+        mixed_B = draws_B5[:, 1] < self.spec.mix_fraction
         cut_B = mixed_B & ((draws_B5[:, 2] < 0.5) | (not self.spec.mixup)) & bool(self.spec.cutmix)
         blend_B = np.where(mixed_B & ~cut_B, self.mixup_N[positions_B], 1.0)
         areas_B = np.where(cut_B, 1 - self.cutmix_N[positions_B], 0.0)

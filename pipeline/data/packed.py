@@ -43,7 +43,7 @@ class PackedSet:
         remedy = f"delete {path} and run `make wrangle` again"
         dataset = read_dataset(path)
         if dataset is None:
-            raise DataError(f"{path}: is no packed data set of this version; {remedy}")
+            raise DataError(f"{path}: not a packed data set of this version; {remedy}")
         for name, expected in dataset["files"].items():
             file = path / name
             try:

@@ -15,7 +15,7 @@ _GPU_SHARE = 0.25  # of the memory that is free when training starts
 _ROWS = 2048  # read at a time
 
 
-class Pixels:
+class PixelCache:
     """The pixels of batches on a device.
 
     A CPU reads them from the page cache, which opening the set has filled: an array of our own would hold
@@ -39,9 +39,9 @@ class Pixels:
 
 
 @functools.lru_cache(maxsize=1)
-def pixels_on(packed: PackedSet, device: str) -> Pixels:
+def pixel_cache(packed: PackedSet, device: str) -> PixelCache:
     """The same for training and scoring: they are on the GPU once."""
-    return Pixels(packed, device)
+    return PixelCache(packed, device)
 
 
 def fits_on_gpu(size: int) -> bool:

@@ -20,18 +20,18 @@ def expected_repeats(spec: SamplingSpec, targets_NK: npt.NDArray[np.uint8]) -> n
     label, images without a label being one more label, and as many images as there are in all.
     """
     images = len(targets_NK)
-    blank_N = ~targets_NK.any(axis=1)
+    negative_N = ~targets_NK.any(axis=1)
     share_K = np.maximum(targets_NK.mean(axis=0), 1 / images)
     rarest_N = np.where(targets_NK > 0, share_K, 1.0).min(axis=1)
     repeats_N = np.ones(images)
     if spec.name == "repeat_factor":
         repeats_N = np.maximum(1.0, np.sqrt(spec.threshold / rarest_N))
-        repeats_N[blank_N] = 1.0
+        repeats_N[negative_N] = 1.0
     elif spec.name == "inverse_frequency":
-        rarest_N[blank_N] = max(blank_N.mean(), 1 / images)
+        rarest_N[negative_N] = max(negative_N.mean(), 1 / images)
         repeats_N = 1 / rarest_N
         repeats_N *= images / repeats_N.sum()
-    repeats_N[blank_N] *= spec.blanks
+    repeats_N[negative_N] *= spec.negatives
     return repeats_N
 
 

@@ -48,7 +48,7 @@ class Source:
 class _Folder(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        # a listing must see every file or fail: a folder one may not read is no empty folder
+        # a listing must see every file or fail: a folder one may not read is not an empty folder
         self.members = [
             str((folder / name).relative_to(path)).replace("\\", "/")
             for folder, _, names in _walk(path)
@@ -59,7 +59,7 @@ class _Folder(Source):
         path = self.path / member
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("is no regular file")  # reading a pipe or device might never end
+            raise OSError("not a regular file")  # reading a pipe or device might never end
         _refuse_huge(status.st_size)
         return path.read_bytes()
 
@@ -127,7 +127,7 @@ def open_source(path: str | Path) -> Source:
     except DAMAGE as error:
         size = path.stat().st_size
         raise DataError(
-            f"{path}: is cut short or no {path.suffix} archive ({error}; {size:,} bytes); copy it here again"
+            f"{path}: cut short or not a {path.suffix} archive ({error}; {size:,} bytes); copy it here again"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -135,7 +135,7 @@ def open_source(path: str | Path) -> Source:
         "unpack it to a .tar" if path.name.endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")) else "pack it"
     )
     raise DataError(
-        f"{path}: is no folder, .zip or .tar; {remedy} (a compressed tar cannot be read in place)"
+        f"{path}: not a folder, .zip or .tar; {remedy} (a compressed tar cannot be read in place)"
     )
 
 
@@ -193,7 +193,7 @@ def list_images(
         try:
             member.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{source.path}: the file name {member!r} is no UTF-8; rename it") from error
+            raise DataError(f"{source.path}: the file name {member!r} is not UTF-8; rename it") from error
         by_id[found] = ImageRef(found, member.rsplit("/", 1)[-1] if id_in_name else found, member)
     if not by_id:
         some = ", ".join(sorted(source.members)[:3]) or "nothing"
@@ -235,7 +235,7 @@ def finder(images: Sequence[ImageRef]) -> Callable[[str], int | None]:
 
 
 def read_list(path: Path) -> list[str]:
-    """The lines of a text file of ids or names, without blank ones."""
+    """The lines of a text file of ids or names, without empty lines."""
     try:
         return parse_list(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -243,7 +243,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def parse_list(body: bytes) -> list[str]:
-    """Like `read_list`, of bytes; ValueError where they are no text."""
+    """Like `read_list`, of bytes; ValueError where they are not text."""
     return [line.strip() for line in body.decode("utf-8-sig").splitlines() if line.strip()]
 
 

@@ -45,7 +45,7 @@ def make_split(data: DataSpec, packed: PackedSet) -> Split:
 
     An exact duplicate (equal pixels) of a validation or test image leaves training. Raises DataError
     where training or validation would be empty, an image would be in two splits, or a list names
-    images that are not there (more than `max_bad_share` of it).
+    images that are not there (more than `max_bad_fraction` of it).
     """
     rows = _divide(data, packed)
     left_out: dict[str, list[str]] = {}
@@ -60,24 +60,24 @@ def make_split(data: DataSpec, packed: PackedSet) -> Split:
     if len(others):
         left_out["in no split"] = [packed.names[row] for row in others]
     held_out = {packed.pixel_digests[row] for name in _NAMES[1:] for row in rows[name]}
-    twins_N = np.array([packed.pixel_digests[row] in held_out for row in rows["train"]], bool)
-    leave_out("train", twins_N, "copies in training of validation or test images")
-    blank_N = packed.labels_NK.sum(axis=1) == 0
-    policy = data.unlabelled
+    duplicate_N = np.array([packed.pixel_digests[row] in held_out for row in rows["train"]], bool)
+    leave_out("train", duplicate_N, "copies in training of validation or test images")
+    negative_N = packed.labels_NK.sum(axis=1) == 0
+    policy = data.negatives
     if policy.train != "keep":
-        blank_rows = np.flatnonzero(blank_N[rows["train"]])
-        keep = 0 if policy.train == "drop" else round(policy.train * len(blank_rows))
-        kept = seeded(policy.seed, "unlabelled").permutation(blank_rows)[:keep]
-        out_N = blank_N[rows["train"]].copy()
+        negative_rows = np.flatnonzero(negative_N[rows["train"]])
+        keep = 0 if policy.train == "drop" else round(policy.train * len(negative_rows))
+        kept = seeded(policy.seed, "unlabelled").permutation(negative_rows)[:keep]
+        out_N = negative_N[rows["train"]].copy()
         out_N[kept] = False
-        leave_out("train", out_N, "training images without a label (data.unlabelled.train)")
+        leave_out("train", out_N, "negative training images (data.negatives.train)")
     if policy.validation == "drop":
-        out_N = blank_N[rows["validation"]]
-        leave_out("validation", out_N, "validation images without a label (data.unlabelled.validation)")
+        out_N = negative_N[rows["validation"]]
+        leave_out("validation", out_N, "negative validation images (data.negatives.validation)")
     asked = _NAMES if getattr(data.split, "test", None) else _NAMES[:2]
     for name in asked:
         if len(rows[name]) == 0:
-            remedy = "correct data.split" + (" or data.unlabelled" if blank_N.any() else "")
+            remedy = "correct data.split" + (" or data.negatives" if negative_N.any() else "")
             raise DataError(f"{packed.path}: no image is left for {name} of {len(packed)}; {remedy}")
     return Split(rows["train"], rows["validation"], rows["test"], left_out)
 
@@ -91,7 +91,7 @@ def write_split(path: Path, split: Split, packed: PackedSet) -> None:
         if len(rows):
             counts[name] = {
                 "images": len(rows),
-                "blank": int((labels_NK.sum(axis=1) == 0).sum()),
+                "negative": int((labels_NK.sum(axis=1) == 0).sum()),
                 "labels": dict(
                     zip(packed.labels, labels_NK.sum(axis=0, dtype=np.int64).tolist(), strict=True)
                 ),
@@ -118,7 +118,7 @@ def read_split(path: Path) -> Split:
 def _divide(data: DataSpec, packed: PackedSet) -> dict[str, Rows]:
     split = data.split
     if isinstance(split, ListSplit):
-        return _by_lists(split, packed, data.max_bad_share)
+        return _by_lists(split, packed, data.max_bad_fraction)
     if isinstance(split, RangeSplit):
         return _by_ranges(split, packed)
     shares = (1 - split.validation - split.test, split.validation, split.test)
@@ -144,8 +144,8 @@ def stratify(
     of Multi-Label Data", ECML PKDD 2011). Images without a label are dealt out last, as one more label.
     """
     images = len(labels_NK)
-    blank_N1 = (labels_NK.sum(axis=1, keepdims=True) == 0).astype(np.uint8)
-    labels_NK = np.hstack([labels_NK, blank_N1])
+    negative_N1 = (labels_NK.sum(axis=1, keepdims=True) == 0).astype(np.uint8)
+    labels_NK = np.hstack([labels_NK, negative_N1])
     share_S = np.asarray(shares, float)
     wanted_SK = share_S[:, None] * labels_NK.sum(axis=0)[None]  # still lacking, by part and label
     room_S = share_S * images
@@ -164,7 +164,7 @@ def stratify(
     return part_N
 
 
-def _by_lists(split: ListSplit, packed: PackedSet, max_bad_share: float) -> dict[str, Rows]:
+def _by_lists(split: ListSplit, packed: PackedSet, max_bad_fraction: float) -> dict[str, Rows]:
     find = finder([ImageRef(i, name, name) for i, name in zip(packed.ids, packed.names, strict=True)])
     taken: dict[int, str] = {}
     rows: dict[str, Rows] = {}
@@ -173,10 +173,10 @@ def _by_lists(split: ListSplit, packed: PackedSet, max_bad_share: float) -> dict
         references = read_list(Path(path)) if path else []
         found = [(reference, find(reference)) for reference in references]
         unknown = [reference for reference, row in found if row is None]
-        if len(unknown) > max_bad_share * len(references):
+        if len(unknown) > max_bad_fraction * len(references):
             raise DataError(
                 f"{path}: {len(unknown)} of {len(references)} entries name no usable image, more than "
-                f"data.max_bad_share {max_bad_share:g} allows; the first: {', '.join(unknown[:5])}"
+                f"data.max_bad_fraction {max_bad_fraction:g} allows; the first: {', '.join(unknown[:5])}"
             )
         for reference, row in found:
             if row is not None and taken.setdefault(row, name) != name:
@@ -191,7 +191,7 @@ def _by_ranges(split: RangeSplit, packed: PackedSet) -> dict[str, Rows]:
     words = [i for i in packed.ids if not i.isdecimal()]
     if words:
         raise DataError(
-            f"{packed.path}: the id {words[0]!r} is no number; data.split ranges need numeric ids"
+            f"{packed.path}: the id {words[0]!r} is not a number; data.split ranges need numeric ids"
         )
     id_N = np.array([int(i) for i in packed.ids], object)  # ids may be longer than 64 bits
     member_of: dict[str, npt.NDArray[np.bool_]] = {}

@@ -25,7 +25,7 @@ from pipeline.data.layout import (
     LABELS,
     PACK_VERSION,
     REPORT,
-    is_whole,
+    is_complete,
     labels_source,
     origin,
     packed_identity,
@@ -54,13 +54,13 @@ _CHUNK = 64  # images a task: large enough to hide its hand-over, small enough f
 def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int | None = None) -> Path:
     """Pack the images and labels of a spec under `data_root`, unless that is done; returns the folder.
 
-    The folder appears whole or not at all. Raises DataError when more than `max_bad_share` of the
+    The folder appears complete or not at all. Raises DataError when more than `max_bad_fraction` of the
     images cannot be used, or of the labels' references name no image; what is below is set aside and
     listed in `wrangle_report.json`.
     """
     identity = packed_identity(data, data_root / "digests", test=test)
     target = packed_path(data_root, identity)
-    if is_whole(target, identity.digest):
+    if is_complete(target, identity.digest):
         return target
     part = origin(data, test=test)
     source_path = Path(part.source)
@@ -134,7 +134,7 @@ def _flushed(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _mentioned(images: list[ImageRef], table: LabelTable) -> tuple[list[ImageRef], list[str]]:
-    """The images the label file speaks of, and the names of those it does not: not blank, but unknown."""
+    """The images the label file speaks of, and the names of those it does not: not negative, but unknown."""
     if table.mentioned is None:
         return images, []
     find = finder(images)
@@ -214,7 +214,7 @@ def _put_in_place(folder: Path, target: Path, digest: str) -> None:
     except OSError:
         if not target.exists():
             raise
-        if not is_whole(target, digest):  # else another process was first
+        if not is_complete(target, digest):  # else another process was first
             damaged = target.with_name(f".{target.name}.damaged-{os.getpid()}")
             target.rename(damaged)
             folder.rename(target)

@@ -36,11 +36,11 @@ def build_report(
     table: LabelTable,
     labels_NK: npt.NDArray[np.uint8],
 ) -> dict[str, Any]:
-    """The report of a packed set of N images: what is left out and why, label counts, pairs, blanks, duplicates."""
+    """The report of a packed set of N images: what is left out and why, label counts and pairs, duplicates."""
     groups: dict[str, list[str]] = {}
     for name, pixels in zip(names, pixel_digests, strict=True):
         groups.setdefault(pixels, []).append(name)
-    twins = [twin_names for twin_names in groups.values() if len(twin_names) > 1]
+    duplicates = [names for names in groups.values() if len(names) > 1]
     unknown = problems.unknown
     counts = labels_NK.sum(axis=0, dtype=np.int64)
     together_KK = labels_NK.T.astype(np.int64) @ labels_NK.astype(np.int64)
@@ -55,9 +55,9 @@ def build_report(
             "by_label": dict(Counter(label for label, _ in unknown)),
             "examples": [f"{table.read_from[label]}: {reference}" for label, reference in unknown[:_SHOWN]],
         },
-        "exact_duplicates": {"groups": len(twins), "examples": twins[:_SHOWN]},
+        "exact_duplicates": {"groups": len(duplicates), "examples": duplicates[:_SHOWN]},
         "label_counts": dict(zip(table.labels, counts.tolist(), strict=True)),
-        "blank_share": float((labels_NK.sum(axis=1) == 0).mean()) if table.labels else None,
+        "negative_fraction": float((labels_NK.sum(axis=1) == 0).mean()) if table.labels else None,
         "labels_per_image": float(labels_NK.sum(axis=1).mean()) if table.labels else None,
         "co_occurrence": dict(zip(table.labels, together_KK.tolist(), strict=True)),
     }
@@ -70,15 +70,15 @@ def _listed(entries: Sequence[str]) -> dict[str, Any]:
 def refuse_if_bad(
     report: dict[str, Any], table: LabelTable, data: DataSpec, source: Path, *, test: bool
 ) -> None:
-    """Raise a DataError where more is wrong than `max_bad_share` allows, or a label has no image at all."""
+    """Raise a DataError where more is wrong than `max_bad_fraction` allows, or a label has no image at all."""
     if not test:
         for label in table.labels:
-            if not table.bearers[label]:
+            if not table.images_by_label[label]:
                 raise DataError(
-                    f"{table.read_from[label]}: no image bears the label {label!r}; nothing can be learnt from "
+                    f"{table.read_from[label]}: no image has the label {label!r}; nothing can be learnt from "
                     "that. Fill the file, or remove the label"
                 )
-    references = sum(len(bearers) for bearers in table.bearers.values())
+    references = sum(len(references) for references in table.images_by_label.values())
     listed = report["images"] + report["listed_but_missing"]["count"]
     shares = (
         ("quarantined", "images cannot be decoded", listed),
@@ -92,11 +92,11 @@ def refuse_if_bad(
     )
     for key, what, total in shares:
         count = report[key]["count"]
-        if count > data.max_bad_share * total:
+        if count > data.max_bad_fraction * total:
             examples = "\n  ".join(report[key]["examples"][:5])
             raise DataError(
-                f"{source}: {count} of {total} {what}, more than data.max_bad_share "
-                f"{data.max_bad_share:g} allows; correct the data, or raise it to set them aside. The first:\n"
+                f"{source}: {count} of {total} {what}, more than data.max_bad_fraction "
+                f"{data.max_bad_fraction:g} allows; correct the data, or raise it to set them aside. The first:\n"
                 f"  {examples}"
             )
 
@@ -116,5 +116,5 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f"  {report['exact_duplicates']['groups']} groups of exact duplicates")
     if report["label_counts"]:
         counts = ", ".join(f"{label} {count}" for label, count in report["label_counts"].items())
-        lines.append(f"  {100 * report['blank_share']:.1f} % blank; {counts}")
+        lines.append(f"  {100 * report['negative_fraction']:.1f} % negative images; {counts}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What validation scores are worth: decided, measured in three views with intervals, beside baselines. Torch-free."""
+"""What validation scores are worth: decided, measured in three variants, beside baselines. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.data.splits import Split
 from pipeline.evaluation.leaderboard import Row
 from pipeline.metrics.bootstrap import bootstrap, intervals
 from pipeline.metrics.calibration import ece, reliability
-from pipeline.metrics.decision_rule import Rule, Validation, cross_fitted
+from pipeline.metrics.decision_rule import DecisionRule, Validation, out_of_fold_decisions
 from pipeline.metrics.multilabel import Decisions, Scores, absent_labels, all_metrics, per_label
 from pipeline.metrics.thresholds import decide
 from pipeline.seeding import seeded
@@ -24,7 +24,7 @@ from pipeline.storage.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class CellEvaluation:
     """A measured cell: its row, what it was validated on, and `select_by` under each bootstrap resample."""
 
     row: Row
@@ -37,21 +37,21 @@ class Evaluated:
         return absent_labels(self.validation.labels, self.validation.targets_NK)
 
 
-def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> Evaluated:
+def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> CellEvaluation:
     """Measure a finished cell and write its report.json; raises CheckpointError where an artifact is damaged."""
     for path in (run.spec, run.provenance, run.metrics):
         run.verify(path)
     return measure(run, "done", Validation.read(run), evaluate)
 
 
-def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateSpec) -> Evaluated:
+def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateSpec) -> CellEvaluation:
     """Decide and measure scores, and write report.json into `run`."""
     labels, scores_NK, targets_NK = validation.labels, validation.scores_NK, validation.targets_NK
     at50_NK = decide(scores_NK, np.full(len(labels), 0.5, np.float32))
-    rule = Rule.fit(evaluate, scores_NK, targets_NK)
-    decisions_NK, calibrated_NK = cross_fitted(evaluate, scores_NK, targets_NK)
+    rule = DecisionRule.fit(evaluate, scores_NK, targets_NK)
+    decisions_NK, calibrated_NK = out_of_fold_decisions(evaluate, scores_NK, targets_NK)
     resampled = bootstrap(scores_NK, decisions_NK, targets_NK)
-    metrics = views(scores_NK, decisions_NK, at50_NK, targets_NK) | intervals(resampled)
+    metrics = metric_variants(scores_NK, decisions_NK, at50_NK, targets_NK) | intervals(resampled)
     report = {
         "cell": run.name,
         "images": len(validation.ids),
@@ -64,7 +64,7 @@ def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateS
         "per_label": per_label(labels, scores_NK, decisions_NK, targets_NK, rule.thresholds_K),
     }
     write_json(run.report, report)
-    return Evaluated(Row(run.name, state, metrics=metrics), validation, resampled[evaluate.select_by])
+    return CellEvaluation(Row(run.name, state, metrics=metrics), validation, resampled[evaluate.select_by])
 
 
 def baselines(packed: PackedSet, split: Split) -> list[Row]:
@@ -79,13 +79,13 @@ def baselines(packed: PackedSet, split: Split) -> list[Row]:
         ("baseline-blank", blank_NK.astype(np.float32), blank_NK),
         ("baseline-prior", prior_NK, drawn_NK),
     ):
-        metrics = views(scores_NK, decisions_NK, decisions_NK, targets_NK)
+        metrics = metric_variants(scores_NK, decisions_NK, decisions_NK, targets_NK)
         metrics |= intervals(bootstrap(scores_NK, decisions_NK, targets_NK))
         rows.append(Row(name, "baseline", metrics=metrics))
     return rows
 
 
-def views(
+def metric_variants(
     scores_NK: Scores, decisions_NK: Decisions, at50_NK: Decisions, targets_NK: Decisions
 ) -> dict[str, float]:
     """Every metric by the spec's rule, at threshold 0.5 (`_at50`), and on images with a label (`_labelled`)."""

@@ -11,9 +11,15 @@ import numpy as np
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import CheckpointError, SubmissionError
-from pipeline.evaluation.cell import Evaluated, baselines, evaluate_cell, measure
+from pipeline.evaluation.cell import CellEvaluation, baselines, evaluate_cell, measure
 from pipeline.evaluation.leaderboard import COMPARISON_COLUMNS, SEED_COLUMNS, Row, rank, write_leaderboard
-from pipeline.evaluation.selection import ENSEMBLE, Evaluation, choose, redraw, tables
+from pipeline.evaluation.selection import (
+    ENSEMBLE,
+    EvaluationInputs,
+    resolve_selection,
+    rewrite_report,
+    tables,
+)
 from pipeline.metrics.bootstrap import Contender, compare, over_seeds
 from pipeline.metrics.decision_rule import Validation
 from pipeline.spec import LOWER_IS_BETTER, METRICS, TopCells
@@ -25,21 +31,21 @@ _COMPARED = 20  # cells, the best ones
 
 
 def evaluate_experiment(
-    evaluation: Evaluation,
+    evaluation: EvaluationInputs,
     *,
-    best_by: str,
+    monitor: str,
     packed_dir: Path,
     split_file: Path,
     reasons: Mapping[str, str],
 ) -> None:
     """Write report.json of every finished cell, the tables, selected.json, report.html.
 
-    A cell that is not whole has a row that says why, and stops nobody; `reasons` knows more than its
+    A cell that is not complete has a row that says why, and stops nobody; `reasons` knows more than its
     manifest, where its process could not say.
     """
     experiment, evaluate = evaluation.experiment, evaluation.evaluate
     rows: list[Row] = []
-    measured: dict[str, list[Evaluated]] = {}  # by name without the seed
+    measured: dict[str, list[CellEvaluation]] = {}  # by name without the seed
     codes: set[str] = set()
     for name, identity, without_seed in evaluation.cells:
         run = RunDir(experiment.path / name)
@@ -47,28 +53,38 @@ def evaluate_experiment(
         try:
             if reason is not None:
                 raise CheckpointError(_why(reason, reasons.get(name)))
-            found = evaluate_cell(run, evaluate)
+            cell_evaluation = evaluate_cell(run, evaluate)
         except CheckpointError as error:
             rows.append(_row_without_metrics(name, str(error), known=str(error) != reason or name in reasons))
             continue
-        rows.append(found.row)
+        rows.append(cell_evaluation.row)
         codes.add(run.code_digest())
-        measured.setdefault(without_seed, []).append(found)
+        measured.setdefault(without_seed, []).append(cell_evaluation)
     # every byte of the pixels was verified where they were read; here only labels are used
     rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
     ensemble = _ensemble(evaluation, measured)
-    rows += [ensemble.found.row] if ensemble.found else []
+    rows += [ensemble.evaluated.row] if ensemble.evaluated else []
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
     _write_seeds(experiment, measured)
-    comparable = len({found.validation.digest for group in measured.values() for found in group}) <= 1
-    together = {ENSEMBLE: [ensemble.found]} if ensemble.found else {}
-    _write_comparisons(experiment, measured | together if comparable else {}, evaluate.select_by)
-    absent = sorted({label for group in measured.values() for found in group for label in found.absent})
+    comparable = (
+        len({cell_evaluation.validation.digest for group in measured.values() for cell_evaluation in group})
+        <= 1
+    )
+    extra = {ENSEMBLE: [ensemble.evaluated]} if ensemble.evaluated else {}
+    _write_comparisons(experiment, measured | extra if comparable else {}, evaluate.select_by)
+    absent = sorted(
+        {
+            label
+            for group in measured.values()
+            for cell_evaluation in group
+            for label in cell_evaluation.absent
+        }
+    )
     selected = experiment.read_selected() | {
         "inputs": evaluation.inputs,
         "select_by": evaluate.select_by,
         "evaluate": evaluate.model_dump(mode="json"),
-        "best_by": best_by,
+        "monitor": monitor,
         "packed": str(packed_dir),
         "split": str(split_file),
         "comparable": comparable,
@@ -78,22 +94,28 @@ def evaluate_experiment(
         "codes": sorted(codes),
         "tables": tables(experiment),
     }
-    write_json(experiment.selected, choose(experiment, selected, None))
-    redraw(experiment, [name for name, _, _ in evaluation.cells])
+    write_json(experiment.selected, resolve_selection(experiment, selected, None))
+    rewrite_report(experiment, [name for name, _, _ in evaluation.cells])
 
 
 @dataclass(frozen=True)
 class _Ensemble:
     members: list[str] = field(default_factory=list)  # none: the best cell alone
-    found: Evaluated | None = None
+    evaluated: CellEvaluation | None = None
     problem: str | None = None  # why what `submission.cells` asks for cannot be
 
 
-def _ensemble(evaluation: Evaluation, measured: Mapping[str, Sequence[Evaluated]]) -> _Ensemble:
+def _ensemble(evaluation: EvaluationInputs, measured: Mapping[str, Sequence[CellEvaluation]]) -> _Ensemble:
     """The cells of `submission.cells`, and their mean scores decided and measured like a cell's."""
     cells, evaluate = evaluation.submission.cells, evaluation.evaluate
-    rows = rank([found.row for group in measured.values() for found in group], evaluate.select_by)
-    by_name = {found.row.cell: found.validation for group in measured.values() for found in group}
+    rows = rank(
+        [cell_evaluation.row for group in measured.values() for cell_evaluation in group], evaluate.select_by
+    )
+    by_name = {
+        cell_evaluation.row.cell: cell_evaluation.validation
+        for group in measured.values()
+        for cell_evaluation in group
+    }
     if cells == "best" or not rows:
         return _Ensemble()
     if isinstance(cells, TopCells):
@@ -116,10 +138,14 @@ def _ensemble(evaluation: Evaluation, measured: Mapping[str, Sequence[Evaluated]
     return _Ensemble(members, measure(run, ENSEMBLE, validation, evaluate))
 
 
-def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]]) -> None:
+def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[CellEvaluation]]) -> None:
     """Mean and spread of every cell that was trained with several seeds; no file where none was."""
     table = [
-        {"cell": name, "seeds": len(group), **over_seeds([found.row.metrics for found in group], METRICS)}
+        {
+            "cell": name,
+            "seeds": len(group),
+            **over_seeds([cell_evaluation.row.metrics for cell_evaluation in group], METRICS),
+        }
         for name, group in sorted(measured.items())
         if len(group) > 1
     ]
@@ -130,13 +156,13 @@ def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Eval
 
 
 def _write_comparisons(
-    experiment: ExperimentDir, measured: Mapping[str, Sequence[Evaluated]], metric: str
+    experiment: ExperimentDir, measured: Mapping[str, Sequence[CellEvaluation]], metric: str
 ) -> None:
     """The best cells two by two, the seeds of one taken together."""
     contenders = []
     for name, group in measured.items():
-        values = tuple(found.row.metrics[metric] for found in group)
-        resampled_R = np.mean([found.resampled_R for found in group], axis=0)
+        values = tuple(cell_evaluation.row.metrics[metric] for cell_evaluation in group)
+        resampled_R = np.mean([cell_evaluation.resampled_R for cell_evaluation in group], axis=0)
         contenders.append(Contender(name if len(group) > 1 else group[0].row.cell, values, resampled_R))
     lower = metric in LOWER_IS_BETTER
     contenders.sort(key=lambda c: (c.value if lower else -c.value, c.name))
@@ -154,5 +180,5 @@ def _row_without_metrics(name: str, why: str, *, known: bool) -> Row:
 
 def _why(reason: str, known: str | None) -> str:
     """What the cell itself said, unless it only says that it was killed and somebody knows more."""
-    said = reason.startswith(("failed: ", "diverged: ")) and not reason.startswith("failed: killed by")
-    return reason if said or not known else known
+    explained = reason.startswith(("failed: ", "diverged: ")) and not reason.startswith("failed: killed by")
+    return reason if explained or not known else known

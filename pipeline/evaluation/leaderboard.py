@@ -13,10 +13,10 @@ from pipeline.errors import CheckpointError
 from pipeline.spec import LOWER_IS_BETTER, METRICS
 from pipeline.storage.tables import read_table, write_table
 
-VIEWS = ("", "_at50", "_labelled")
+VARIANTS = ("", "_at50", "_labelled")
 COLUMNS = (
     *("cell", "state", "error"),
-    *(f"{name}{view}" for view in VIEWS for name in METRICS),
+    *(f"{name}{variant}" for variant in VARIANTS for name in METRICS),
     *(f"{name}_{end}" for name in METRICS for end in ("lo", "hi")),  # 95 %, bootstrap over the images
 )
 SEED_COLUMNS = ("cell", "seeds", *(f"{name}_{what}" for name in METRICS for what in ("mean", "sd")))
@@ -77,7 +77,7 @@ def format_table(rows: Sequence[Mapping[str, str]], select_by: str, selected: Co
 
 
 def format_comparisons(rows: Sequence[Mapping[str, str]]) -> str:
-    """Which cells are really better than which, a line per cell that is better than another."""
+    """Which cells are significantly better than which, a line per cell that is better than another."""
     if not rows:
         return ""
     better: dict[str, list[str]] = {}
@@ -87,10 +87,10 @@ def format_comparisons(rows: Sequence[Mapping[str, str]]) -> str:
     names = list(dict.fromkeys([row["a"] for row in rows] + [row["b"] for row in rows]))
     head = f"by {rows[0]['metric']}, paired bootstrap, p < 0.05 after Holm's correction for {len(rows)} pairs"
     if not better:
-        return f"{head}: no two of these {len(names)} can be told apart"
-    lines = [f"really better ({head}):"]
+        return f"{head}: no significant difference between: {', '.join(names)}"
+    lines = [f"{head}:"]
     for name, beaten in better.items():
         rest = [other for other in names[names.index(name) + 1 :] if other not in beaten]
         text = "all below it" if not rest else ", ".join(beaten)
-        lines.append(f"  {name}: than {text}")
+        lines.append(f"  {name} is significantly better than: {text}")
     return "\n".join(lines)

@@ -14,8 +14,8 @@ from pipeline.errors import CheckpointError
 from pipeline.evaluation.submission import TestImages, is_predicted, made_of, test_rows
 from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.models.device import Settled
-from pipeline.models.scoring import Scorer, score_together
+from pipeline.models.device import ExecutionConfig
+from pipeline.models.scoring import Scorer, compute_scores
 from pipeline.spec import ModelSpec
 from pipeline.storage.files import atomic_write
 from pipeline.storage.run_dir import RunDir
@@ -23,15 +23,15 @@ from pipeline.storage.run_dir import RunDir
 
 def load_scorer(best: dict[str, Any], device: str) -> Scorer:
     """The network of a best checkpoint with its weights, on the device, ready to score."""
-    settled = Settled.choose(device, best["precision"], None)
-    settled.apply()
+    execution = ExecutionConfig.choose(device, best["precision"], None)
+    execution.apply()
     model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
     net = build_model(model, len(best["labels"]), best["preprocessing"]["image_px"])
     net.load_state_dict(best["model"])
-    net = net.to(settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
+    net = net.to(execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
     preprocessing = best["preprocessing"]
     flips = preprocessing.get("flips", False)  # checkpoints of before 24 November 2026 have none
-    return Scorer(net, preprocessing["image_px"], settled, flips)
+    return Scorer(net, preprocessing["image_px"], execution, flips)
 
 
 def predict(runs: Sequence[RunDir], tests: Mapping[str, TestImages], *, device: str = "auto") -> None:
@@ -54,8 +54,8 @@ def _predict(runs: Sequence[RunDir], packed_dir: Path, split_file: Path | None, 
     rows = test_rows(packed, split_file)
     checkpoints = [_fitting(run, packed) for run in runs]
     scorers = [load_scorer(best, device) for best in checkpoints]
-    together = score_together(scorers, packed, rows)
-    for run, best, scored in zip(runs, checkpoints, together, strict=True):
+    scores = compute_scores(scorers, packed, rows)
+    for run, best, scored in zip(runs, checkpoints, scores, strict=True):
         with atomic_write(run.scores_test) as file:
             np.savez(
                 file,
@@ -72,11 +72,14 @@ def _predict(runs: Sequence[RunDir], packed_dir: Path, split_file: Path | None, 
 def _fitting(run: RunDir, packed: PackedSet) -> dict[str, Any]:
     """The cell's best checkpoint, if it was trained on pictures packed like these."""
     best = load_checkpoint(run.verify(run.checkpoint_best))
-    wanted = best["preprocessing"]
-    trained_on, here = (wanted["packed_px"], wanted["resize"]), (packed.size_px, packed.resize)
-    if trained_on != here:
+    preprocessing = best["preprocessing"]
+    trained_on, packed_as = (
+        (preprocessing["packed_px"], preprocessing["resize"]),
+        (packed.size_px, packed.resize),
+    )
+    if trained_on != packed_as:
         raise CheckpointError(
             f"{run.checkpoint_best}: trained on pictures packed at {trained_on[0]} px ({trained_on[1]}), the test "
-            f"set is packed at {here[0]} px ({here[1]}); use one data.size_px and data.resize for both"
+            f"set is packed at {packed_as[0]} px ({packed_as[1]}); use one data.size_px and data.resize for both"
         )
     return best

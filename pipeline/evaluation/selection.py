@@ -1,6 +1,6 @@
 """What an experiment came to: the selected cell, and whether the tables are those of its cells. No numpy.
 
-Planning and looking read this room; `pipeline.evaluation.experiment` writes what it reads.
+Planning and status read this module; `pipeline.evaluation.experiment` writes what it reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENSEMBLE = "ensemble"  # the row and folder of several cells' mean scores
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationInputs:
     """What a leaderboard is made of: cells as (folder name, identity, name without the seed), the rule, the data."""
 
     experiment: ExperimentDir
@@ -54,7 +54,7 @@ class Evaluation:
         return made and selected.get("tables") == tables(self.experiment)
 
 
-def show(experiment: ExperimentDir, select_by: str) -> str:
+def format_leaderboard(experiment: ExperimentDir, select_by: str) -> str:
     """The leaderboard as text."""
     selected = experiment.read_selected()
     table = format_table(
@@ -62,15 +62,15 @@ def show(experiment: ExperimentDir, select_by: str) -> str:
         select_by,
         [selected.get("cell", ""), *selected.get("cells", ())],
     )
-    told = format_comparisons(read_table(experiment.comparisons))
-    table += f"\n{told}" if told else ""
+    comparisons = format_comparisons(read_table(experiment.comparisons))
+    table += f"\n{comparisons}" if comparisons else ""
     if selected.get("ensemble"):
         table += f"\n{ENSEMBLE}: mean scores of {', '.join(selected['ensemble'])}"
     if selected.get("problem"):
         table += f"\nnote: {selected['problem']}"
     if selected.get("absent_labels"):
         absent = ", ".join(selected["absent_labels"])
-        table += f"\nnote: no validation image bears {absent}: left out of the macro averages"
+        table += f"\nnote: no validation image has the label {absent}: left out of the macro averages"
     if not selected.get("comparable", True):
         table += "\nnote: these cells were validated on different images; compare them with care"
     if len(selected.get("codes", ())) > 1:
@@ -89,17 +89,17 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
         raise SubmissionError(f"{experiment.path}: nothing is ranked yet; run `make grid` first")
     if selected.get("tables") != tables(experiment):
         raise SubmissionError(f"{experiment.leaderboard}: is damaged or edited; `make grid` writes it anew")
-    chosen = choose(experiment, selected | {"picked_by": "best"}, picked)
+    chosen = resolve_selection(experiment, selected | {"picked_by": "best"}, picked)
     if "cell" not in chosen:
         raise SubmissionError(
             chosen.get("problem") or f"{experiment.leaderboard}: no cell has finished; see their logs"
         )
     write_json(experiment.selected, chosen)
-    redraw(experiment)
+    rewrite_report(experiment)
     return str(chosen["cell"])
 
 
-def redraw(experiment: ExperimentDir, planned: Sequence[str] = ()) -> None:
+def rewrite_report(experiment: ExperimentDir, planned: Sequence[str] = ()) -> None:
     """Write report.html anew; `planned` names the cells that are still to come."""
     from pipeline.report import write_report  # which draws, with what planning need not import
 
@@ -117,7 +117,9 @@ def selected_cells(experiment: ExperimentDir) -> list[RunDir]:
     return [RunDir(experiment.path / name) for name in selected["cells"]]
 
 
-def choose(experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir | None) -> dict[str, Any]:
+def resolve_selection(
+    experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir | None
+) -> dict[str, Any]:
     """`selected` with the user's pick while it is valid, else the ensemble asked for, else the best cell."""
     rows = read_leaderboard(experiment.leaderboard)
     done = {row["cell"]: row for row in rows if row["state"] == "done"}

@@ -15,7 +15,7 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
-from pipeline.metrics.decision_rule import Rule, Validation, mean_scores
+from pipeline.metrics.decision_rule import DecisionRule, Validation, mean_scores
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.spec import EvaluateSpec
 from pipeline.storage.files import write_csv
@@ -45,7 +45,7 @@ def made_of(run: RunDir, packed_dir: Path, split_file: Path | None) -> str:
 
 
 def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool:
-    """True when `scores_test.npz` is there, whole, and made of the present checkpoint and images."""
+    """True when `scores_test.npz` is there, complete, and made of the present checkpoint and images."""
     try:
         with run.scores_test.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in file.files}  # reading compares each with its CRC
@@ -66,7 +66,7 @@ def make_submission(
     are not of a run's present checkpoint are refused.
     """
     rule_of = Validation.mean([Validation.read(run) for run in runs])
-    rule = Rule.fit(evaluate, rule_of.scores_NK, rule_of.targets_NK)
+    rule = DecisionRule.fit(evaluate, rule_of.scores_NK, rule_of.targets_NK)
     packed = PackedSet.open(tests[runs[0].name][0])
     rows = test_rows(packed, tests[runs[0].name][1])
     names = [packed.names[row] for row in rows]
@@ -88,10 +88,10 @@ def make_submission(
     write_submission(experiment.submission, names, labels, decisions_NK)
     check_submission(experiment.submission, names, labels, decisions_NK)
     positives = decisions_NK.sum(axis=1)
-    whose = runs[0].name if len(runs) == 1 else f"the mean scores of {', '.join(run.name for run in runs)}"
+    cells = runs[0].name if len(runs) == 1 else f"the mean scores of {', '.join(run.name for run in runs)}"
     lines = [
-        f"  {len(names)} images x {len(labels)} labels from {whose}, {rule.text}: "
-        f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % blank; checked",
+        f"  {len(names)} images x {len(labels)} labels from {cells}, {rule.text}: "
+        f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % without a label; checked",
     ]
     metrics = None
     if list(packed.labels) == labels:

@@ -37,36 +37,38 @@ def resample_counts(images: int) -> npt.NDArray[np.float32]:
 def bootstrap(scores_NK: Scores, decisions_NK: Decisions, targets_NK: Decisions) -> Resampled:
     """Every metric of `METRICS` on each of the resamples of the images (Efron 1979)."""
     weights_RN = resample_counts(len(targets_NK))
-    decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
-    stacked = np.concatenate([decided & true, decided, true], axis=1).astype(np.float32)
-    hits_RK, decided_RK, true_RK = np.split((weights_RN @ stacked).astype(np.float64), 3, axis=1)
-    values = label_metrics(WeightedCounts(hits_RK, decided_RK, true_RK))
-    per_image = image_metrics(scores_NK, decided, true)
+    predicted, actual = decisions_NK.astype(bool), targets_NK.astype(bool)
+    stacked = np.concatenate([predicted & actual, predicted, actual], axis=1).astype(np.float32)
+    true_positives_RK, predicted_RK, actual_RK = np.split(
+        (weights_RN @ stacked).astype(np.float64), 3, axis=1
+    )
+    values = label_metrics(WeightedCounts(true_positives_RK, predicted_RK, actual_RK))
+    per_image = image_metrics(scores_NK, predicted, actual)
     means = weights_RN @ np.stack(list(per_image.values()), axis=1).astype(np.float32) / len(targets_NK)
     values |= dict(zip(per_image, means.T.astype(np.float64), strict=True))
     ap_RK = np.stack(
-        [_average_precision(s, t, weights_RN) for s, t in zip(scores_NK.T, true.T, strict=True)], axis=1
+        [_average_precision(s, t, weights_RN) for s, t in zip(scores_NK.T, actual.T, strict=True)], axis=1
     )
     present = np.isfinite(ap_RK)
     values["map_macro"] = np.where(present, ap_RK, 0).sum(1) / np.maximum(present.sum(1), 1)
-    image_of = np.repeat(np.arange(len(true)), true.shape[1])
+    image_of = np.repeat(np.arange(len(actual)), actual.shape[1])
     values["map_micro"] = np.nan_to_num(
-        _average_precision(scores_NK.ravel(), true.ravel(), weights_RN, image_of)
+        _average_precision(scores_NK.ravel(), actual.ravel(), weights_RN, image_of)
     )
     return {name: values[name] for name in METRICS}
 
 
 def _average_precision(
     scores_N: Scores,
-    true_N: npt.NDArray[np.bool_],
+    actual_N: npt.NDArray[np.bool_],
     weights_RN: npt.NDArray[np.float32],
     image_of: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float64]:
     """(R,): average precision under each resample, equal scores taken together; NaN without a true image."""
     order = np.argsort(-scores_N, kind="stable")
-    ranked, true_N = scores_N[order], true_N[order]
+    ranked, actual_N = scores_N[order], actual_N[order]
     order = order if image_of is None else image_of[order]
-    at = np.flatnonzero(true_N)
+    at = np.flatnonzero(actual_N)
     # precision at a true image counts all that score as high: up to the last of its tie
     last = (len(ranked) - np.searchsorted(ranked[::-1], ranked[at])) - 1
     result_R = np.full(len(weights_RN), np.nan)
@@ -78,9 +80,9 @@ def _average_precision(
         weights = weights_RN[chunk][:, order]
         own = weights[:, at]
         below = np.cumsum(weights, axis=1, dtype=np.float32)[:, last]  # whole numbers: exact below 2**24
-        hits = np.cumsum(own, axis=1, dtype=np.float32)[:, hits_at]
+        true_positives = np.cumsum(own, axis=1, dtype=np.float32)[:, hits_at]
         total = own.sum(axis=1, dtype=np.float64)
-        precision = np.divide(hits, below, out=np.zeros_like(hits), where=below > 0)
+        precision = np.divide(true_positives, below, out=np.zeros_like(true_positives), where=below > 0)
         with np.errstate(invalid="ignore"):
             result_R[chunk] = (own * precision).sum(axis=1, dtype=np.float64) / total
     return result_R
@@ -138,7 +140,7 @@ def compare(contenders: Sequence[Contender], metric: str, *, lower_is_better: bo
             rows.append(row | {"lo": difference - half, "hi": difference + half, "p": p})
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_corrected"] = corrected
-        row["verdict"] = "a is better" if corrected < 1 - LEVEL else "not told apart"
+        row["verdict"] = "a is better" if corrected < 1 - LEVEL else "no significant difference"
     return rows
 
 

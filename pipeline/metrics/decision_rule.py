@@ -65,23 +65,23 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """Calibration, then a threshold per label; without thresholds, the highest expected F1 of each image."""
 
     text: str
     calibration: Calibration
     thresholds_K: npt.NDArray[np.float32] | None
-    blank_f1: float
+    empty_f1: float
 
     @classmethod
-    def fit(cls, evaluate: EvaluateSpec, scores_NK: Scores, targets_NK: Decisions) -> Rule:
+    def fit(cls, evaluate: EvaluateSpec, scores_NK: Scores, targets_NK: Decisions) -> DecisionRule:
         """What `evaluate` asks for, fitted on these images: a pure function of the spec and the scores."""
         calibration = fit_calibration(evaluate.calibrate, scores_NK, targets_NK)
         calibrated_NK = calibration(scores_NK)
         thresholds_K = None
-        blank_f1 = 0.0 if evaluate.tuned_for == "f1_samples_empty0" else 1.0
+        empty_f1 = 0.0 if evaluate.tuned_for == "f1_samples_empty0" else 1.0
         if evaluate.threshold == "expected_f1":
-            text = f"highest expected F1 of each image, a rightly blank one counting {blank_f1:g}"
+            text = f"highest expected F1 of each image, a rightly empty decision counting {empty_f1:g}"
         elif evaluate.threshold == "per_label":
             expected = evaluate.tune_on == "expected"
             thresholds_K = tune(evaluate.tuned_for, calibrated_NK, calibrated_NK if expected else targets_NK)
@@ -92,13 +92,13 @@ class Rule:
             text = f"threshold {evaluate.threshold:g}"
         if evaluate.calibrate != "none":
             text += f", scores calibrated ({evaluate.calibrate})"
-        return cls(text, calibration, thresholds_K, blank_f1)
+        return cls(text, calibration, thresholds_K, empty_f1)
 
     def __call__(self, scores_NK: Scores) -> Decisions:
-        """Decisions (N, K) of 0 and 1. Every label may stay out: an image is blank where none reaches."""
+        """Decisions (N, K) of 0 and 1. Every label may stay out: an image gets none where none reaches."""
         calibrated_NK = self.calibration(scores_NK)
         if self.thresholds_K is None:
-            return maximise_expected_f1(calibrated_NK, self.blank_f1)
+            return maximise_expected_f1(calibrated_NK, self.empty_f1)
         return decide(calibrated_NK, self.thresholds_K)
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Rule:
         return {"text": self.text, "thresholds": thresholds, **self.calibration.as_dict()}
 
 
-def cross_fitted(
+def out_of_fold_decisions(
     evaluate: EvaluateSpec, scores_NK: Scores, targets_NK: Decisions
 ) -> tuple[Decisions, Scores]:
     """Decisions and calibrated scores of each fifth of the images under the rule fitted on the other four.
@@ -119,7 +119,7 @@ def cross_fitted(
     decisions_NK, calibrated_NK = np.zeros(scores_NK.shape, np.uint8), np.zeros_like(scores_NK)
     for fold in np.unique(fold_N):
         inside = fold_N == fold
-        rule = Rule.fit(evaluate, scores_NK[~inside], targets_NK[~inside])
+        rule = DecisionRule.fit(evaluate, scores_NK[~inside], targets_NK[~inside])
         decisions_NK[inside] = rule(scores_NK[inside])
         calibrated_NK[inside] = rule.calibration(scores_NK[inside])
     return decisions_NK, calibrated_NK

@@ -11,21 +11,21 @@ from pipeline.metrics.multilabel import Decisions, Scores
 _CHUNK = 256  # images at a time
 
 
-def maximise_expected_f1(scores_NK: Scores, blank_f1: float = 1.0) -> Decisions:
+def maximise_expected_f1(scores_NK: Scores, empty_f1: float = 1.0) -> Decisions:
     """For each image the labels whose expected F1 is highest: (N, K) of 0 and 1.
 
     The general F-measure maximiser (Dembczynski, Waegeman, Cheng & Huellermeier 2011) with labels taken
-    as independent given the image; `blank_f1` is what a rightly blank image counts (1, or scikit-learn's
+    as independent given the image; `empty_f1` is what a rightly empty decision counts (1, or scikit-learn's
     0). At equal expectation fewer labels are predicted.
     """
     decisions_NK = np.zeros(scores_NK.shape, np.uint8)
     for start in range(0, len(scores_NK), _CHUNK):
         chunk = slice(start, start + _CHUNK)
-        decisions_NK[chunk] = _maximise(scores_NK[chunk].astype(np.float64), blank_f1)
+        decisions_NK[chunk] = _maximise(scores_NK[chunk].astype(np.float64), empty_f1)
     return decisions_NK
 
 
-def _maximise(p_NK: npt.NDArray[np.float64], blank_f1: float) -> Decisions:
+def _maximise(p_NK: npt.NDArray[np.float64], empty_f1: float) -> Decisions:
     images, labels = p_NK.shape
     sizes = np.arange(1, labels + 1)
     # joint_NKS[n, k, s - 1]: the probability that label k is true and s labels are
@@ -34,8 +34,8 @@ def _maximise(p_NK: npt.NDArray[np.float64], blank_f1: float) -> Decisions:
     order_NKM = np.argsort(-gain_NKM, axis=1, kind="stable")
     best_NKM = np.take_along_axis(gain_NKM, order_NKM, axis=1)
     # expected F1 of the best m labels, m = 0 first
-    blank_N = blank_f1 * np.prod(1 - p_NK, axis=1)
-    per_size = [blank_N, *(best_NKM[:, : m + 1, m].sum(axis=1) for m in range(labels))]
+    negative_N = empty_f1 * np.prod(1 - p_NK, axis=1)
+    per_size = [negative_N, *(best_NKM[:, : m + 1, m].sum(axis=1) for m in range(labels))]
     chosen_N = np.argmax(np.stack(per_size, axis=1) - 1e-12 * np.arange(labels + 1), axis=1)
     decisions_NK = np.zeros((images, labels), np.uint8)
     for n, m in enumerate(chosen_N):

@@ -6,7 +6,7 @@ Conventions where a ratio is 0 / 0:
   predicted of it counts in the micro averages;
 - precision of a label that is never predicted is 0, as in scikit-learn;
 - the F1 of an image with neither true nor predicted labels is 0 in `f1_samples_empty0` (scikit-learn's
-  choice) and 1 in `f1_samples_empty1`: where half of the images are blank, the two differ a lot.
+  choice) and 1 in `f1_samples_empty1`: where half of the images are negative, the two differ a lot.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _EPS = 1e-12  # the original work's
 
 def all_metrics(scores_NK: Scores, decisions_NK: Decisions, targets_NK: Decisions) -> dict[str, float]:
     """Every metric of `METRICS` by name; scores in [0, 1], decisions and targets 0 or 1, all (N, K)."""
-    decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
-    counts = WeightedCounts((decided & true).sum(0), decided.sum(0), true.sum(0))
+    predicted, actual = decisions_NK.astype(bool), targets_NK.astype(bool)
+    counts = WeightedCounts((predicted & actual).sum(0), predicted.sum(0), actual.sum(0))
     ap_K = average_precision(scores_NK, targets_NK)
-    present_K = true.any(axis=0)
+    present_K = actual.any(axis=0)
     values: dict[str, Any] = label_metrics(counts)
-    values |= {name: each_N.mean() for name, each_N in image_metrics(scores_NK, decided, true).items()}
+    values |= {name: each_N.mean() for name, each_N in image_metrics(scores_NK, predicted, actual).items()}
     values |= {
         "map_macro": ap_K[present_K].mean() if present_K.any() else 0.0,
         "map_micro": average_precision(scores_NK.reshape(-1, 1), targets_NK.reshape(-1, 1))[0],
@@ -42,33 +42,33 @@ def all_metrics(scores_NK: Scores, decisions_NK: Decisions, targets_NK: Decision
 
 def label_metrics(counts: WeightedCounts) -> dict[str, npt.NDArray[np.float64]]:
     """The metrics that are made of counts per label (..., K), averaged over the last axis: (...)."""
-    present = counts.true > 0
-    both = WeightedCounts(counts.hits.sum(-1), counts.decided.sum(-1), counts.true.sum(-1))
+    present = counts.actual > 0
+    both = WeightedCounts(counts.true_positives.sum(-1), counts.predicted.sum(-1), counts.actual.sum(-1))
     values = {}
     for name in ("f1", "precision", "recall"):
         per_label = getattr(counts, name)
         values[f"{name}_micro"] = getattr(both, name)
         values[f"{name}_macro"] = _ratio((per_label * present).sum(-1), present.sum(-1))
-        values[f"{name}_weighted"] = _ratio((per_label * counts.true).sum(-1), both.true)
+        values[f"{name}_weighted"] = _ratio((per_label * counts.actual).sum(-1), both.actual)
     return values
 
 
 def image_metrics(
-    scores_NK: Scores, decided: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]
+    scores_NK: Scores, predicted: npt.NDArray[np.bool_], actual: npt.NDArray[np.bool_]
 ) -> dict[str, npt.NDArray[np.float64]]:
     """The metrics that are means over images, as (N,) values of each image."""
-    image = WeightedCounts((decided & true).sum(1), decided.sum(1), true.sum(1))
-    agree = decided == true
+    image = WeightedCounts((predicted & actual).sum(1), predicted.sum(1), actual.sum(1))
+    agree = predicted == actual
     return {
         "precision_samples": image.precision,
         "recall_samples": image.recall,
         "f1_samples_empty0": image.f1,
-        "f1_samples_empty1": np.where(image.decided + image.true == 0, 1.0, image.f1),
+        "f1_samples_empty1": np.where(image.predicted + image.actual == 0, 1.0, image.f1),
         "label_accuracy": agree.mean(axis=1),
         "exact_match": agree.all(axis=1).astype(np.float64),
         "hamming_loss": 1 - agree.mean(axis=1),
-        "f1_soft_samples": f1_soft_samples(scores_NK, true),
-        "f1_weighted_both_classes": f1_weighted_both_classes(decided, true),
+        "f1_soft_samples": f1_soft_samples(scores_NK, actual),
+        "f1_weighted_both_classes": f1_weighted_both_classes(predicted, actual),
     }
 
 
@@ -81,31 +81,31 @@ def average_precision(scores_NK: Scores, targets_NK: Decisions) -> npt.NDArray[n
             continue
         order = np.argsort(-scores_N, kind="stable")
         last_of_tie = np.append(np.diff(scores_N[order]) != 0, True)
-        hits = np.cumsum(targets_N[order], dtype=np.int64)[last_of_tie]
-        precision = hits / (np.flatnonzero(last_of_tie) + 1)
-        result_K[k] = (np.diff(hits, prepend=0) * precision).sum() / positives
+        true_positives = np.cumsum(targets_N[order], dtype=np.int64)[last_of_tie]
+        precision = true_positives / (np.flatnonzero(last_of_tie) + 1)
+        result_K[k] = (np.diff(true_positives, prepend=0) * precision).sum() / positives
     return result_K
 
 
 def f1_soft_samples(scores_NK: Scores, targets_NK: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """The original work's "soft F1": F1 of scores instead of decisions, of each image."""
     scores_NK = scores_NK.astype(np.float64)
-    hits_N = (scores_NK * targets_NK).sum(1)
-    precision_N = hits_N / (scores_NK.sum(1) + _EPS)
-    recall_N = hits_N / (targets_NK.sum(1) + _EPS)
+    true_positives_N = (scores_NK * targets_NK).sum(1)
+    precision_N = true_positives_N / (scores_NK.sum(1) + _EPS)
+    recall_N = true_positives_N / (targets_NK.sum(1) + _EPS)
     return np.asarray(2 * precision_N * recall_N / (precision_N + recall_N + _EPS))
 
 
 def f1_weighted_both_classes(
-    decided_NK: npt.NDArray[np.bool_], true_NK: npt.NDArray[np.bool_]
+    predicted_NK: npt.NDArray[np.bool_], actual_NK: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
     """The original work's "weighted F1": per image, F1 of the ones and of the zeros, weighted by their numbers.
 
     The zeros are most of every image, so guessing nothing at all scores high.
     """
-    ones = WeightedCounts((decided_NK & true_NK).sum(1), decided_NK.sum(1), true_NK.sum(1))
-    zeros = WeightedCounts((~decided_NK & ~true_NK).sum(1), (~decided_NK).sum(1), (~true_NK).sum(1))
-    return np.asarray((ones.f1 * ones.true + zeros.f1 * zeros.true) / true_NK.shape[1])
+    ones = WeightedCounts((predicted_NK & actual_NK).sum(1), predicted_NK.sum(1), actual_NK.sum(1))
+    zeros = WeightedCounts((~predicted_NK & ~actual_NK).sum(1), (~predicted_NK).sum(1), (~actual_NK).sum(1))
+    return np.asarray((ones.f1 * ones.actual + zeros.f1 * zeros.actual) / actual_NK.shape[1])
 
 
 def per_label(
@@ -116,14 +116,14 @@ def per_label(
     thresholds_K: npt.NDArray[np.float32] | None,
 ) -> list[dict[str, Any]]:
     """A row per label: support, predicted, precision, recall, f1, ap (None if absent), threshold (None without)."""
-    decided, true = decisions_NK.astype(bool), targets_NK.astype(bool)
-    counts = WeightedCounts((decided & true).sum(0), decided.sum(0), true.sum(0))
+    predicted, actual = decisions_NK.astype(bool), targets_NK.astype(bool)
+    counts = WeightedCounts((predicted & actual).sum(0), predicted.sum(0), actual.sum(0))
     ap_K = average_precision(scores_NK, targets_NK)
     return [
         {
             "label": label,
-            "support": int(counts.true[k]),
-            "predicted": int(counts.decided[k]),
+            "support": int(counts.actual[k]),
+            "predicted": int(counts.predicted[k]),
             "precision": float(counts.precision[k]),
             "recall": float(counts.recall[k]),
             "f1": float(counts.f1[k]),
@@ -140,25 +140,27 @@ def absent_labels(labels: Sequence[str], targets_NK: Decisions) -> list[str]:
 
 
 class WeightedCounts:
-    """Hits, decided and true positives, of any shape and weight, and their ratios (0 / 0 = 0)."""
+    """True positives, predicted and actual positives, of any shape and weight; their ratios (0 / 0 = 0)."""
 
-    def __init__(self, hits: Any, decided: Any, true: Any) -> None:
-        self.hits, self.decided, self.true = (np.asarray(a, np.float64) for a in (hits, decided, true))
+    def __init__(self, true_positives: Any, predicted: Any, actual: Any) -> None:
+        self.true_positives, self.predicted, self.actual = (
+            np.asarray(a, np.float64) for a in (true_positives, predicted, actual)
+        )
 
     @property
     def precision(self) -> npt.NDArray[np.float64]:
-        """Hits of decided."""
-        return _ratio(self.hits, self.decided)
+        """True positives of those predicted."""
+        return _ratio(self.true_positives, self.predicted)
 
     @property
     def recall(self) -> npt.NDArray[np.float64]:
-        """Hits of true."""
-        return _ratio(self.hits, self.true)
+        """True positives of the actual ones."""
+        return _ratio(self.true_positives, self.actual)
 
     @property
     def f1(self) -> npt.NDArray[np.float64]:
         """Their harmonic mean."""
-        return _ratio(2 * self.hits, self.decided + self.true)
+        return _ratio(2 * self.true_positives, self.predicted + self.actual)
 
 
 def _ratio(above: Any, below: Any) -> npt.NDArray[np.float64]:

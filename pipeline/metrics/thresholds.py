@@ -31,11 +31,11 @@ def tune(metric: str, scores_NK: Scores, targets_NK: Truth) -> Thresholds:
         return _tune_micro(scores_NK, targets_NK)
     if metric == "f1_macro":
         return tune_per_label(scores_NK, targets_NK)
-    assert targets_NK.dtype == np.uint8, "F1 per image is no ratio of expected counts"
+    assert targets_NK.dtype == np.uint8, "F1 per image is not a ratio of expected counts"
     targets_NK = targets_NK.astype(np.uint8)
     starts = (_tune_micro(scores_NK, targets_NK), tune_per_label(scores_NK, targets_NK))
-    blank_f1 = 1.0 if metric == "f1_samples_empty1" else 0.0
-    found = [_tune_samples(scores_NK, targets_NK, start_K, blank_f1) for start_K in starts]
+    empty_f1 = 1.0 if metric == "f1_samples_empty1" else 0.0
+    found = [_tune_samples(scores_NK, targets_NK, start_K, empty_f1) for start_K in starts]
     return max(found, key=lambda pair: pair[1])[0]
 
 
@@ -45,76 +45,88 @@ def tune_per_label(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
     for k, (scores_N, targets_N) in enumerate(zip(scores_NK.T, targets_NK.T, strict=True)):
         positives = targets_N.sum(dtype=np.float64)
         if positives:
-            order, hits = _ranked(scores_N, targets_N)
-            thresholds_K[k] = _cut(scores_N[order], 2 * hits / (np.arange(len(hits)) + positives))
+            order, true_positives = _ranked(scores_N, targets_N)
+            thresholds_K[k] = _cut(
+                scores_N[order], 2 * true_positives / (np.arange(len(true_positives)) + positives)
+            )
     return thresholds_K
 
 
 def _tune_micro(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
-    """2 hits / (decided + true) over all labels is a ratio of sums: Dinkelbach's iteration (1967) is exact.
+    """2 true positives / (predicted + actual) over all labels is a ratio of sums: Dinkelbach's method (1967) is exact.
 
-    For a value F it maximises 2 hits - F decided, which every label can do by itself; F is then the
+    For a value F it maximises 2 true positives - F predicted, which every label can do by itself; F is then the
     value reached, until it rises no more.
     """
     thresholds_K = np.full(scores_NK.shape[1], 0.5, np.float32)
     ranked = [_ranked(s, t) for s, t in zip(scores_NK.T, targets_NK.T, strict=True)]
     value = -1.0
     for _ in range(_ROUNDS):
-        decided_NK = decide(scores_NK, thresholds_K)
-        hits = (decided_NK * targets_NK).sum(dtype=np.float64)
-        both = WeightedCounts(hits, decided_NK.sum(), targets_NK.sum(dtype=np.float64))
+        predicted_NK = decide(scores_NK, thresholds_K)
+        true_positives = (predicted_NK * targets_NK).sum(dtype=np.float64)
+        both = WeightedCounts(true_positives, predicted_NK.sum(), targets_NK.sum(dtype=np.float64))
         if float(both.f1) <= value:
             break
         value = float(both.f1)
-        for k, (order, hits) in enumerate(ranked):
-            if hits[-1]:
-                thresholds_K[k] = _cut(scores_NK[order, k], 2 * hits - value * np.arange(len(hits)))
+        for k, (order, true_positives) in enumerate(ranked):
+            if true_positives[-1]:
+                thresholds_K[k] = _cut(
+                    scores_NK[order, k], 2 * true_positives - value * np.arange(len(true_positives))
+                )
     return thresholds_K
 
 
 def _tune_samples(
-    scores_NK: Scores, targets_NK: Decisions, start_K: Thresholds, blank_f1: float
+    scores_NK: Scores, targets_NK: Decisions, start_K: Thresholds, empty_f1: float
 ) -> tuple[Thresholds, float]:
     """Mean F1 over images, one label's threshold after another at its best while the others stay."""
     thresholds_K = start_K.copy()
-    decided_NK = decide(scores_NK, thresholds_K)
-    true_N = targets_NK.sum(axis=1, dtype=np.int64)
+    predicted_NK = decide(scores_NK, thresholds_K)
+    actual_N = targets_NK.sum(axis=1, dtype=np.int64)
     orders = np.argsort(-scores_NK, axis=0, kind="stable")
 
-    def f1(hits_N: npt.NDArray[np.int64], decided_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        return np.where(decided_N + true_N == 0, blank_f1, 2 * hits_N / np.maximum(decided_N + true_N, 1))
+    def f1(
+        true_positives_N: npt.NDArray[np.int64], predicted_N: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        return np.where(
+            predicted_N + actual_N == 0,
+            empty_f1,
+            2 * true_positives_N / np.maximum(predicted_N + actual_N, 1),
+        )
 
     value = -1.0
     for _ in range(_ROUNDS):
-        hits_N = (decided_NK & targets_NK).sum(axis=1, dtype=np.int64)
-        reached = float(f1(hits_N, decided_NK.sum(axis=1, dtype=np.int64)).mean())
+        true_positives_N = (predicted_NK & targets_NK).sum(axis=1, dtype=np.int64)
+        reached = float(f1(true_positives_N, predicted_NK.sum(axis=1, dtype=np.int64)).mean())
         if reached <= value + 1e-12:
             break
         value = reached
         for k in range(scores_NK.shape[1]):
             if not targets_NK[:, k].any():
                 continue
-            others_NK = np.delete(decided_NK, k, axis=1)
-            hits_N = (others_NK & np.delete(targets_NK, k, axis=1)).sum(axis=1, dtype=np.int64)
-            decided_N = others_NK.sum(axis=1, dtype=np.int64)
-            gain_N = f1(hits_N + targets_NK[:, k], decided_N + 1) - f1(hits_N, decided_N)
+            others_NK = np.delete(predicted_NK, k, axis=1)
+            true_positives_N = (others_NK & np.delete(targets_NK, k, axis=1)).sum(axis=1, dtype=np.int64)
+            predicted_N = others_NK.sum(axis=1, dtype=np.int64)
+            gain_N = f1(true_positives_N + targets_NK[:, k], predicted_N + 1) - f1(
+                true_positives_N, predicted_N
+            )
             order = orders[:, k]
             gains = np.concatenate([[0.0], np.cumsum(gain_N[order])])
             thresholds_K[k] = _cut(scores_NK[order, k], gains)
-            decided_NK[:, k] = scores_NK[:, k] >= thresholds_K[k]
+            predicted_NK[:, k] = scores_NK[:, k] >= thresholds_K[k]
     return thresholds_K, value
 
 
 def _ranked(scores_N: Scores, targets_N: Truth) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The images by falling score, and the (expected) hits among the first 0, 1, ... N of them."""
+    """The images by falling score, and the (expected) true positives among the first 0, 1, ... N of them."""
     order = np.argsort(-scores_N, kind="stable")
     return order, np.concatenate([[0.0], np.cumsum(targets_N[order], dtype=np.float64)])
 
 
 def _cut(ranked: Scores, values: npt.NDArray[np.float64]) -> np.float32:
-    """The threshold under which the first n are decided, n the best by `values` (of n = 0, 1, ... N)."""
+    """The threshold under which the first n are predicted, n the best by `values` (of n = 0, 1, ... N)."""
     values = np.array(values, np.float64)
-    values[1:-1][ranked[:-1] == ranked[1:]] = -np.inf  # equal scores are decided alike
+    values[1:-1][ranked[:-1] == ranked[1:]] = -np.inf  # equal scores are predicted alike
     n = int(values.argmax())
     if n == 0:
         top = float(ranked[0])

@@ -39,11 +39,11 @@ def build_model(
         _load(net, model.name, image_px, weights_file)
     if model.trainable != "all":
         net.requires_grad_(False)
-        learning_part(net, model).requires_grad_(True)
+        trainable_part(net, model).requires_grad_(True)
     return net
 
 
-def learning_part(net: nn.Module, model: ModelSpec) -> nn.Module:
+def trainable_part(net: nn.Module, model: ModelSpec) -> nn.Module:
     """What `trainable` names and all that follows, sharing the parameters of `net`: features to logits."""
     if model.trainable == "all":
         return net
@@ -53,7 +53,7 @@ def learning_part(net: nn.Module, model: ModelSpec) -> nn.Module:
 
 
 def frozen_part(net: nn.Module, model: ModelSpec) -> nn.Module:
-    """What comes before `learning_part`: pictures to features. Of a head it is `net`, changed."""
+    """What comes before `trainable_part`: pictures to features. Of a head it is `net`, changed."""
     if model.trainable != "head":
         return cut_at(net, _part(model))[0]
     _replace(net, head_of(net, model.name), nn.Identity())
@@ -70,7 +70,7 @@ def set_training_mode(net: nn.Module, learning: nn.Module) -> None:
     learning.train().requires_grad_(True)
 
 
-def start_at_prior(net: nn.Module, name: str, share_K: npt.NDArray[np.float64]) -> None:
+def init_bias_to_prior(net: nn.Module, name: str, share_K: npt.NDArray[np.float64]) -> None:
     """The head's bias at the log-odds of each label's share of the images, of (0, 1) at least a hair inside."""
     share = torch.from_numpy(share_K).float().clamp(1e-4, 1 - 1e-4)
     head = head_of(net, name)
@@ -167,7 +167,7 @@ def _load(net: nn.Module, name: str, image_px: int, path: Path) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"{path}: are no weights of {name}: {'; '.join(wrong[:3])}{more}; "
+            f"{path}: not weights for {name}: {'; '.join(wrong[:3])}{more}; "
             "correct train.model.name or train.model.weights"
         )
     broken = [key for key, value in state.items() if not torch.isfinite(value).all()]

@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, carry their own digest, and never execute code when read.
+"""Checkpoints that appear complete or not at all, carry their own digest, and never execute code when read.
 
 The file is torch's own zip (`torch.load(path, weights_only=True)` opens it); its SHA-256 stands in the
 zip's comment, so that a flipped bit anywhere is found before anything is used.
@@ -27,12 +27,12 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep_as: Path | None =
     torch.save(state, buffer)
     body = buffer.getbuffer()
     # a zip ends with the length of its comment, so the comment can be added behind it
-    sealed = hashlib.sha256(body[:-2])
+    sha = hashlib.sha256(body[:-2])
     length = _COMMENT_LENGTH.to_bytes(2, "little")
-    sealed.update(length)
+    sha.update(length)
     with atomic_write(path, keep_as=keep_as) as file:
         file.write(body[:-2])
-        file.write(length + _PREFIX + sealed.hexdigest().encode())
+        file.write(length + _PREFIX + sha.hexdigest().encode())
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
@@ -42,8 +42,8 @@ def load_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     comment = body[-_COMMENT_LENGTH:]
-    seal = hashlib.sha256(memoryview(body)[:-_COMMENT_LENGTH]).hexdigest()
-    if comment != _PREFIX + seal.encode():
+    found = hashlib.sha256(memoryview(body)[:-_COMMENT_LENGTH]).hexdigest()
+    if comment != _PREFIX + found.encode():
         raise CheckpointError(f"{path}: is damaged (its digest does not match its content)")
     try:
         state = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
 
 
 def load_newest(last: Path, previous: Path, identity: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest whole training state of this identity, and what was wrong with those passed over.
+    """The newest undamaged training state of this identity, and what was wrong with those passed over.
 
     (None, []) where there is nothing yet. A state of another identity raises CheckpointError.
     """

@@ -1,4 +1,4 @@
-"""Device, precision and threads of a cell: settled once, stored with it, reused on resume."""
+"""Device, precision and threads of a cell: chosen once, stored with it, reused on resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "sve_bf16"})
 
 
 @dataclass(frozen=True)
-class Settled:
+class ExecutionConfig:
     """What the arithmetic of a cell runs on; equal settings give equal bits on the same CPU kind."""
 
     device: str  # cpu or cuda
@@ -27,7 +27,7 @@ class Settled:
     micro_batch: int | None = None  # images at a time, where the GPU has no room for the whole batch
 
     @classmethod
-    def choose(cls, device: str, precision: str, threads: int | None) -> Settled:
+    def choose(cls, device: str, precision: str, threads: int | None) -> ExecutionConfig:
         """Resolve `auto`: the GPU if there is one; bf16 where the hardware has it, else fp16 on a GPU."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

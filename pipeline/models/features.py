@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from pipeline.data.augment import Augmentation, to_input
 from pipeline.data.loading import STREAM_VERSION, Rows, Stream, in_order
 from pipeline.data.packed import PackedSet
-from pipeline.data.pixel_cache import fits_on_gpu, pixels_on
-from pipeline.models.build import frozen_part, learning_part
-from pipeline.models.device import Settled
-from pipeline.models.fusing import folded
-from pipeline.models.scoring import Scorer, logits_together, with_room
+from pipeline.data.pixel_cache import fits_on_gpu, pixel_cache
+from pipeline.models.build import frozen_part, trainable_part
+from pipeline.models.device import ExecutionConfig
+from pipeline.models.fusing import fuse_conv_bn
+from pipeline.models.scoring import Scorer, compute_logits, shrink_batch_to_fit
 from pipeline.spec import AugmentSpec, TrainSpec
 from pipeline.spec.identity import digest
 from pipeline.storage.files import atomic_write
@@ -41,14 +41,16 @@ class FrozenNetwork:
     Features are (N, ...) in the network's own precision; maps (N, D, H, W) are kept as (N, H, W, D).
     """
 
-    def __init__(self, net: nn.Module, train: TrainSpec, packed: PackedSet, settled: Settled) -> None:
-        self.train, self.packed, self.settled = train, packed, settled
+    def __init__(
+        self, net: nn.Module, train: TrainSpec, packed: PackedSet, execution: ExecutionConfig
+    ) -> None:
+        self.train, self.packed, self.execution = train, packed, execution
         self._net = frozen_part(copy.deepcopy(net), train.model)
 
     @property
     def views(self) -> int:
         """How many different views there are of a training picture; 1 where nothing about it is random."""
-        return (self.train.feature_views or 1) if self._is_random else 1
+        return (self.train.cached_views or 1) if self._is_random else 1
 
     def training(self, rows: Rows, view: int) -> Tensor:
         """Features of the training rows, drawn as the epoch `view` draws them."""
@@ -66,9 +68,9 @@ class FrozenNetwork:
         train = self.train
         draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
         parts = [_VERSION, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
-        settled = [self.settled.device, self.settled.precision, self.settled.threads]
+        execution = [self.execution.device, self.execution.precision, self.execution.threads]
         key = digest(
-            [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, settled]
+            [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, execution]
         )
         path = self.packed.path / "features" / f"{key[:32]}.npz"
         with _one_at_a_time(path):
@@ -78,7 +80,7 @@ class FrozenNetwork:
                 np.load(path) as file,
             ):
                 return torch.from_numpy(file["bytes"]).view(getattr(torch, str(file["dtype"])))
-            features = with_room(functools.partial(self._compute, rows, view), _BATCH)
+            features = shrink_batch_to_fit(functools.partial(self._compute, rows, view), _BATCH)
             try:
                 with atomic_write(path) as file:
                     np.savez(file, bytes=features.view(torch.uint8).numpy(), dtype=str(features.dtype)[6:])
@@ -88,8 +90,8 @@ class FrozenNetwork:
 
     @torch.inference_mode()
     def _compute(self, rows: Rows, view: int | None, batch_size: int) -> Tensor:
-        train, pixels = self.train, pixels_on(self.packed, self.settled.device)
-        net = folded(self._net)
+        train, pixels = self.train, pixel_cache(self.packed, self.execution.device)
+        net = fuse_conv_bn(self._net)
         if view is None:
             batches, augmentation = in_order(self.packed, rows, batch_size, read=pixels.read), None
         else:
@@ -97,7 +99,7 @@ class FrozenNetwork:
             augmentation = Augmentation(train.augment, train.seed, view, len(rows))
         place = _places(rows, len(self.packed))
         features: Tensor | None = None
-        with self.settled.autocast():
+        with self.execution.autocast():
             for batch in batches:
                 images_BHWC = pixels.of(batch)
                 if augmentation is None:
@@ -126,7 +128,7 @@ class FeatureFeed:
 
     def __init__(self, frozen: FrozenNetwork, stream: Stream, validation: Rows) -> None:
         self.frozen, self._stream = frozen, stream
-        self._device = frozen.settled.device
+        self._device = frozen.execution.device
         self.steps_per_epoch = stream.steps_per_epoch
         self._place = _places(stream.rows, len(frozen.packed))
         self._view: tuple[int, Tensor] | None = None
@@ -152,11 +154,11 @@ class FeatureFeed:
         """Of the validation rows under each: from what is kept, or from pictures of other sizes and views."""
         train = self.frozen.train
         if any(scorer.flips or scorer.image_px != train.image_px for scorer in scorers):
-            return logits_together(scorers, self.frozen.packed, self._rows)
+            return compute_logits(scorers, self.frozen.packed, self._rows)
         result = []
         for scorer in scorers:
-            part = folded(learning_part(scorer.net, train.model))
-            with scorer.settled.autocast():
+            part = fuse_conv_bn(trainable_part(scorer.net, train.model))
+            with scorer.execution.autocast():
                 batches = [_channels_first(b.to(self._device)) for b in self._validation.split(_BATCH)]
                 result.append(torch.cat([part(batch).float().cpu() for batch in batches]))
         return result

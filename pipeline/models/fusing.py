@@ -1,4 +1,4 @@
-"""A network for scoring: batch norms folded into the convolutions before them, in a copy."""
+"""A network for scoring: batch norms fused into the convolutions before them, in a copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def folded(net: nn.Module) -> nn.Module:
+def fuse_conv_bn(net: nn.Module) -> nn.Module:
     """A copy of `net` in evaluation mode that computes the same with fewer passes over memory.
 
     A batch norm that follows a convolution in its parent's order, with as many channels, is that

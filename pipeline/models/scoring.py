@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from pipeline.data.augment import to_input
 from pipeline.data.loading import Rows, in_order
 from pipeline.data.packed import PackedSet
-from pipeline.data.pixel_cache import pixels_on
+from pipeline.data.pixel_cache import pixel_cache
 from pipeline.errors import DivergedError
-from pipeline.models.device import Settled
-from pipeline.models.fusing import folded
+from pipeline.models.device import ExecutionConfig
+from pipeline.models.fusing import fuse_conv_bn
 
 # N images, K labels
 Found = TypeVar("Found")
@@ -59,18 +59,18 @@ class Scorer:
 
     net: nn.Module
     image_px: int
-    settled: Settled
+    execution: ExecutionConfig
     flips: bool = False
 
     def logits(self, inputs_BCHW: Tensor) -> Tensor:
         """(B, K) float32 of inputs of its size, on its device."""
         views = [inputs_BCHW, inputs_BCHW.flip(3)] if self.flips else [inputs_BCHW]
-        with self.settled.autocast():
+        with self.execution.autocast():
             return torch.stack([self.net(view).float() for view in views]).mean(dim=0)
 
 
 @torch.inference_mode()
-def logits_together(
+def compute_logits(
     scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int = 128
 ) -> list[Tensor]:
     """Logits (N, K) float32 on the CPU of `rows` under each network, all on one device.
@@ -78,25 +78,25 @@ def logits_together(
     Each batch is read once, and brought to each size once. Puts the networks into evaluation mode (the
     caller sets training mode again). Where a GPU has no room for a batch, halves it.
     """
-    return with_room(functools.partial(_logits_together, scorers, packed, rows), batch_size)
+    return shrink_batch_to_fit(functools.partial(_compute_logits, scorers, packed, rows), batch_size)
 
 
-def with_room(work: Callable[[int], Found], batch_size: int) -> Found:
+def shrink_batch_to_fit(work: Callable[[int], Found], batch_size: int) -> Found:
     """What `work` makes with a batch size, halved as often as a GPU has no room for a batch."""
     try:
         return work(batch_size)
     except torch.OutOfMemoryError:
         if batch_size == 1:
             raise
-    return with_room(work, -(-batch_size // 2))
+    return shrink_batch_to_fit(work, -(-batch_size // 2))
 
 
-def _logits_together(
+def _compute_logits(
     scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, batch_size: int
 ) -> list[Tensor]:
-    scorers = [replace(scorer, net=folded(scorer.net)) for scorer in scorers]
+    scorers = [replace(scorer, net=fuse_conv_bn(scorer.net)) for scorer in scorers]
     parts: list[list[Tensor]] = [[] for _ in scorers]
-    pixels = pixels_on(packed, scorers[0].settled.device)
+    pixels = pixel_cache(packed, scorers[0].execution.device)
     for batch in in_order(packed, rows, batch_size, read=pixels.read):
         images_BHWC = pixels.of(batch)
         inputs = {px: to_input(images_BHWC, px) for px in {scorer.image_px for scorer in scorers}}
@@ -105,9 +105,9 @@ def _logits_together(
     return [torch.cat(logits) for logits in parts]
 
 
-def score_together(
+def compute_scores(
     scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int = 128
 ) -> list[Scored]:
     """Scores of `rows` under each network, in one pass over the images; raises DivergedError."""
-    logits = logits_together(scorers, packed, rows, batch_size=batch_size)
+    logits = compute_logits(scorers, packed, rows, batch_size=batch_size)
     return [Scored.of(logits_NK, packed, rows) for logits_NK in logits]

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.spec import LOWER_IS_BETTER
-from pipeline.spec.identity import flattened
+from pipeline.spec.identity import flatten
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
@@ -32,7 +32,7 @@ class CellFacts:
     settings: dict[str, Any]  # dotted key -> value
     epochs: list[dict[str, Any]]
     provenance: dict[str, Any]
-    hourly: tuple[float, str] | None  # billing units for an hour, and their name
+    cost_per_hour: tuple[float, str] | None  # billing units for an hour, and their name
 
     def value(self, metric: str) -> float | None:
         """A metric of the leaderboard; None where the cell is not ranked."""
@@ -53,8 +53,8 @@ class CellFacts:
 
     @property
     def device(self) -> str:
-        """`cpu` or `cuda`, as settled at its start; empty where unknown."""
-        return str(self.provenance.get("settled", {}).get("device", ""))
+        """`cpu` or `cuda`, as chosen at its start; empty where unknown."""
+        return str(self.provenance.get("execution", {}).get("device", ""))
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,20 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     rows = read_table(experiment.leaderboard)
     baselines = [row for row in rows if row["state"] == "baseline"]
     by_name = {row["cell"]: row for row in rows if row["state"] != "baseline"}
-    there = planned or by_name or sorted(p.parent.name for p in experiment.path.glob("*/spec.yaml"))
-    names = dict.fromkeys([*by_name, *there])  # the leaderboard's come first, the best ahead
+    existing = planned or by_name or sorted(p.parent.name for p in experiment.path.glob("*/spec.yaml"))
+    names = dict.fromkeys([*by_name, *existing])  # the leaderboard's come first, the best ahead
     prices = {
-        event["cell"]: (float(event["hourly"]), str(event["unit"]))
+        event["cell"]: (float(event["cost_per_hour"]), str(event["unit"]))
         for event in read_jsonl(experiment.ledger)
-        if event.get("hourly") and "cell" in event
+        if event.get("cost_per_hour") and "cell" in event
     }
     cells = [_cell(RunDir(experiment.path / name), by_name.get(name, {}), prices.get(name)) for name in names]
     spec = next((cell.settings for cell in cells if cell.settings), {})
-    best_by = str(spec.get("train.best_by", "f1_micro"))
-    by = str(selected.get("select_by") or spec.get("evaluate.select_by", best_by))
+    monitor = str(spec.get("train.monitor", "f1_micro"))
+    by = str(selected.get("select_by") or spec.get("evaluate.select_by", monitor))
     best = next((cell for cell in cells if cell.name == selected.get("cell")), None)
     seeds, comparisons = read_table(experiment.seeds), read_table(experiment.comparisons)
-    return Facts(experiment, selected, cells, baselines, seeds, comparisons, by, best_by, best, _axes(cells))
+    return Facts(experiment, selected, cells, baselines, seeds, comparisons, by, monitor, best, _axes(cells))
 
 
 def short(key: str) -> str:
@@ -121,11 +121,14 @@ def short(key: str) -> str:
     return key
 
 
-def _cell(run: RunDir, row: dict[str, str], hourly: tuple[float, str] | None) -> CellFacts:
+def _cell(run: RunDir, row: dict[str, str], cost_per_hour: tuple[float, str] | None) -> CellFacts:
     manifest = run.read_manifest()
-    found = str(manifest.get("state", "missing"))
-    state = row.get("state") or found
-    if found == "started" and state in ("missing", found):  # perhaps since the leaderboard was made
+    manifest_state = str(manifest.get("state", "missing"))
+    state = row.get("state") or manifest_state
+    if manifest_state == "started" and state in (
+        "missing",
+        manifest_state,
+    ):  # perhaps since the leaderboard was made
         state = "unfinished"
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of a sweep's thousand specs
@@ -137,10 +140,10 @@ def _cell(run: RunDir, row: dict[str, str], hourly: tuple[float, str] | None) ->
         state=state,
         error=row.get("error") or str(manifest.get("error", "")),
         row=row,
-        settings=flattened(spec),
+        settings=flatten(spec),
         epochs=[line for line in read_jsonl(run.metrics) if "validation/loss" in line],
         provenance=_json(run.provenance),
-        hourly=hourly,
+        cost_per_hour=cost_per_hour,
     )
 
 
@@ -161,12 +164,12 @@ def _axes(cells: Sequence[CellFacts]) -> dict[str, dict[str, list[CellFacts]]]:
             alike.setdefault(tuple(numbers[text] for text in texts), []).append(key)
     axes = {}
     for together in alike.values():
-        said = together[:_TOGETHER]
+        keys_shown = together[:_TOGETHER]
         groups: dict[str, list[CellFacts]] = {}
-        for cell in sorted(known, key=lambda cell: [_order(cell.settings.get(key)) for key in said]):
-            values = [cell.settings[key] for key in said if cell.settings.get(key) is not None]
+        for cell in sorted(known, key=lambda cell: [_order(cell.settings.get(key)) for key in keys_shown]):
+            values = [cell.settings[key] for key in keys_shown if cell.settings.get(key) is not None]
             groups.setdefault(", ".join(map(str, values)) or "-", []).append(cell)
-        axes[", ".join(map(short, said))] = groups
+        axes[", ".join(map(short, keys_shown))] = groups
     return axes
 
 

@@ -178,8 +178,8 @@ def _many(axes: Axes, facts: Facts, groups: Mapping[str, Sequence[CellFacts]]) -
     pairs = [
         (x, cell.value(facts.by)) for x, cells in zip(numbers, groups.values(), strict=True) for cell in cells
     ]
-    found = [(x, value) for x, value in pairs if value is not None]
-    axes.plot(*zip(*found, strict=True), "o", color=COLOURS[0], markersize=3, alpha=0.5)
+    points = [(x, value) for x, value in pairs if value is not None]
+    axes.plot(*zip(*points, strict=True), "o", color=COLOURS[0], markersize=3, alpha=0.5)
     if min(numbers) > 0 and max(numbers) > 30 * min(numbers):
         axes.set_xscale("log")
 
@@ -215,16 +215,16 @@ def pr_curves(entries: Sequence[dict[str, Any]], scores_NK: Scores, targets_NK: 
 def confusion(labels: Sequence[str], decisions_NK: Decisions, targets_NK: Decisions) -> Figure | None:
     """How often labels really go together, beside how often one is decided wrongly where the other is true."""
     shown = np.sort(np.argsort(-targets_NK.sum(axis=0), kind="stable")[:40])
-    true, decided = (array[:, shown].astype(np.float64) for array in (targets_NK, decisions_NK))
-    count_K = np.maximum(true.sum(axis=0), 1)
-    together_KK = true.T @ true / count_K[:, None]
-    without_KK = np.maximum(true.T @ (1 - true), 1)
-    confused_KK = true.T @ (decided * (1 - true)) / without_KK
+    actual, predicted = (array[:, shown].astype(np.float64) for array in (targets_NK, decisions_NK))
+    count_K = np.maximum(actual.sum(axis=0), 1)
+    together_KK = actual.T @ actual / count_K[:, None]
+    without_KK = np.maximum(actual.T @ (1 - actual), 1)
+    confused_KK = actual.T @ (predicted * (1 - actual)) / without_KK
     names = [labels[k][:14] for k in shown]
     side = 1.4 + 0.23 * len(names)
     figure = Figure(figsize=(2 * side + 0.6, side + 0.4), layout="constrained")
     panels = (
-        (together_KK, "of images with the row's label,\nshare that bear the column's"),
+        (together_KK, "of images with the row's label,\nfraction that has the column's"),
         (confused_KK, "of images with the row's label and without\nthe column's, share given the column's"),
     )
     for axes, (matrix_KK, title) in zip(figure.subplots(1, 2), panels, strict=True):
@@ -249,9 +249,9 @@ def _heat(figure: Figure, axes: Axes, matrix_KK: npt.NDArray[np.float64], names:
             axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color=ink)
 
 
-def calibration(found: dict[str, Any]) -> Figure | None:
+def calibration(result: dict[str, Any]) -> Figure | None:
     """The share of true labels against the score that was given, and how many scores there are."""
-    bins = found.get("reliability") or []
+    bins = result.get("reliability") or []
     if not bins:
         return None
     figure = Figure(figsize=(6.4, 2.9), layout="constrained")
@@ -259,7 +259,7 @@ def calibration(found: dict[str, Any]) -> Figure | None:
     left.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
     left.plot([b["mean_score"] for b in bins], [b["share_true"] for b in bins], "o-", color=COLOURS[0])
     left.set(xlabel="mean score", ylabel="share true", xlim=(0, 1), ylim=(0, 1))
-    left.set_title(f"expected calibration error {found['ece']:.4f}")
+    left.set_title(f"expected calibration error {result['ece']:.4f}")
     widths = [b["high"] - b["low"] for b in bins]
     right.bar([b["low"] for b in bins], [b["count"] for b in bins], widths, align="edge", color=COLOURS[0],
               edgecolor="white")  # fmt: skip
@@ -268,7 +268,7 @@ def calibration(found: dict[str, Any]) -> Figure | None:
 
 
 def label_counts(counts: dict[str, int], images: int) -> Figure | None:
-    """Images that bear each label."""
+    """Images that have each label."""
     if not counts or not images:
         return None
     top = sorted(counts.items(), key=lambda item: -item[1])[:40]

@@ -29,9 +29,9 @@ class Table:
             for kind, row in zip(kinds, self.rows, strict=True)
         ]
         head = _entries("th", self.columns, texts)
-        folded = lines[shown:]
+        beyond = lines[shown:]
         html = _grid(head, lines[:shown])
-        return html + (fold(f"{len(folded)} more", _grid(head, folded)) if folded else "")
+        return html + (fold(f"{len(beyond)} more", _grid(head, beyond)) if beyond else "")
 
 
 def _grid(head: str, lines: Sequence[str]) -> str:
@@ -73,9 +73,11 @@ def cards(entries: Sequence[tuple[str, str, str]]) -> str:
 
 def page(title: str, top: str, sections: Sequence[tuple[str, str]]) -> str:
     """The whole page of (heading, HTML); an empty section is left out."""
-    there = [(name, body) for name, body in sections if body]
-    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name, _ in there)
-    parts = [f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{body}</section>' for name, body in there]
+    existing = [(name, body) for name, body in sections if body]
+    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name, _ in existing)
+    parts = [
+        f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{body}</section>' for name, body in existing
+    ]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -12,7 +12,7 @@ from pipeline.report.facts import CellFacts, Facts
 from pipeline.report.page import Table, cards, fold, note, plain
 from pipeline.report.selected import selected_cell
 from pipeline.spec import LOWER_IS_BETTER
-from pipeline.storage.files import shown
+from pipeline.storage.files import display_path
 from pipeline.storage.run_dir import RunDir
 
 _SHOWN = (
@@ -96,7 +96,7 @@ class Report:
         )
         text = (
             "All validation images under the spec's decision rule (cross-fitted where thresholds were tuned); "
-            "<code>_at50</code>: threshold 0.5; <code>_labelled</code>: only images that bear a label. An image "
+            "<code>_at50</code>: threshold 0.5; <code>_labelled</code>: only images that have a label. An image "
             "without any true or predicted label counts 0 in <code>empty0</code>, 1 in <code>empty1</code>. "
             "95 %: bootstrap over the images."
             if ranked
@@ -154,41 +154,41 @@ class Report:
         for key, groups in facts.axes.items():
             for name, cells in groups.items():
                 values = [value for cell in cells if (value := cell.value(facts.by)) is not None]
-                found = sorted(values, reverse=not facts.lower_is_better)
-                if found:
-                    texts = [f"{number:.4f}" for number in (statistics.mean(found), found[0], found[-1])]
-                    rows.append([key, name, str(len(found)), *texts])
+                ranked = sorted(values, reverse=not facts.lower_is_better)
+                if ranked:
+                    texts = [f"{number:.4f}" for number in (statistics.mean(ranked), ranked[0], ranked[-1])]
+                    rows.append([key, name, str(len(ranked)), *texts])
         table = self._table("settings", Table(("setting", "value", "cells", "mean", "best", "worst"), rows))
         text = "Each dot is a cell, the bar their mean. Settings that always change together share a panel."
         return svg and svg + note(text) + fold("as a table", table)
 
     def _data(self) -> str:
-        counts, found = self.facts.split_counts(), self.facts.wrangle_report()
+        counts, report = self.facts.split_counts(), self.facts.wrangle_report()
         parts = []
         if counts:
             labels = list(next(iter(counts.values())).get("labels", {}))
             rows = [
-                [name, *map(plain, [part["images"], part["blank"], *part.get("labels", {}).values()])]
+                [name, *map(plain, [part["images"], part["negative"], *part.get("labels", {}).values()])]
                 for name, part in counts.items()
             ]
-            parts.append(self._table("splits", Table(["split", "images", "blank", *labels], rows)))
-        if found:
-            images = int(found["packed"])
+            parts.append(self._table("splits", Table(["split", "images", "negative", *labels], rows)))
+        if report:
+            images = int(report["packed"])
             svg = self.plots.add(
                 "label_counts",
                 "images per label",
-                lambda: figures.label_counts(found["label_counts"], images),
+                lambda: figures.label_counts(report["label_counts"], images),
             )
-            said = [f"{images} of {found['images']} images are packed"]
-            if found.get("blank_share") is not None:
-                said.append(f"{100 * found['blank_share']:.1f} % bear no label")
-                said.append(f"{found['labels_per_image']:.2f} labels an image")
-            parts += [f"<p>{'; '.join(said)}.</p>", svg, self._problems(found)]
+            sentences = [f"{images} of {report['images']} images are packed"]
+            if report.get("negative_fraction") is not None:
+                sentences.append(f"{100 * report['negative_fraction']:.1f} % are negative images (no label)")
+                sentences.append(f"{report['labels_per_image']:.2f} labels an image")
+            parts += [f"<p>{'; '.join(sentences)}.</p>", svg, self._problems(report)]
         return "".join(parts)
 
-    def _problems(self, found: dict[str, Any]) -> str:
+    def _problems(self, report: dict[str, Any]) -> str:
         rows = []
-        for key, entry in found.items():
+        for key, entry in report.items():
             if isinstance(entry, dict) and "examples" in entry:
                 count = entry.get("count", entry.get("groups", 0))
                 examples = [
@@ -203,8 +203,12 @@ class Report:
         for cell in facts.trained:
             best = _best_epoch(cell, facts.curve_by)
             speeds = [value for _, value in cell.curve("train/images_per_s")]
-            units = f"{cell.hours * cell.hourly[0]:.2f} {cell.hourly[1]}" if cell.hourly else ""
-            spec = shown(facts.experiment.path / cell.name / "spec.yaml")
+            units = (
+                f"{cell.hours * cell.cost_per_hour[0]:.2f} {cell.cost_per_hour[1]}"
+                if cell.cost_per_hour
+                else ""
+            )
+            spec = display_path(facts.experiment.path / cell.name / "spec.yaml")
             epoch, of = cell.epochs[-1]["epoch"] if cell.epochs else 0, cell.settings.get("train.epochs", "?")
             speed = f"{statistics.median(speeds):.0f}" if speeds else ""
             done = [f"{epoch}/{of}", str(best[0]) if best else "", cell.device, speed, _clock(cell.hours)]
@@ -224,8 +228,8 @@ class Report:
     def _units(self) -> str:
         units: defaultdict[str, float] = defaultdict(float)
         for cell in self.facts.cells:
-            if cell.hourly:
-                units[cell.hourly[1]] += cell.hours * cell.hourly[0]
+            if cell.cost_per_hour:
+                units[cell.cost_per_hour[1]] += cell.hours * cell.cost_per_hour[0]
         return ", ".join(f"{value:.1f} {unit}" for unit, value in units.items())
 
     def _provenance(self) -> str:
@@ -238,7 +242,7 @@ class Report:
                 texts = {"commit": (code.get("commit") or "none")[:12] + changes}
                 texts |= {"code": str(code.get("digest"))[:12]}
                 texts |= {name: str(facts.get(name)) for name in ("host", "machine")}
-                texts |= {"settled": plain(facts.get("settled", {})), "python": str(facts.get("python"))}
+                texts |= {"execution": plain(facts.get("execution", {})), "python": str(facts.get("python"))}
                 texts |= {"packages": plain(facts.get("packages", {})), "data": str(facts.get("data"))[:12]}
                 seen[tuple(texts.items())] += 1
         rows = [[str(count), *(text for _, text in texts)] for texts, count in seen.most_common()]

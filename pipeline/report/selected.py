@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.data.packed import PackedSet
 from pipeline.errors import CheckpointError, DataError
-from pipeline.metrics.decision_rule import Rule, Validation
+from pipeline.metrics.decision_rule import DecisionRule, Validation
 from pipeline.metrics.multilabel import Decisions
 from pipeline.report import figures
 from pipeline.report.facts import Facts
@@ -45,14 +45,14 @@ def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]
         return []
     validation = Validation.mean(cells)
     labels, scores_NK, targets_NK = validation.labels, validation.scores_NK, validation.targets_NK
-    decisions_NK = Rule.fit(evaluate, scores_NK, targets_NK)(scores_NK)
-    entries, found = report["per_label"], report.get("calibration", {})
+    decisions_NK = DecisionRule.fit(evaluate, scores_NK, targets_NK)(scores_NK)
+    entries, result = report["per_label"], report.get("calibration", {})
     rows = [[plain(entry.get(column)) for column in _COLUMNS] for entry in entries]
     curves = plots.add("pr_curves", "precision and recall of each label",
                        lambda: figures.pr_curves(entries, scores_NK, targets_NK))  # fmt: skip
     confusion = plots.add("confusion", "co-occurrence and confusion of labels",
                           lambda: figures.confusion(labels, decisions_NK, targets_NK))  # fmt: skip
-    calibration = plots.add("calibration", "reliability", lambda: figures.calibration(found))
+    calibration = plots.add("calibration", "reliability", lambda: figures.calibration(result))
     which = note(f"Of the selected cell, {escape(run.name)}; {len(validation.ids)} validation images.")
     rule = note(f"Decided by: {escape(report['threshold'])}. The diamond is what the decisions come to.")
     return [
@@ -82,7 +82,7 @@ def gallery(validation: Validation, decisions_NK: Decisions, packed_dir: Path) -
     worst = _first(likelihood_N, known_N)
     surest = _first(-error_N, (error_N > 0) & known_N)
     groups = (
-        ("Best: all labels right, by likelihood, among images that bear one", best),
+        ("Best: all labels right, by likelihood, among images that have one", best),
         ("Worst: the least likely labels under their scores", worst),
         ("Most confident mistakes: the highest score without the label, or the lowest with it", surest),
     )
@@ -107,17 +107,17 @@ def _figure(
     validation: Validation, decisions_K: npt.NDArray[np.uint8], i: int, image_HWC: npt.NDArray[np.uint8]
 ) -> str:
     data = base64.b64encode(jpeg(Image.fromarray(image_HWC), _PX)).decode()
-    decided, true, scores = decisions_K == 1, validation.targets_NK[i] == 1, validation.scores_NK[i]
+    predicted, actual, scores = decisions_K == 1, validation.targets_NK[i] == 1, validation.scores_NK[i]
     parts = []
     for kind, mark, chosen in (
-        ("ok", "✓", decided & true),
-        ("wrong", "✗ not", decided & ~true),
-        ("wrong", "missed", ~decided & true),
+        ("ok", "✓", predicted & actual),
+        ("wrong", "✗ not", predicted & ~actual),
+        ("wrong", "false_negatives", ~predicted & actual),
     ):
         labels = [f"{escape(validation.labels[k])} {scores[k]:.2f}" for k in np.flatnonzero(chosen)]
         if labels:
             parts.append(f"<span class={kind}>{mark} {', '.join(labels)}</span>")
-    said = "<br>".join(parts) or "no label, rightly"
+    caption = "<br>".join(parts) or "no label, rightly"
     name = escape(validation.ids[i])
     image = f'<img src="data:image/jpeg;base64,{data}" alt="image {name}">'
-    return f"<figure>{image}<figcaption>{name}<br>{said}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{name}<br>{caption}</figcaption></figure>"

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 # fmt: off
 from pipeline.spec.data import (
     CocoLabels, DataSpec, IdListLabels, IdRanges, LabelsSpec, ListColumnLabels, ListSplit, OneHotLabels,
-    OrderedSplit, RandomSplit, RangeSplit, SplitSpec, StratifiedSplit, TestSpec, UnlabelledSpec,
+    OrderedSplit, RandomSplit, RangeSplit, SplitSpec, StratifiedSplit, TestSpec, NegativesSpec,
 )
 from pipeline.spec.fields import (
     LOWER_IS_BETTER, METRICS, OUTSIDE, Count, MetricName, Positive, Section, Seed, Share, expand_path,
@@ -34,7 +34,7 @@ class EvaluateSpec(Section):
     """From scores to decisions, and by what the best cell is chosen.
 
     `per_label` thresholds are tuned on validation; `expected_f1` has none: each image gets the labels of
-    the highest expected F1. An image where no label is reached is blank.
+    the highest expected F1. An image where no label is reached gets none.
     """
 
     threshold: Literal["per_label", "expected_f1"] | Share = 0.5
@@ -98,7 +98,7 @@ class ResourceRule(Section):
     mem_gb: Positive | None = None
     gres: str | None = None
     cells_per_job: Count | None = None
-    side_by_side: Count | None = None
+    concurrent_cells: Count | None = None
 
 
 class RunSpec(Section):
@@ -108,7 +108,7 @@ class RunSpec(Section):
     parallel: Count | None = None  # cells at once; default: as many as there are GPUs, else cores
     threads: Count | None = None  # per cell; default: cores / cells at once
     save_every_min: Positive = 10.0
-    save_share: Positive = 0.02  # of the time at most; a save waits while it would cost more
+    save_fraction: Positive = 0.02  # of the time at most; a save waits while it would cost more
     resources: tuple[ResourceRule, ...] = ()  # on a cluster; a later rule wins
     budget_units: Positive | None = None  # of the cluster's billing: `plan` says, `grid` refuses to go beyond
 
@@ -121,7 +121,7 @@ class GridSpec(Section):
     exclude: tuple[dict[str, Any], ...] = ()
     seeds: tuple[Seed, ...] = ()
     # cells of equal data, pictures, batches and seed in one process, each as if alone: auto where that pays here
-    together: Literal["auto"] | bool = "auto"
+    share_process: Literal["auto"] | bool = "auto"
 
 
 class Spec(Section):

@@ -11,7 +11,7 @@ from pipeline.spec.fields import OUTSIDE, FilePath, Pixels, Section, Seed, Share
 
 
 class IdListLabels(Section):
-    """One text file per label, holding the ids (or file names) of the images that bear it."""
+    """One text file per label, holding the ids (or file names) of the images that have it."""
 
     format: Literal["id_lists"] = "id_lists"
     files: str = "annotations/{label}.txt"
@@ -39,7 +39,7 @@ class ListColumnLabels(Section):
 
 
 class CocoLabels(Section):
-    """COCO's `instances_*.json`: an image bears a label if any object of that category is in it."""
+    """COCO's `instances_*.json`: an image has a label if any object of that category is in it."""
 
     format: Literal["coco"]
     file: str
@@ -116,8 +116,8 @@ SplitSpec = Annotated[
 ]
 
 
-class UnlabelledSpec(Section):
-    """What happens to images that bear no label at all."""
+class NegativesSpec(Section):
+    """What happens to negative images (without any label)."""
 
     train: Literal["keep", "drop"] | Share = "keep"  # a number keeps that share of them, seeded
     validation: Literal["keep", "drop"] = "keep"
@@ -144,8 +144,8 @@ class DataSpec(Section):
     size_px: Pixels = 128
     resize: Literal["squash", "crop"] = "squash"  # crop: shorter side to size_px, middle square
     split: SplitSpec = OrderedSplit()
-    unlabelled: UnlabelledSpec = UnlabelledSpec()
-    max_bad_share: Share = Field(default=0.01, json_schema_extra=OUTSIDE)
+    negatives: NegativesSpec = NegativesSpec()
+    max_bad_fraction: Share = Field(default=0.01, json_schema_extra=OUTSIDE)
     test: TestSpec | None = Field(default=None, json_schema_extra=OUTSIDE)
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.errors import SpecError
 from pipeline.spec import Spec, expand_path
 from pipeline.spec.strict_yaml import BOOLEAN_TRAPS, Document, KeyPath, Mistake, Place, parse, read, scalar
-from pipeline.storage.files import shown
+from pipeline.storage.files import display_path
 
 _TAGS = ("name", "format", "method")  # the keys that choose between the members of a union
 
@@ -42,11 +42,11 @@ def read_spec(path: Path, overrides: Sequence[str] = (), root: Path | None = Non
     An override is `key.path=value`, its value read as YAML (`train.optimizer.lr=1e-3`).
     """
     root = (root or project_root(path)).resolve()
-    document = read(path, shown=shown(path))
+    document = read(path, name=display_path(path))
     if document.mistakes and document.value is None:
         raise_mistakes(path, document.mistakes)
     if not isinstance(document.value, dict):
-        place = Place(shown(path), 1)
+        place = Place(display_path(path), 1)
         raise_mistakes(path, [Mistake(place, (), "a spec is a mapping of keys, e.g. `data:` and `train:`")])
     sets = [split_override(text, document) for text in overrides]
     _override(document, [(key, value) for key, value in sets if key == ("data",)])
@@ -90,7 +90,7 @@ def raise_mistakes(path: Path, mistakes: Sequence[Mistake]) -> None:
         merged[mistake.place, mistake.key] = Mistake(mistake.place, mistake.key, text)
     unique = sorted(merged.values(), key=lambda m: (m.place.line == 0, m.place.line))
     count = "1 mistake" if len(unique) == 1 else f"{len(unique)} mistakes"
-    raise SpecError("\n".join([f"{shown(path)}: {count}", *(f"  {mistake}" for mistake in unique)]))
+    raise SpecError("\n".join([f"{display_path(path)}: {count}", *(f"  {mistake}" for mistake in unique)]))
 
 
 def assign(tree: dict[str, Any], key: KeyPath, value: Any) -> None:
@@ -153,13 +153,13 @@ def _include_data(document: Document, root: Path) -> None:
     except ValueError as error:
         document.mistakes.append(Mistake(document.place(("data",)), ("data",), str(error)))
         return
-    included = read(path, shown=shown(path), prefix=("data",))
+    included = read(path, name=display_path(path), prefix=("data",))
     document.mistakes += included.mistakes
     document.places.update(included.places)
     document.value["data"] = included.value
     if not isinstance(included.value, dict) and not included.mistakes:
         text = "the file must hold the mapping that stands under `data:`"
-        document.mistakes.append(Mistake(Place(shown(path), 1), ("data",), text))
+        document.mistakes.append(Mistake(Place(display_path(path), 1), ("data",), text))
 
 
 # ---------------------------------------------------------------- explaining

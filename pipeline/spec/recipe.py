@@ -21,7 +21,7 @@ class BceLoss(_PerLabelLoss):
     name: Literal["bce"] = "bce"
     pos_weight: Literal["none", "balanced"] = "none"  # balanced: negatives / positives in training
     pos_weight_cap: Positive = 10.0
-    smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0  # targets in [smoothing, 1 - smoothing]
+    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0  # targets in [s, 1 - s]
 
 
 class FocalLoss(_PerLabelLoss):
@@ -42,10 +42,10 @@ class AsymmetricLoss(_PerLabelLoss):
 
 
 class BceSoftF1Loss(Section):
-    """A mixture: (1 - share) of BCE and `share` of soft F1."""
+    """A mixture: (1 - f) of BCE and f of soft F1, f being `soft_f1_fraction`."""
 
     name: Literal["bce_soft_f1"]
-    share: Share = 0.5
+    soft_f1_fraction: Share = 0.5
     average: Literal["micro", "macro", "weighted"] = "macro"
 
 
@@ -72,13 +72,13 @@ class SamplingSpec(Section):
 
     name: Literal["each_once", "repeat_factor", "inverse_frequency"] = "each_once"
     threshold: Share = 0.1  # repeat_factor: an image whose rarest label is rarer than this share is repeated
-    blanks: Share = 1.0  # the share of the images without a label that an epoch takes
+    negatives: Share = 1.0  # the share of the images without a label that an epoch takes
 
 
 class _Optimizer(Section):
     weight_decay: NonNegative = 0.0
     decay_bias_and_norm: bool = False
-    lr_backbone: Positive = 1.0  # the learning rate of all but the head, as a factor on lr
+    backbone_lr_factor: Positive = 1.0  # the learning rate of all but the head, as a factor on lr
 
 
 class Sgd(_Optimizer):
@@ -148,10 +148,10 @@ class Constant(_Schedule):
 
 
 class Cosine(_Schedule):
-    """Half a cosine from the learning rate to `final_share` of it (Loshchilov & Hutter 2017)."""
+    """Half a cosine from the learning rate to `final_fraction` of it (Loshchilov & Hutter 2017)."""
 
     name: Literal["cosine"]
-    final_share: Share = 0.0
+    final_fraction: Share = 0.0
 
 
 class Step(_Schedule):
@@ -166,13 +166,13 @@ class OneCycle(_Schedule):
     """Up to the learning rate and down again by cosines, over the whole run (Smith & Topin 2018)."""
 
     name: Literal["one_cycle"]
-    up_share: Share = 0.3
-    start_share: Share = 0.04
-    final_share: Share = 4e-6
+    pct_start: Share = 0.3
+    start_fraction: Share = 0.04
+    final_fraction: Share = 4e-6
 
 
 class Plateau(_Schedule):
-    """Times `factor` when `train.best_by` has not improved for `patience_epochs`."""
+    """Times `factor` when `train.monitor` has not improved for `patience_epochs`."""
 
     name: Literal["plateau"]
     factor: Share = 0.1

@@ -109,11 +109,11 @@ def parse(text: str, file: str, prefix: KeyPath = ()) -> Document:
     return document
 
 
-def read(path: Path, shown: str | None = None, prefix: KeyPath = ()) -> Document:
-    """Parse the file at `path`; `shown` is its name in messages. An unreadable file is a mistake."""
-    shown = shown or str(path)
+def read(path: Path, name: str | None = None, prefix: KeyPath = ()) -> Document:
+    """Parse the file at `path`; `name` is its name in messages. An unreadable file is a mistake."""
+    name = name or str(path)
     try:
-        return parse(path.read_text(encoding="utf-8"), shown, prefix)
+        return parse(path.read_text(encoding="utf-8"), name, prefix)
     except UnicodeDecodeError as error:
         text = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:
@@ -121,7 +121,7 @@ def read(path: Path, shown: str | None = None, prefix: KeyPath = ()) -> Document
         beside = sorted(other.name for other in path.parent.glob("*.yaml"))
         if isinstance(error, FileNotFoundError) and beside:
             text += f"; beside it there are {', '.join(beside)}"
-    return Document(value=None, mistakes=[Mistake(Place(shown), (), text)])
+    return Document(value=None, mistakes=[Mistake(Place(name), (), text)])
 
 
 class _TooLargeError(Exception):

@@ -95,16 +95,22 @@ class AugmentSpec(Section):
     brightness: NonNegative = 0.0  # colour jitter: a factor within 1 +- this
     contrast: NonNegative = 0.0
     saturation: NonNegative = 0.0
-    trivial: bool = False  # one operation on colour, of random kind and strength (TrivialAugment, 2021)
-    erase: Share = 0.0  # probability that a rectangle is erased (Zhong et al. 2020)
-    erase_area: tuple[Share, Share] = (0.02, 0.33)
+    trivial_augment: bool = (
+        False  # one operation on colour, of random kind and strength (TrivialAugment, 2021)
+    )
+    random_erasing: Share = 0.0  # probability that a rectangle is erased (Zhong et al. 2020)
+    random_erasing_area: tuple[Share, Share] = (0.02, 0.33)
     mixup: NonNegative = 0.0  # alpha of its Beta distribution; 0: none
     cutmix: NonNegative = 0.0  # alpha; with mixup too, each picture takes one of them
-    mix_share: Share = 1.0  # of the pictures that mixup and cutmix mix
+    mix_fraction: Share = 1.0  # of the pictures that mixup and cutmix mix
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSpec:
-        pairs = {"crop": self.crop, "crop_ratio": self.crop_ratio, "erase_area": self.erase_area}
+        pairs = {
+            "crop": self.crop,
+            "crop_ratio": self.crop_ratio,
+            "random_erasing_area": self.random_erasing_area,
+        }
         for name, pair in pairs.items():
             if pair and not 0 < pair[0] <= pair[1]:
                 raise ValueError(f"{name} is [smallest, largest] above 0, got [{pair[0]:g}, {pair[1]:g}]")
@@ -124,33 +130,35 @@ class TrainSpec(Section):
     batch_size: Count = 64
     # without model.trainable all: the frozen part sees so many views of each picture, once; epochs take them in
     # turn, drawn as the first epochs draw theirs (as many views as epochs train as without); null: anew each epoch
-    feature_views: Count | None = None
+    cached_views: Count | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    best_by: Literal[MetricName, "loss"] = "f1_micro"
+    monitor: Literal[MetricName, "loss"] = "f1_micro"
     sampling: SamplingSpec = SamplingSpec()
     ema_epochs: NonNegative = 0.0  # validate and keep the weights averaged over about so many epochs; 0: none
-    clip_norm: NonNegative = 0.0  # gradients are scaled down to this norm; 0: as they are
-    head_first_epochs: Annotated[int, Field(ge=0)] = 0  # only the head learns so long (LP-FT, Kumar 2022)
-    patience_epochs: Count | None = None  # stop when best_by has not improved for so many epochs
-    average_flips: bool = False  # final scores are means over a picture and its mirror image
+    clip_grad_norm: NonNegative = 0.0  # gradients are scaled down to this norm; 0: as they are
+    freeze_backbone_epochs: Annotated[int, Field(ge=0)] = (
+        0  # only the head learns so long (LP-FT, Kumar 2022)
+    )
+    patience_epochs: Count | None = None  # stop when monitor has not improved for so many epochs
+    tta_hflip: bool = False  # final scores are means over a picture and its mirror image
     # size of the pictures of the final scores, of validation and test; null: image_px. A network trained on
     # random crops sees objects larger than in whole pictures of that size (Touvron et al. 2019)
-    score_px: Pixels | None = None
+    eval_image_px: Pixels | None = None
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _sensible(self) -> TrainSpec:
-        if self.feature_views is not None and self.model.trainable == "all":
+        if self.cached_views is not None and self.model.trainable == "all":
             raise ValueError(
-                "feature_views needs model.trainable: head, last_stage or another part; "
+                "cached_views needs model.trainable: head, last_stage or another part; "
                 "a network that learns as a whole has no fixed features"
             )
-        mixed = self.augment.mixup or self.augment.cutmix or self.augment.erase
-        if self.feature_views is not None and mixed:
+        mixed = self.augment.mixup or self.augment.cutmix or self.augment.random_erasing
+        if self.cached_views is not None and mixed:
             raise ValueError(
-                "feature_views keeps features of single pictures: it excludes mixup, cutmix and erase; "
-                "leave them at their defaults, or leave feature_views out"
+                "cached_views keeps features of single pictures: it excludes mixup, cutmix and erase; "
+                "leave them at their defaults, or leave cached_views out"
             )
-        if self.score_px is not None and (self.model.name in CNNS or self.model.name.startswith("vit_")):
-            raise ValueError(f"{self.model.name} has one size of input; leave score_px out")
+        if self.eval_image_px is not None and (self.model.name in CNNS or self.model.name.startswith("vit_")):
+            raise ValueError(f"{self.model.name} has one size of input; leave eval_image_px out")
         return self

@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all, owned by one process, named in one place. Torch-free."""
+"""Files on disk: written completely or not at all, owned by one process, named in one place. Torch-free."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests. Torch-free."""
+"""Files that appear complete or not at all, and their digests. Torch-free."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def free_space(path: Path) -> str:
     return "free space unknown"
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as people read it: relative to where they stand, where it lies below that."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
@@ -85,29 +85,29 @@ def shown(path: Path) -> str:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """`value` as indented JSON, atomically, with a digest of itself as the last key, `seal`."""
-    content = {name: part for name, part in value.items() if name != "seal"}
+    """`value` as indented JSON, atomically, with a digest of itself as the last key, `checksum`."""
+    content = {name: part for name, part in value.items() if name != "checksum"}
     with atomic_write(path, "w") as file:
-        file.write(json.dumps(content | {"seal": _seal(content)}, indent=1) + "\n")
+        file.write(json.dumps(content | {"checksum": _checksum(content)}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote, without its seal; ValueError where it is damaged, OSError where it is not there.
+    """What `write_json` wrote, without its checksum; ValueError where it is damaged, OSError where it is not there.
 
-    A file without a seal is one that a person wrote.
+    A file without a checksum is one that a person wrote.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("not a JSON object")
     name, value = content.popitem() if content else ("", None)
-    if name == "seal" and value != _seal(content):
-        raise ValueError("its seal does not match its content")
-    if name != "seal" and value == _seal(content):
-        raise ValueError(f"its seal is called {name!r}")  # a bit of its name has flipped
-    return content if name in ("seal", "") else content | {name: value}
+    if name == "checksum" and value != _checksum(content):
+        raise ValueError("its checksum does not match its content")
+    if name != "checksum" and value == _checksum(content):
+        raise ValueError(f"its checksum is called {name!r}")  # a bit of its name has flipped
+    return content if name in ("checksum", "") else content | {name: value}
 
 
-def found_json(path: Path) -> dict[str, Any]:
+def read_json_or_empty(path: Path) -> dict[str, Any]:
     """What `write_json` wrote, {} where it is missing or damaged."""
     try:
         return read_json(path)
@@ -123,7 +123,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
         writer.writerows(rows)
 
 
-def _seal(content: dict[str, Any]) -> str:
+def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of `path`, [] where it is not there.
+    """The complete lines of `path`, [] where it is not there.
 
     A line cut short by a kill is left out, and one that does not fit its `crc`, where it has one.
     """
@@ -34,7 +34,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def sealed(row: Mapping[str, Any]) -> str:
+def with_checksum(row: Mapping[str, Any]) -> str:
     """The line of a row, with a checksum of itself as `crc`."""
     return json.dumps({**row, "crc": _crc(row)})
 

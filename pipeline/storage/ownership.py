@@ -114,7 +114,10 @@ class _Lock:
             aside.unlink()
 
     def _watched_dead(self, seen: bytes) -> bool:
-        print(f"{self.path}: {_described(seen)} was here; watching {STALE_S:g} s for a heartbeat", flush=True)
+        print(
+            f"{self.path}: {_described(seen)} may still be running; waiting {STALE_S:g} s for its heartbeat",
+            flush=True,
+        )
         until = time.monotonic() + STALE_S
         while time.monotonic() < until:
             time.sleep(min(BEAT_S / 2, STALE_S / 10))

@@ -1,4 +1,4 @@
-"""The only owner of file names under `experiments/<name>/`, and of what makes a cell whole. Torch-free."""
+"""The only owner of file names under `experiments/<name>/`, and of what makes a cell complete. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError, SpecError
-from pipeline.storage.files import found_json, read_json, sha256_file, write_json
+from pipeline.storage.files import read_json, read_json_or_empty, sha256_file, write_json
 from pipeline.storage.ownership import check_owned, owned
 
 MANIFEST_VERSION = 1
@@ -37,12 +37,12 @@ class ExperimentDir:
     )
     leaderboard = _File("leaderboard.csv", "A row per cell and baseline.")
     seeds = _File("leaderboard_seeds.csv", "Cells that were trained with several seeds: mean and spread.")
-    comparisons = _File("comparisons.csv", "The best cells, two by two: which is really better.")
+    comparisons = _File("comparisons.csv", "The best cells, two by two: which is significantly better.")
     report = _File("report.html", "The page to look at.")
     figures = _File("figures", "The report's figures as PDF and PNG, its tables as CSV.")
     selected = _File("selected.json", "The cell the submission is made of, and why.")
     submission = _File("submission.csv", "The decisions on the test images.")
-    logs = _File("logs", "Logs of the stages that are no cells.")
+    logs = _File("logs", "Logs of the stages other than training.")
     slurm = _File("slurm", "submitit's own files.")
     code = _File("code", "Snapshots of the code that ran.")
 
@@ -120,7 +120,7 @@ class RunDir:
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or {} where there is none or it cannot be read."""
-        manifest = found_json(self.manifest)
+        manifest = read_json_or_empty(self.manifest)
         return manifest if manifest.get("version") == MANIFEST_VERSION else {}
 
     def manifest_state(self, identity: str) -> str:
@@ -141,7 +141,7 @@ class RunDir:
         write_json(self.manifest, manifest | ({"error": error} if error else {}))
 
     def why_not_done(self, identity: str) -> str | None:
-        """None when the cell is whole and of this identity (sizes compared), else why not, in a few words."""
+        """None when the cell is complete and of this identity (sizes compared), else why not, in a few words."""
         manifest = self.read_manifest()
         if manifest.get("identity") != identity:
             if not manifest and self.manifest.exists():

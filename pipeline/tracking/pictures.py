@@ -45,12 +45,12 @@ def sheet(images: Sequence[Pixels], columns: int, px: int, captions: Sequence[st
 class Mistakes:
     """Positions of a label's worst images, the worst first: high scores without it, low scores with it."""
 
-    invented: list[int]
-    missed: list[int]
+    false_positives: list[int]
+    false_negatives: list[int]
 
     @classmethod
     def of(cls, scores_N: npt.NDArray[np.float32], targets_N: npt.NDArray[np.uint8], count: int) -> Mistakes:
         """At most `count` of each kind."""
         order = np.argsort(-scores_N, kind="stable")
-        true = targets_N[order] == 1
-        return cls(order[~true][:count].tolist(), order[true][::-1][:count].tolist())
+        actual = targets_N[order] == 1
+        return cls(order[~actual][:count].tolist(), order[actual][::-1][:count].tolist())

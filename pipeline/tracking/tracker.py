@@ -107,7 +107,10 @@ class Tracker:
             scores_N, targets_N = scores_NK[:, k], targets_NK[:, k]
             self._add(step, events.pr_curve(f"validation/{labels[k]}", scores_N, targets_N))
             mistakes = Mistakes.of(scores_N, targets_N, _SHOWN_MISTAKES)
-            for kind, chosen in (("invented", mistakes.invented), ("missed", mistakes.missed)):
+            for kind, chosen in (
+                ("false_positives", mistakes.false_positives),
+                ("false_negatives", mistakes.false_negatives),
+            ):
                 if chosen:
                     captions = [f"{scores_N[i]:.3f}" for i in chosen]
                     tag = f"mistakes_{kind}/{labels[k]}"

@@ -13,7 +13,7 @@ from pipeline.storage.run_dir import RunDir
 
 
 class Attempt:
-    """One cell being trained by this process. What goes wrong under `kept_apart` ends this cell alone.
+    """One cell being trained by this process. What goes wrong under `isolated` ends this cell alone.
 
     `log`: the file its words go to, where several cells share a process; None: this process's output.
     """
@@ -24,7 +24,7 @@ class Attempt:
         self.is_done = False
 
     @contextlib.contextmanager
-    def kept_apart(self) -> Iterator[None]:
+    def isolated(self) -> Iterator[None]:
         """Words go to the cell's own log; an error is recorded as its own and not raised."""
         with contextlib.ExitStack() as stack:
             if self.log is not None:
@@ -37,7 +37,7 @@ class Attempt:
                 self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Into the manifest if it can be, one line for the launcher; a traceback where the error is no message."""
+        """Record it in the manifest if possible, print one line; a traceback where it is not a PipelineError."""
         self.error = error
         text = str(error)
         if isinstance(error, OSError):  # what the machine is short of

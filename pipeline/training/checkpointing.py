@@ -13,12 +13,12 @@ class Saving:
     """Saves learners that train together, together, and measures what it costs.
 
     A save that is not asked for by a signal or the end waits while it would cost more than
-    `run.save_share` of the time since the last one. What is not saved is simply done again after a kill,
+    `run.save_fraction` of the time since the last one. What is not saved is simply done again after a kill,
     from the state before, with the same bits.
     """
 
     def __init__(self, run: RunSpec) -> None:
-        self._every_s, self._share = 60 * run.save_every_min, run.save_share
+        self._every_s, self._share = 60 * run.save_every_min, run.save_fraction
         self._saved_at, self._cost_s = time.monotonic(), 0.0  # the first save is cheap until it is measured
 
     @property
@@ -37,7 +37,7 @@ class Saving:
             return
         started = time.monotonic()
         for learner in learners:
-            with learner.attempt.kept_apart():
+            with learner.attempt.isolated():
                 learner.save()
         self._saved_at = time.monotonic()
         self._cost_s = self._saved_at - started

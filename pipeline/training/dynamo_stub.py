@@ -26,7 +26,7 @@ class _StandIn(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-def leave_compiler_out() -> None:
+def install_dynamo_stub() -> None:
     """From here on this process does without `torch._dynamo`, unless it is there or something asks for more of it."""
     if _PACKAGE not in sys.modules:
         package, utils = _StandIn(_PACKAGE), _StandIn(_UTILS)

@@ -10,12 +10,12 @@ from torch import Tensor
 from pipeline.data.augment import Augmentation
 from pipeline.data.loading import Rows, Stream
 from pipeline.data.mixing import Mixing
-from pipeline.data.pixel_cache import pixels_on
-from pipeline.models.scoring import Scorer, logits_together
+from pipeline.data.pixel_cache import pixel_cache
+from pipeline.models.scoring import Scorer, compute_logits
 from pipeline.spec import TrainSpec
 
 
-class PictureFeed:
+class PixelFeed:
     """Augmented pictures of a stream, epoch by epoch."""
 
     def __init__(self, recipe: TrainSpec, stream: Stream, validation: Rows, device: str) -> None:
@@ -24,7 +24,7 @@ class PictureFeed:
 
     def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs (B, C, S, S), targets (B, K)) from `first_step` of `epoch` on."""
-        recipe, stream, pixels = self.recipe, self.stream, pixels_on(self.stream.packed, self.device)
+        recipe, stream, pixels = self.recipe, self.stream, pixel_cache(self.stream.packed, self.device)
         augmentation = Augmentation(recipe.augment, recipe.seed, epoch, stream.images)
         mixing = Mixing(recipe.augment, recipe.seed, epoch, stream.images)
         for batch in stream.batches(epoch, first_step, read=pixels.read):
@@ -34,4 +34,4 @@ class PictureFeed:
 
     def logits(self, scorers: Sequence[Scorer]) -> list[Tensor]:
         """Of the validation pictures, under each."""
-        return logits_together(scorers, self.stream.packed, self.validation) if scorers else []
+        return compute_logits(scorers, self.stream.packed, self.validation) if scorers else []

@@ -18,12 +18,12 @@ from pipeline.data.sampling import expected_repeats
 from pipeline.errors import CheckpointError, DivergedError, TrainingError
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.metrics.thresholds import decide, tune_per_label
-from pipeline.models.build import build_model, head_of, learning_part, set_training_mode, start_at_prior
+from pipeline.models.build import build_model, head_of, init_bias_to_prior, set_training_mode, trainable_part
 from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
-from pipeline.models.device import Settled
+from pipeline.models.device import ExecutionConfig
 from pipeline.models.scoring import Scored, Scorer
 from pipeline.spec import LOWER_IS_BETTER, SamplingSpec, Spec
-from pipeline.spec.identity import flattened
+from pipeline.spec.identity import flatten
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.attempt import Attempt
 from pipeline.training.ema import WeightAverage
@@ -60,10 +60,10 @@ class Learner:
                 )
                 state = None
         for problem in problems:
-            print(f"passed over: {problem}", flush=True)
-        settled = Settled.choose(spec.run.device, self.train.precision, spec.run.threads)
-        self.settled = Settled(**state["settled"]) if state else settled
-        self.settled.apply()
+            print(f"Ignoring damaged checkpoint: {problem}; resuming from the previous one.", flush=True)
+        execution = ExecutionConfig.choose(spec.run.device, self.train.precision, spec.run.threads)
+        self.execution = ExecutionConfig(**state["execution"]) if state else execution
+        self.execution.apply()
         torch.manual_seed(self.train.seed)
         model, targets_NK = self.train.model, data.packed.labels_NK[data.train]
         net = build_model(model, len(data.packed.labels), self.train.image_px, weights)
@@ -71,29 +71,29 @@ class Learner:
         repeats_N = None if sampling == SamplingSpec() else expected_repeats(sampling, targets_NK)
         self.stream = Stream(data.packed, data.train, self.train.batch_size, self.train.seed, repeats_N)
         if model.head_bias == "prior":
-            start_at_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
-        self.net = net.to(self.settled.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
+            init_bias_to_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
+        self.net = net.to(self.execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
         # what batches go through: with features kept, the rest of the network has been gone through already
-        self._learning, head = learning_part(self.net, model), head_of(self.net, model.name)
-        self.trained = self.net if self.train.feature_views is None else self._learning
+        self._learning, head = trainable_part(self.net, model), head_of(self.net, model.name)
+        self.trained = self.net if self.train.cached_views is None else self._learning
         horizon = self.train.ema_epochs * self.stream.steps_per_epoch
         self.average = WeightAverage(self.net, horizon) if horizon else None
         self.optimizer = build_optimizer(self.train.optimizer, self.net, head)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = self.settled.scaler()
-        self.loss = build_loss(self.train.loss, targets_NK, self.settled.device)
+        self.scaler = self.execution.scaler()
+        self.loss = build_loss(self.train.loss, targets_NK, self.execution.device)
         self._cpu_loss = build_loss(self.train.loss, targets_NK)
         self.plateau = PlateauState()
         self.step = self.epoch = 0
         self.best: dict[str, Any] | None = None  # {"value", "epoch"}
         self._new_best: dict[str, Tensor] | None = None  # its weights, until they are saved
         self.best_scored: Scored | None = None  # the best epoch's validation, where this process did it
-        self.sealed = False  # whether the best weights are saved with their thresholds
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.settled.device)
+        self.thresholds_saved = False  # whether the best weights are saved with their thresholds
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.execution.device)
         self.images = 0
         if state:
             self._restore(state)
-        settings = flattened(spec.model_dump(include={"data", "train"}))
+        settings = flatten(spec.model_dump(include={"data", "train"}))
         self.tracker = Tracker(
             run, resumed_at=self.step, settings=settings, digest=state["metrics"] if state else None
         )
@@ -119,14 +119,14 @@ class Learner:
 
     def training_mode(self) -> None:
         """Dropout and batch statistics on in what learns: the head alone in the first epochs, if so asked."""
-        head_first = self.epoch < self.train.head_first_epochs
+        head_first = self.epoch < self.train.freeze_backbone_epochs
         learning = head_of(self.net, self.train.model.name) if head_first else self._learning
         set_training_mode(self.net, learning)
 
     def scorer(self, *, final: bool) -> Scorer:
         """What scores pictures: the epoch's network as it trains, or for good, at the size and views of the spec."""
-        px = (self.train.score_px if final else None) or self.train.image_px
-        return Scorer(self.scored_net, px, self.settled, flips=final and self.train.average_flips)
+        px = (self.train.eval_image_px if final else None) or self.train.image_px
+        return Scorer(self.scored_net, px, self.execution, flips=final and self.train.tta_hflip)
 
     @property
     def final_scores(self) -> Scored | None:
@@ -142,16 +142,16 @@ class Learner:
     def halve_micro_batch(self, batch: int) -> None:
         """After an out-of-memory: half as many images at a time, from now on and after a resume too."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.settled.device == "cuda":
+        if self.execution.device == "cuda":
             torch.cuda.empty_cache()
-        before = min(self.settled.micro_batch or batch, batch)
+        before = min(self.execution.micro_batch or batch, batch)
         if before == 1:
             raise TrainingError(
                 "out of GPU memory with one image at a time; use a smaller train.image_px or network"
             )
-        self.settled = replace(self.settled, micro_batch=-(-before // 2))
+        self.execution = replace(self.execution, micro_batch=-(-before // 2))
         print(
-            f"out of GPU memory at step {self.step + 1}: {self.settled.micro_batch} images at a time from now on; "
+            f"out of GPU memory at step {self.step + 1}: {self.execution.micro_batch} images at a time from now on; "
             f"gradients are summed up, train.batch_size {self.train.batch_size} stays",
             flush=True,
         )
@@ -179,8 +179,8 @@ class Learner:
             "validation/loss": loss,
             **{f"validation/{name}": value for name, value in metrics.items()},
         }
-        value = values[f"validation/{self.train.best_by}"]
-        higher = self.train.best_by not in LOWER_IS_BETTER
+        value = values[f"validation/{self.train.monitor}"]
+        higher = self.train.monitor not in LOWER_IS_BETTER
         self.plateau = self.plateau.after_epoch(value, self.train.schedule, better_is_higher=higher)
         self.epoch += 1
         self.loss_sum.zero_()
@@ -213,7 +213,7 @@ class Learner:
             "version": CHECKPOINT_VERSION,
             "stream_version": STREAM_VERSION,
             "identity": self.identity,
-            "settled": asdict(self.settled),
+            "execution": asdict(self.execution),
             "epoch": self.epoch,
             "step": self.step,
             "model": self.net.state_dict(),
@@ -246,19 +246,19 @@ class Learner:
             "model": model,
             "labels": list(packed.labels),
             "preprocessing": {
-                "image_px": self.train.score_px or self.train.image_px,
+                "image_px": self.train.eval_image_px or self.train.image_px,
                 "packed_px": packed.size_px,
                 "resize": self.spec.data.resize,
                 "mean": list(MEAN),
                 "std": list(STD),
-                "flips": self.train.average_flips,
+                "flips": self.train.tta_hflip,
             },
-            "precision": self.settled.precision,
+            "precision": self.execution.precision,
             "best": self.best,
             "thresholds": thresholds,
         }
         save_checkpoint(self.run.checkpoint_best, state)
-        self.sealed = scored is not None
+        self.thresholds_saved = scored is not None
 
     def show_result(self, scored: Scored) -> None:
         """The final scores on validation, for TensorBoard."""

@@ -18,7 +18,7 @@ from pipeline.spec import in_training
 from pipeline.storage.files import atomic_write
 from pipeline.tracking.tracker import SHOWN_IMAGES
 from pipeline.training.checkpointing import Saving
-from pipeline.training.feeds import PictureFeed
+from pipeline.training.feeds import PixelFeed
 from pipeline.training.learner import Learner
 from pipeline.training.stop_signal import StopFlag
 
@@ -57,20 +57,20 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
                 break  # the last of them failed
             active = [learner for learner in running if learner.step == position]
             for learner in active:
-                with learner.attempt.kept_apart():
-                    if learner.step == 0 and learner.train.feature_views is None:
+                with learner.attempt.isolated():
+                    if learner.step == 0 and learner.train.cached_views is None:
                         learner.tracker.training_images(as_pictures(inputs_BCHW[:SHOWN_IMAGES]))
                     if len(running) > 1:  # each keeps the threads of its first start
-                        learner.settled.apply()
+                        learner.execution.apply()
                     # what a network draws itself (dropout) is a function of seed and step, like the batch
                     torch.manual_seed((recipe.seed << 32) + learner.step)
                     rate = learner.set_learning_rate(steps_per_epoch)
                     while (loss := _gradients(learner, inputs_BCHW, targets_BK)) is None:
                         learner.halve_micro_batch(len(targets_BK))
                         torch.manual_seed((recipe.seed << 32) + learner.step)
-                    if learner.train.clip_norm:
+                    if learner.train.clip_grad_norm:
                         learner.scaler.unscale_(learner.optimizer)
-                        nn.utils.clip_grad_norm_(learner.net.parameters(), learner.train.clip_norm)
+                        nn.utils.clip_grad_norm_(learner.net.parameters(), learner.train.clip_grad_norm)
                     learner.scaler.step(learner.optimizer)
                     learner.scaler.update()
                     learner.optimizer.zero_grad(set_to_none=True)  # the next learner needs the memory
@@ -98,7 +98,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
         images_per_s, seconds_per_step = images_seen / seconds, seconds / max(steps, 1)
         running = [learner for learner in running if learner.is_training]
         for learner, logits_NK in zip(running, _validate(running, feed), strict=True):
-            with learner.attempt.kept_apart():
+            with learner.attempt.isolated():
                 scored = Scored.of(logits_NK, data.packed, data.validation)
                 values = learner.end_epoch(scored, images_per_s, seconds_per_step)
                 print(_epoch_line(learner, values), flush=True)
@@ -114,24 +114,26 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
             return
 
 
-def _feed(learner: Learner) -> PictureFeed | FeatureFeed:
+def _feed(learner: Learner) -> PixelFeed | FeatureFeed:
     data = learner.data
-    if learner.train.feature_views is None:
-        return PictureFeed(learner.train, learner.stream, data.validation, learner.settled.device)
-    frozen = FrozenNetwork(learner.net, learner.train, data.packed, learner.settled)
+    if learner.train.cached_views is None:
+        return PixelFeed(learner.train, learner.stream, data.validation, learner.execution.device)
+    frozen = FrozenNetwork(learner.net, learner.train, data.packed, learner.execution)
     return FeatureFeed(frozen, learner.stream, data.validation)
 
 
 def _say_stopped(learners: Sequence[Learner], stop: StopFlag) -> None:
     for learner in learners:
-        with learner.attempt.kept_apart():
+        with learner.attempt.isolated():
             print(
-                f"stopped by {stop.reason} at step {learner.step}; saved, starting again goes on", flush=True
+                f"Interrupted by {stop.reason} at step {learner.step}. Checkpoint saved; "
+                "run the same command to resume.",
+                flush=True,
             )
 
 
 def _validate(
-    learners: Sequence[Learner], feed: PictureFeed | FeatureFeed, *, final: bool = False
+    learners: Sequence[Learner], feed: PixelFeed | FeatureFeed, *, final: bool = False
 ) -> list[Tensor]:
     """Logits of the validation images under each, in one pass over them."""
     return feed.logits([learner.scorer(final=final) for learner in learners])
@@ -145,13 +147,13 @@ def _gradients(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Ten
     micro-batches' F1, and batch norm sees their statistics.
     """
     learner.optimizer.zero_grad(set_to_none=True)
-    parts = -(-len(targets_BK) // (learner.settled.micro_batch or len(targets_BK)))
+    parts = -(-len(targets_BK) // (learner.execution.micro_batch or len(targets_BK)))
     losses = []
     try:
         for inputs, targets in zip(
             inputs_BCHW.tensor_split(parts), targets_BK.tensor_split(parts), strict=True
         ):
-            with learner.settled.autocast():
+            with learner.execution.autocast():
                 logits = learner.trained(inputs)
             loss = learner.loss(logits.float(), targets)
             loss = loss if parts == 1 else loss * (len(targets) / len(targets_BK))
@@ -162,16 +164,16 @@ def _gradients(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Ten
     return torch.stack(losses).sum()
 
 
-def _finish(learner: Learner, feed: PictureFeed | FeatureFeed) -> None:
-    """Score validation under the best weights; with that the cell's artifacts are whole."""
-    with learner.attempt.kept_apart():
+def _finish(learner: Learner, feed: PixelFeed | FeatureFeed) -> None:
+    """Score validation under the best weights; with that the cell's artifacts are complete."""
+    with learner.attempt.isolated():
         if learner.epoch < learner.train.epochs and learner.best is not None:
             print(
                 f"stopped early after epoch {learner.epoch}: the best is {learner.best['epoch']}", flush=True
             )
         scored = learner.final_scores
-        if scored is None or not learner.sealed:
-            model = load_checkpoint(learner.run.checkpoint_best, learner.settled.device)["model"]
+        if scored is None or not learner.thresholds_saved:
+            model = load_checkpoint(learner.run.checkpoint_best, learner.execution.device)["model"]
             if scored is None:
                 learner.scored_net.load_state_dict(model)
                 (logits_NK,) = _validate([learner], feed, final=True)
@@ -196,7 +198,7 @@ def write_scores(path: Path, scored: Scored, labels: Sequence[str]) -> None:
 
 
 def _epoch_line(learner: Learner, values: dict[str, float]) -> str:
-    by = learner.train.best_by
+    by = learner.train.monitor
     best = learner.best or {}
     return (
         f"epoch {learner.epoch}/{learner.train.epochs}  loss {values['train/loss']:.4f}  "

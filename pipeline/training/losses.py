@@ -23,7 +23,7 @@ def build_loss(spec: LossSpec, targets_NK: npt.NDArray[np.uint8], device: str = 
     if isinstance(spec, SoftF1Loss):
         return functools.partial(soft_f1_loss, average=spec.average)
     if isinstance(spec, BceSoftF1Loss):
-        return functools.partial(bce_soft_f1_loss, share=spec.share, average=spec.average)
+        return functools.partial(bce_soft_f1_loss, f1_fraction=spec.soft_f1_fraction, average=spec.average)
     if isinstance(spec, SoftmaxF1Loss):
         return failed_softmax_f1_loss
     elements: Loss
@@ -31,7 +31,7 @@ def build_loss(spec: LossSpec, targets_NK: npt.NDArray[np.uint8], device: str = 
         positive_K = None
         if spec.pos_weight == "balanced":
             positive_K = balanced_pos_weight(targets_NK, spec.pos_weight_cap).to(device)
-        elements = functools.partial(_bce, smoothing=spec.smoothing, pos_weight=positive_K)
+        elements = functools.partial(_bce, smoothing=spec.label_smoothing, pos_weight=positive_K)
     elif isinstance(spec, FocalLoss):
         elements = functools.partial(focal, gamma=spec.gamma, alpha=spec.alpha)
     else:
@@ -97,10 +97,10 @@ def soft_f1_loss(logits_BK: Tensor, targets_BK: Tensor, average: str) -> Tensor:
     return 1 - (f1_K * support_K).sum() / (support_K.sum() + _EPS)
 
 
-def bce_soft_f1_loss(logits_BK: Tensor, targets_BK: Tensor, share: float, average: str) -> Tensor:
-    """(1 - share) BCE + share soft F1: F1 as the aim, BCE's gradient where F1 has none."""
+def bce_soft_f1_loss(logits_BK: Tensor, targets_BK: Tensor, f1_fraction: float, average: str) -> Tensor:
+    """(1 - f) BCE + f soft F1: F1 as the aim, BCE's gradient where F1 has none."""
     bce = functional.binary_cross_entropy_with_logits(logits_BK, targets_BK)
-    return (1 - share) * bce + share * soft_f1_loss(logits_BK, targets_BK, average)
+    return (1 - f1_fraction) * bce + f1_fraction * soft_f1_loss(logits_BK, targets_BK, average)
 
 
 def failed_softmax_f1_loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:

@@ -22,15 +22,15 @@ def build_optimizer(spec: OptimizerSpec, net: nn.Module, head: nn.Module | None 
     """The optimizer of a network's trainable parameters.
 
     Weight decay leaves out biases and norms (everything of one dimension) unless the spec says
-    `decay_bias_and_norm`. All that is not part of `head` learns at `lr_backbone` times the rate.
+    `decay_bias_and_norm`. All that is not part of `head` learns at `backbone_lr_factor` times the rate.
     """
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     parts = [(trainable, spec.lr)]
-    if spec.lr_backbone != 1:
+    if spec.backbone_lr_factor != 1:
         parts = [
             ([p for p in trainable if id(p) in own], spec.lr),
-            ([p for p in trainable if id(p) not in own], spec.lr * spec.lr_backbone),
+            ([p for p in trainable if id(p) not in own], spec.lr * spec.backbone_lr_factor),
         ]
     groups: list[dict[str, Any]] = []
     for members, lr in parts:
@@ -38,7 +38,7 @@ def build_optimizer(spec: OptimizerSpec, net: nn.Module, head: nn.Module | None 
         spared = [p for p in members if p.ndim <= 1 and not spec.decay_bias_and_norm]
         groups.append({"params": decayed, "weight_decay": spec.weight_decay, "lr": lr})
         groups.append({"params": spared, "weight_decay": 0.0, "lr": lr})
-    settings = spec.model_dump(exclude={"name", "lr_backbone", "weight_decay", "decay_bias_and_norm"})
+    settings = spec.model_dump(exclude={"name", "backbone_lr_factor", "weight_decay", "decay_bias_and_norm"})
     if spec.name in _FUSED:
         settings["fused"] = True
     return _OPTIMIZERS[spec.name]([group for group in groups if group["params"]], **settings)

@@ -16,14 +16,14 @@ def lr_scale(schedule: ScheduleSpec, step: int, steps_per_epoch: int, epochs: in
     after = step - warmup
     progress = after / max(epochs * steps_per_epoch - warmup, 1)
     if isinstance(schedule, Cosine):
-        return _cosine(1.0, schedule.final_share, progress)
+        return _cosine(1.0, schedule.final_fraction, progress)
     if isinstance(schedule, Step):
         return float(schedule.factor ** math.floor(after / (schedule.every_epochs * steps_per_epoch)))
     if isinstance(schedule, OneCycle):
-        if progress < schedule.up_share:
-            return _cosine(schedule.start_share, 1.0, progress / schedule.up_share)
-        down = (progress - schedule.up_share) / max(1 - schedule.up_share, 1e-12)
-        return _cosine(1.0, schedule.final_share, down)
+        if progress < schedule.pct_start:
+            return _cosine(schedule.start_fraction, 1.0, progress / schedule.pct_start)
+        down = (progress - schedule.pct_start) / max(1 - schedule.pct_start, 1e-12)
+        return _cosine(1.0, schedule.final_fraction, down)
     return 1.0  # constant; plateau's factor is in PlateauState
 
 

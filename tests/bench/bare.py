@@ -11,7 +11,7 @@ import torch
 
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
-from pipeline.models.scoring import Scorer, score_together
+from pipeline.models.scoring import Scorer, compute_scores
 from pipeline.spec import Spec
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
@@ -37,8 +37,8 @@ def main() -> None:
             raise attempt.error
         row = next(row for row in read_jsonl(run.metrics) if "validation/loss" in row)
         started = time.perf_counter()
-        scorer = Scorer(learner.net, spec.train.image_px, learner.settled)
-        score_together([scorer], data.packed, data.validation)
+        scorer = Scorer(learner.net, spec.train.image_px, learner.execution)
+        compute_scores([scorer], data.packed, data.validation)
         validation = len(data.validation) / (time.perf_counter() - started)
         bare = _bare(learner, steps=max(4, len(data.train) // spec.train.batch_size))
         if i:
@@ -56,7 +56,7 @@ def _bare(learner: Learner, steps: int) -> float:
     for step in range(steps + 2):
         if step == 2:
             started = time.perf_counter()
-        with learner.settled.autocast():
+        with learner.execution.autocast():
             logits = learner.net(inputs)
         loss = learner.loss(logits.float(), targets)
         loss.backward()

@@ -166,7 +166,7 @@ def spec(root: Path, name: str, text: str, data: Path, px: int = 128) -> Path:
     path = root / "experiments" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(
-        f"data: {{source: {data}, images: 'images/im{{id}}.jpg', size_px: {px}, unlabelled: {{train: drop}}}}\n{text}\n"
+        f"data: {{source: {data}, images: 'images/im{{id}}.jpg', size_px: {px}, negatives: {{train: drop}}}}\n{text}\n"
     )
     return path
 

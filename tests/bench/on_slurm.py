@@ -1,4 +1,4 @@
-"""On a Slurm cluster of this machine: planning, submitting and looking at 1,000 cells."""
+"""On a Slurm cluster of this machine: planning, launch_lock and looking at 1,000 cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from measure import ROOT, Scale, environment, timed
 
 
 def slurm(root: Path, scale: Scale) -> dict[str, str]:
-    """Planning, submitting and looking at 1,000 cells on a real cluster, and what a chain of stages adds."""
+    """Planning, launch_lock and looking at 1,000 cells on a real cluster, and what a chain of stages adds."""
     script, folder = ROOT / "tests" / "slurm" / "cluster.sh", root / "cluster"
     if subprocess.run([str(script), "up", str(folder)], stdout=subprocess.DEVNULL).returncode:
         print("no Slurm cluster here: its table stays as it was")

@@ -51,7 +51,7 @@ _MEASURED = ("adam", "sgd")
 
 
 def bare_decode(archive: str, out: str, px: int, workers: int) -> None:
-    """Decode every picture of a zip on all cores and write the same array: what wrangling cannot do without."""
+    """Decode every picture of a zip on all cores and write the same array: what wrangle_jobs cannot do without."""
     with get_context("fork").Pool(workers, _open, (archive, out, px)) as pool:
         names = [n for n in zipfile.ZipFile(archive).namelist() if n.endswith(".jpg")]
         with Path(out).open("wb") as file:
@@ -273,7 +273,11 @@ def grid(root: Path, scale: Scale) -> dict[str, str]:
         once([*JOBS, "grid", str(path)], root, ours, lambda: forget(root))
         together = boards(root, f"grid-{network}")
         other = spec(
-            root, f"alone-{network}", text.replace("grid: {", "grid: {together: false, "), data, packed_px
+            root,
+            f"alone-{network}",
+            text.replace("grid: {", "grid: {share_process: false, "),
+            data,
+            packed_px,
         )
         once([*JOBS, "grid", str(other)], root, alone)
         same = "the same" if boards(root, f"alone-{network}") == together else "DIFFERENT"
@@ -326,7 +330,7 @@ def head(root: Path, scale: Scale) -> dict[str, str]:
     data = labelled_folder(root, images, scale)
     model = f"{{name: mobilenet_v2, weights: {weights}, trainable: head}}"
     text = sweep(
-        f"model: {model}, image_px: {px}, epochs: {count}, augment: {{hflip: 0}}, feature_views: 1", scale
+        f"model: {model}, image_px: {px}, epochs: {count}, augment: {{hflip: 0}}, cached_views: 1", scale
     )
     path, ours, theirs = spec(root, "head", text, data, scale.of(128, 32)), Timing(), []
     once([*JOBS, "grid", str(path)], root, ours, lambda: forget(root))

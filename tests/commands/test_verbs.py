@@ -183,7 +183,7 @@ def test_a_cell_that_diverges_is_ranked_as_such_and_held_back_until_retried(tmp_
     assert "2 cells, 0 to run" in printed
     assert f"{cell}: held back: diverged: " in printed
     assert f"`make retry RUN={cell}` trains it anew" in printed
-    assert "1 finished cells are whole" in jobs("doctor", spec, cwd=tmp_path)[1]
+    assert "1 finished cells are complete" in jobs("doctor", spec, cwd=tmp_path)[1]
     assert jobs("retry", spec, "--run", cell, cwd=tmp_path)[0] == 0
     status, printed = jobs("grid", spec, cwd=tmp_path)
     assert status == 1
@@ -390,7 +390,7 @@ def test_bad_images_stop_the_grid_at_wrangle_with_the_whole_reason(tmp_path, pho
     status, printed = jobs("grid", folder / "x.yaml", cwd=tmp_path)
     assert status == 1
     assert "1 of 13 images cannot be decoded" in printed
-    assert "images/im13.jpg: is no image file that Pillow knows" in printed
+    assert "images/im13.jpg: not an image file that Pillow knows" in printed
 
 
 def test_the_last_part_of_the_split_can_be_the_test_set(tmp_path, drawn_zip):

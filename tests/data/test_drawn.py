@@ -28,10 +28,10 @@ def test_a_whole_set_is_kept_and_a_damaged_one_drawn_again(tmp_path):
 
 
 def test_fourteen_labels_very_unequal_and_half_blank():
-    bearers = [draw_image(number, 32, 0)[1] for number in range(1, 801)]
-    counts = {label: sum(label in labels for labels in bearers) for label in LABELS}
+    images_by_label = [draw_image(number, 32, 0)[1] for number in range(1, 801)]
+    counts = {label: sum(label in labels for labels in images_by_label) for label in LABELS}
     assert len(LABELS) == 14
-    assert 0.42 < np.mean([not labels for labels in bearers]) < 0.58
+    assert 0.42 < np.mean([not labels for labels in images_by_label]) < 0.58
     assert max(counts.values()) > 8 * min(counts.values()) > 0
 
 

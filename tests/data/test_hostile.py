@@ -35,15 +35,15 @@ FORMATS = {
 
 
 def pack(source, tmp_path, **more):
-    """Wrangle in `tmp_path/data`; all else under `tmp_path` must stay as it was."""
+    """WrangleTask in `tmp_path/data`; all else under `tmp_path` must stay as it was."""
     before = everything(tmp_path)
     if "labels" not in more:
         (tmp_path / "labels").mkdir(exist_ok=True)
         (tmp_path / "labels" / "dog.txt").write_text("im1.jpg\n")
         more["labels"] = {"format": "id_lists", "files": "{label}.txt", "source": str(tmp_path / "labels")}
-        more["max_bad_share"] = 1.0
+        more["max_bad_fraction"] = 1.0
         before = everything(tmp_path)
-    spec = data_spec(source, **{"images": "im{id}.jpg", "size_px": 8, "max_bad_share": 0.5, **more})
+    spec = data_spec(source, **{"images": "im{id}.jpg", "size_px": 8, "max_bad_fraction": 0.5, **more})
     try:
         return PackedSet.open(wrangle(spec, tmp_path / "data", workers=1)), spec
     finally:
@@ -151,7 +151,7 @@ def test_links_are_followed_and_circles_and_pipes_end_nothing(tmp_path):
     packed, _ = pack(folder, tmp_path)
     assert packed.ids == ("1", "2")
     reasons = sorted(report(packed)["quarantined"]["examples"])
-    assert reasons == ["im3.jpg: is no image file that Pillow knows", "im4.jpg: is no regular file"]
+    assert reasons == ["im3.jpg: not an image file that Pillow knows", "im4.jpg: is no regular file"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_names_that_are_no_text_are_named(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / os.fsdecode(b"im\xff.jpg")).write_bytes(jpeg(1))
-    with pytest.raises(DataError, match=r"is no UTF-8; rename it"):
+    with pytest.raises(DataError, match=r"is not UTF-8; rename it"):
         list_images(open_source(folder), "im{id}.jpg")
 
 
@@ -204,9 +204,9 @@ def test_one_label_is_enough_and_none_is_not(tmp_path):
 
 
 def test_a_label_without_positives_and_a_set_that_is_all_blank_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no image bears the label 'cat'; nothing can be learnt"):
+    with pytest.raises(DataError, match=r"no image has the label 'cat'; nothing can be learnt"):
         labelled(tmp_path, "id,dog,cat\n1,1,0\n2,0,0\n3,1,0\n4,0,0\n", format="onehot_csv")
-    with pytest.raises(DataError, match=r"no image bears the label 'dog'"):
+    with pytest.raises(DataError, match=r"no image has the label 'dog'"):
         labelled(tmp_path, "id,dog\n1,0\n2,0\n3,0\n4,0\n", format="onehot_csv")
 
 
@@ -229,7 +229,7 @@ def test_a_single_image_cannot_be_split(tmp_path):
 
 
 def test_nested_without_end_is_no_coco(tmp_path):
-    with pytest.raises(DataError, match=r"labels.csv: is no COCO instances file"):
+    with pytest.raises(DataError, match=r"labels.csv: not a COCO instances file"):
         labelled(tmp_path, "[" * 100_000, format="coco")
 
 
@@ -264,7 +264,7 @@ def test_a_label_file_is_read_or_refused_in_words(tmp_path, format, body):
         return
     finally:
         source.close()
-    assert set(table.labels) == set(table.bearers)
+    assert set(table.labels) == set(table.images_by_label)
     assert 0 < len(table.labels) == len(set(table.labels))
 
 

@@ -63,7 +63,7 @@ def test_label_names_and_their_pattern_are_the_spec_s(tmp_path):
     table, _, _ = read(
         tmp_path, {"y/dog_r1.txt": "1", "y/dog.txt": "2"}, format="id_lists", files="{label}_r1.txt"
     )
-    assert table.bearers == {"dog": ["1"]}
+    assert table.images_by_label == {"dog": ["1"]}
 
 
 def test_references_to_no_image_are_returned(tmp_path):
@@ -113,8 +113,8 @@ LISTED = {"format": "list_csv", "file": "y.csv"}
             r"y.csv:1: the header has no column 'tags'",
         ),
         (LISTED, "image\n1\n", r"y.csv:1: the header has only 1 column"),
-        ({"format": "coco", "file": "y.csv"}, "{}", r"is no COCO instances file \(no key 'images'\)"),
-        ({"format": "coco", "file": "y.csv"}, "nonsense", r"is no COCO instances file"),
+        ({"format": "coco", "file": "y.csv"}, "{}", r"not a COCO instances file \(no key 'images'\)"),
+        ({"format": "coco", "file": "y.csv"}, "nonsense", r"not a COCO instances file"),
         ({"format": "coco", "file": "z.json"}, "", r"no label file is named 'z.json'"),
         (
             {"format": "id_lists", "files": "labels/{label}.txt"},
@@ -129,7 +129,7 @@ def test_bad_label_files_are_named_with_line_and_remedy(tmp_path, labels, text, 
 
 
 def test_a_binary_label_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"dog.txt: is no UTF-8 text"):
+    with pytest.raises(DataError, match=r"dog.txt: not UTF-8 text"):
         read(tmp_path, {"annotations/dog.txt": b"\xff\xfe1\x00"}, format="id_lists")
 
 

@@ -105,7 +105,7 @@ def test_a_tar_cut_short_is_refused_when_opened(tmp_path, size):
     [
         ("gone.zip", "there is no such"),
         ("a.tar.gz", "unpack it to a .tar"),
-        ("a.rar", "is no folder, .zip or .tar"),
+        ("a.rar", "not a folder, .zip or .tar"),
     ],
 )
 def test_what_is_no_source_is_refused_with_a_remedy(tmp_path, name, remedy):
@@ -150,7 +150,7 @@ def test_digits_that_are_no_numbers_and_names_that_are_no_text(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / os.fsdecode(b"im\xff.jpg")).write_bytes(b"")
-    with pytest.raises(DataError, match="is no UTF-8; rename it"):
+    with pytest.raises(DataError, match="is not UTF-8; rename it"):
         list_images(open_source(folder), "im{id}.jpg")
 
 

@@ -162,10 +162,10 @@ def test_the_training_copy_of_a_held_out_image_goes():
 def test_unlabelled_training_images_are_kept_dropped_or_thinned(policy, blanks):
     packed = packed_of(labels(100, blank_every=2) * [1, 0, 1])
     result = split(packed, {"method": "ordered", "validation": 0.2}, unlabelled={"train": policy})
-    blank_N = packed.labels_NK.sum(axis=1) == 0
-    assert blank_N[result.train].sum() == blanks
-    assert (~blank_N)[result.train].sum() == 40
-    assert blank_N[result.validation].sum() == 10
+    negative_N = packed.labels_NK.sum(axis=1) == 0
+    assert negative_N[result.train].sum() == blanks
+    assert (~negative_N)[result.train].sum() == 40
+    assert negative_N[result.validation].sum() == 10
 
 
 def test_unlabelled_validation_images_can_be_dropped():
@@ -184,11 +184,11 @@ def test_a_split_reads_back_as_it_was_written(tmp_path):
 
 
 def test_a_label_may_be_called_as_a_count_is(tmp_path):
-    packed = replace(packed_of(labels(20)), labels=("images", "blank", "x"))
+    packed = replace(packed_of(labels(20)), labels=("images", "negative", "x"))
     write_split(tmp_path / "split.json", split(packed, {"method": "ordered", "validation": 0.25}), packed)
     counts = json.loads((tmp_path / "split.json").read_text())["counts"]["train"]
     trained_NK = packed.labels_NK[:15]
-    assert (counts["images"], counts["blank"]) == (15, (trained_NK.sum(axis=1) == 0).sum())
+    assert (counts["images"], counts["negative"]) == (15, (trained_NK.sum(axis=1) == 0).sum())
     assert counts["labels"] == dict(zip(packed.labels, trained_NK.sum(axis=0).tolist(), strict=True))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.decoding import decode
-from pipeline.data.layout import is_whole, packed_identity, packed_path
+from pipeline.data.layout import is_complete, packed_identity, packed_path
 from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_files import PixelFiles
 from pipeline.data.wrangle import wrangle
@@ -98,7 +98,7 @@ def test_what_changes_pixels_or_labels_changes_the_identity(photos, tmp_path):
         identity(photos_with(photos, tmp_path, **{"annotations__dog.txt": "1\n"})),
     ]
     assert len({base, *changed}) == 8
-    same = [identity(photos, split={"method": "random"}), identity(photos, max_bad_share=0.5)]
+    same = [identity(photos, split={"method": "random"}), identity(photos, max_bad_fraction=0.5)]
     assert set(same) == {base}
 
 
@@ -150,7 +150,7 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
     for i in (1, 2):
         (source / f"im{i}.jpg").write_bytes(jpeg(i))
     (source / "im3.jpg").symlink_to("nowhere.jpg")
-    folder = pack(source, tmp_path, images="im{id}.jpg", max_bad_share=0.5)
+    folder = pack(source, tmp_path, images="im{id}.jpg", max_bad_fraction=0.5)
     assert "im3.jpg: [Errno 2]" in report_of(folder)["quarantined"]["examples"][0]
 
 
@@ -200,7 +200,7 @@ def test_a_flipped_bit_is_found_when_the_set_is_opened(photos, tmp_path, name):
 
 def test_bad_images_are_set_aside_with_the_reason_and_the_rest_lines_up(photos, tmp_path):
     bad = {"images__im2.jpg": jpeg(2)[:-100], "images__im5.jpg": "this is no picture", "images__im7.jpg": b""}
-    folder = pack(photos_with(photos, tmp_path, **bad), tmp_path, max_bad_share=0.3)
+    folder = pack(photos_with(photos, tmp_path, **bad), tmp_path, max_bad_fraction=0.3)
     packed = PackedSet.open(folder)
     assert packed.ids == ("1", "3", "4", "6", "8", "9", "10", "11", "12")
     assert packed.labels_NK[:, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
@@ -210,14 +210,14 @@ def test_bad_images_are_set_aside_with_the_reason_and_the_rest_lines_up(photos, 
     reasons = " | ".join(report["quarantined"]["examples"])
     assert "images/im2.jpg: " in reasons
     assert "truncated" in reasons
-    assert "images/im5.jpg: is no image file that Pillow knows" in reasons
+    assert "images/im5.jpg: not an image file that Pillow knows" in reasons
     assert report["labels_of_unknown_images"]["count"] == 0
 
 
 def test_more_bad_images_than_allowed_stop_wrangle_and_nothing_is_left(photos, tmp_path):
     source = photos_with(photos, tmp_path, **{"images__im2.jpg": jpeg(2)[:-100]})
     with pytest.raises(
-        DataError, match=r"1 of 12 images cannot be decoded, more than data.max_bad_share 0.01 allows"
+        DataError, match=r"1 of 12 images cannot be decoded, more than data.max_bad_fraction 0.01 allows"
     ):
         pack(source, tmp_path)
     assert list((tmp_path / "data" / "packed").iterdir()) == []
@@ -227,7 +227,7 @@ def test_an_image_whose_bytes_do_not_match_the_archive_is_set_aside(photos, tmp_
     body = bytearray(photos.read_bytes())
     body[body.index(jpeg(3)) + 400] ^= 0xFF
     photos.write_bytes(body)
-    report = report_of(pack(photos, tmp_path, max_bad_share=0.1))
+    report = report_of(pack(photos, tmp_path, max_bad_fraction=0.1))
     assert report["quarantined"]["examples"] == ["images/im3.jpg: Bad CRC-32 for file 'images/im3.jpg'"]
 
 
@@ -235,13 +235,13 @@ def test_labels_of_images_that_are_not_there(photos, tmp_path):
     source = photos_with(photos, tmp_path, **{"annotations__dog.txt": "1\n2\n3\n4\n5\n77\n"})
     with pytest.raises(DataError, match=r"(?s)1 of 12 labels are of images that are not there.*dog.txt: 77"):
         pack(source, tmp_path)
-    report = report_of(pack(source, tmp_path, max_bad_share=0.1))
+    report = report_of(pack(source, tmp_path, max_bad_fraction=0.1))
     assert report["labels_of_unknown_images"]["by_label"] == {"dog": 1}
 
 
 def test_an_empty_label_file_is_refused(photos, tmp_path):
     source = photos_with(photos, tmp_path, **{"annotations__cat.txt": "\n"})
-    with pytest.raises(DataError, match=r"annotations/cat.txt: no image bears the label 'cat'"):
+    with pytest.raises(DataError, match=r"annotations/cat.txt: no image has the label 'cat'"):
         pack(source, tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_images_without_a_row_in_the_csv_are_unknown_not_blank(photos, tmp_path)
     labels = {"format": "onehot_csv", "file": "y.csv"}
     with pytest.raises(DataError, match=r"1 of 12 images have no row in the label file"):
         pack(source, tmp_path, labels=labels)
-    folder = pack(source, tmp_path, labels=labels, max_bad_share=0.1)
+    folder = pack(source, tmp_path, labels=labels, max_bad_fraction=0.1)
     assert PackedSet.open(folder).ids == tuple(str(i) for i in range(1, 12))
     assert report_of(folder)["without_label_row"]["examples"] == ["im12.jpg"]
 
@@ -268,7 +268,7 @@ def test_the_report_counts_labels_pairs_blanks_and_twins(photos, tmp_path):
     report = report_of(pack(source, tmp_path))
     assert report["label_counts"] == {"dog": 6, "tree": 6}
     assert report["co_occurrence"] == {"dog": [6, 3], "tree": [3, 6]}
-    assert report["blank_share"] == 0.25
+    assert report["negative_fraction"] == 0.25
     assert report["exact_duplicates"] == {"groups": 1, "examples": [["im1.jpg", "im12.jpg"]]}
 
 
@@ -339,7 +339,7 @@ def test_a_set_packed_under_another_name_is_found(photos, tmp_path):
     renamed = photos.rename(tmp_path / "other-name.zip")
     identity = packed_identity(data_spec(renamed, images="images/im{id}.jpg", size_px=16), tmp_path / "c")
     assert packed_path(tmp_path / "data", identity) == folder
-    assert is_whole(folder, identity.digest)
+    assert is_complete(folder, identity.digest)
 
 
 def test_the_shared_photographs(shared, tmp_path):
@@ -351,4 +351,4 @@ def test_the_shared_photographs(shared, tmp_path):
     report = report_of(folder)
     assert (report["packed"], report["quarantined"]["count"]) == (400, 0)
     assert len(report["label_counts"]) == 14
-    assert 0.3 < report["blank_share"] < 0.6
+    assert 0.3 < report["negative_fraction"] < 0.6

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 
-from pipeline.metrics.decision_rule import Rule
+from pipeline.metrics.decision_rule import DecisionRule
 from pipeline.predictor import Predictor
 from pipeline.spec import EvaluateSpec
 from tests.cells import jobs, project
@@ -28,7 +28,7 @@ def mean(folder, name, cells):
 def expected(folder, cells):
     rule_of = mean(folder, "scores_val.npz", cells)
     targets = np.load(folder / cells[0] / "scores_val.npz")["targets"]
-    rule = Rule.fit(EvaluateSpec(threshold="expected_f1", calibrate="platt"), rule_of, targets)
+    rule = DecisionRule.fit(EvaluateSpec(threshold="expected_f1", calibrate="platt"), rule_of, targets)
     return rule(mean(folder, "scores_test.npz", cells))
 
 

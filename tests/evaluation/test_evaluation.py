@@ -9,12 +9,12 @@ import pytest
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
-from pipeline.evaluation.cell import baselines, evaluate_cell, views
+from pipeline.evaluation.cell import baselines, evaluate_cell, metric_variants
 from pipeline.evaluation.experiment import evaluate_experiment
 from pipeline.evaluation.leaderboard import COLUMNS, read_leaderboard
-from pipeline.evaluation.selection import Evaluation, select_cell, selected_cells, show
+from pipeline.evaluation.selection import EvaluationInputs, format_leaderboard, select_cell, selected_cells
 from pipeline.evaluation.submission import check_submission, write_submission
-from pipeline.metrics.decision_rule import cross_fitted
+from pipeline.metrics.decision_rule import out_of_fold_decisions
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.metrics.thresholds import decide
 from pipeline.spec import METRICS, EvaluateSpec, SubmissionSpec, TopCells
@@ -60,14 +60,14 @@ def write_rest(run):
 def evaluation_of(experiment, cells, threshold=0.5, select_by="f1_micro", submission=None):
     named = tuple((*cell, cell[0])[:3] for cell in cells)  # a cell is its own group unless it says another
     evaluate_spec = EvaluateSpec(threshold=threshold, select_by=select_by)
-    return Evaluation(experiment, named, evaluate_spec, submission or SubmissionSpec(), ("data",))
+    return EvaluationInputs(experiment, named, evaluate_spec, submission or SubmissionSpec(), ("data",))
 
 
 def evaluate(experiment, drawn, cells, reasons=None, **settings):
     _, folder, split_file = drawn
     evaluate_experiment(
         evaluation_of(experiment, cells, **settings),
-        best_by="f1_micro",
+        monitor="f1_micro",
         packed_dir=folder,
         split_file=split_file,
         reasons=reasons or {},
@@ -86,7 +86,7 @@ def test_the_three_views_are_what_their_names_say(experiment, drawn):
     run, scores_NK, targets_NK = finished_cell(experiment, drawn, "c", "a" * 12, 0.7)
     row = evaluate_cell(run, EvaluateSpec(threshold="per_label")).row
     at50 = decide(scores_NK, np.full(14, 0.5, np.float32))
-    fitted, _ = cross_fitted(EvaluateSpec(threshold="per_label"), scores_NK, targets_NK)
+    fitted, _ = out_of_fold_decisions(EvaluateSpec(threshold="per_label"), scores_NK, targets_NK)
     labelled = targets_NK.any(axis=1)
     for name in METRICS:
         assert row.metrics[name] == all_metrics(scores_NK, fitted, targets_NK)[name]
@@ -133,11 +133,11 @@ def test_metrics_have_intervals_and_the_pairs_a_verdict(experiment, drawn, two_c
     pairs = {(row["a"], row["b"]): row for row in read_table(experiment.comparisons)}
     assert len(pairs) == 3
     against_twin = pairs["good-aaaaaaaa", "twin-eeeeeeee"]
-    assert (against_twin["verdict"], float(against_twin["difference"])) == ("not told apart", 0)
+    assert (against_twin["verdict"], float(against_twin["difference"])) == ("no significant difference", 0)
     against_poor = pairs["good-aaaaaaaa", "poor-bbbbbbbb"]
     assert against_poor["verdict"] == "a is better"
     assert 0 < float(against_poor["lo"]) < float(against_poor["difference"]) < float(against_poor["hi"])
-    text = show(experiment, "f1_micro")
+    text = format_leaderboard(experiment, "f1_micro")
     assert "good-aaaaaaaa: than poor-bbbbbbbb" in text
     assert f"{float(good['f1_micro_lo']):.4f}-{float(good['f1_micro_hi']):.4f}" in text
     assert not experiment.seeds.exists()
@@ -179,7 +179,9 @@ def test_an_ensemble_is_measured_and_selected_unless_the_user_picks(experiment, 
     expected = all_metrics(mean_NK, decide(mean_NK, np.full(14, 0.5)), targets_NK)
     assert {name: float(row[name]) for name in METRICS} == pytest.approx(expected, abs=1e-6)
     assert [run.name for run in selected_cells(experiment)] == ["good-aaaaaaaa", "other-eeeeeeee"]
-    assert "ensemble: mean scores of good-aaaaaaaa, other-eeeeeeee" in show(experiment, "f1_micro")
+    assert "ensemble: mean scores of good-aaaaaaaa, other-eeeeeeee" in format_leaderboard(
+        experiment, "f1_micro"
+    )
     assert any("ensemble" in (pair["a"], pair["b"]) for pair in read_table(experiment.comparisons))
     assert json.loads((experiment.path / "ensemble" / "report.json").read_text())["metrics"]["f1_micro"]
     select_cell(experiment, experiment.find("poor"))
@@ -189,8 +191,9 @@ def test_an_ensemble_is_measured_and_selected_unless_the_user_picks(experiment, 
 
 def test_an_ensemble_that_cannot_be_is_said_and_nothing_else_is_submitted(experiment, drawn, two_cells):
     evaluate(experiment, drawn, two_cells, submission=SubmissionSpec(cells=("good", "gone")))
-    assert "no finished cell starts with 'gone'; finished: good-aaaaaaaa, poor-bbbbbbbb" in show(
-        experiment, "f1_micro"
+    assert (
+        "no finished cell starts with 'gone'; finished: good-aaaaaaaa, poor-bbbbbbbb"
+        in format_leaderboard(experiment, "f1_micro")
     )
     with pytest.raises(SubmissionError, match="'gone'"):
         selected_cells(experiment)
@@ -209,7 +212,7 @@ def test_a_failed_cell_has_a_row_with_its_reason(experiment, drawn, two_cells):
     failed.write_manifest("d" * 12, "failed", error="no memory")
     rows = evaluate(experiment, drawn, [*two_cells, (failed.name, "d" * 12)])
     assert (rows[-1]["cell"], rows[-1]["state"], rows[-1]["error"]) == ("bad-dddddddd", "failed", "no memory")
-    assert "no memory" in show(experiment, "f1_micro")
+    assert "no memory" in format_leaderboard(experiment, "f1_micro")
     assert "no memory" in experiment.report.read_text()
 
 
@@ -227,7 +230,7 @@ def test_the_best_is_selected_until_the_user_picks_another(experiment, drawn, tw
     evaluate(experiment, drawn, two_cells)
     assert selected_cells(experiment)[0].name == "good-aaaaaaaa"
     assert select_cell(experiment, experiment.find("poor")) == "poor-bbbbbbbb"
-    assert "\n*  2 poor-bbbbbbbb" in show(experiment, "f1_micro")
+    assert "\n*  2 poor-bbbbbbbb" in format_leaderboard(experiment, "f1_micro")
     evaluate(experiment, drawn, two_cells)
     assert selected_cells(experiment)[0].name == "poor-bbbbbbbb"
     assert select_cell(experiment, None) == "good-aaaaaaaa"
@@ -262,14 +265,14 @@ def test_cells_validated_on_different_images_are_said_to_be(experiment, drawn, t
     write_rest(run)
     run.write_manifest("e" * 12, "done")
     evaluate(experiment, drawn, [*two_cells, (run.name, "e" * 12)])
-    assert "validated on different images" in show(experiment, "f1_micro")
+    assert "validated on different images" in format_leaderboard(experiment, "f1_micro")
     evaluate(experiment, drawn, two_cells)
-    assert "different images" not in show(experiment, "f1_micro")
+    assert "different images" not in format_leaderboard(experiment, "f1_micro")
 
 
 def test_views_of_a_split_without_labelled_images_leave_that_view_out():
     zeros = np.zeros((3, 2), np.uint8)
-    values = views(zeros.astype(np.float32), zeros, zeros, zeros)
+    values = metric_variants(zeros.astype(np.float32), zeros, zeros, zeros)
     assert "f1_micro_labelled" not in values
     assert values["exact_match"] == 1
 

@@ -11,7 +11,7 @@ from jobs.local.processes import Job, Slots, run_jobs, started_early
 from jobs.local.progress import Progress
 from jobs.planning.plan import make_plan
 from jobs.planning.tasks import train_task
-from jobs.stages import Wrangle, needed
+from jobs.stages import WrangleTask, needed
 from pipeline.spec.reading import read_spec
 from tests.cells import jobs, project
 from tests.conftest import ROOT
@@ -84,7 +84,7 @@ def test_each_process_imports_ahead_only_what_its_task_needs(tmp_path, drawn_zip
     assert needed(plain.task) == ["pipeline.training.loop"]
     _, (other, _) = cell_jobs(project(tmp_path, drawn_zip, GRID, model={"name": "resnet18"}))
     assert needed(other.task) == ["pipeline.training.loop", "torchvision.models"]
-    assert needed(Wrangle("{}", str(tmp_path))) == []
+    assert needed(WrangleTask("{}", str(tmp_path))) == []
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -92,16 +92,16 @@ def test_a_grid_starts_ahead_only_where_there_is_something_to_wait_for(
     tmp_path, drawn_zip, packed, monkeypatch
 ):
     from jobs.clusters.profile import load_profile
-    from jobs.commands import run as here
+    from jobs.commands import run
     from jobs.commands.request import Request
 
     spec = project(tmp_path, drawn_zip, "run: {threads: 1}", epochs=1)
     if packed:
         assert jobs("wrangle", spec, cwd=tmp_path)[0] == 0
     started = []
-    monkeypatch.setattr(here, "started_early", lambda work, *rest: _counted(started, work, *rest))
+    monkeypatch.setattr(run, "started_early", lambda work, *rest: _counted(started, work, *rest))
     monkeypatch.chdir(tmp_path)
-    assert here.grid(Request(read_spec(spec), "local", load_profile("local"), None)) == 0
+    assert run.grid(Request(read_spec(spec), "local", load_profile("local"), None)) == 0
     assert started == [0 if packed else 1]
 
 

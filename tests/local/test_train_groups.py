@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from jobs.local.train_groups import on_this_machine, share
+from jobs.local.train_groups import group_tasks, plan_processes
 from jobs.planning.plan import make_plan
 from jobs.planning.tasks import train_task
-from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Together, Train, encode
+from jobs.stages import EXIT_FAILED, EXIT_STOPPED, TrainGroupTask, TrainTask, encode
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.spec import RunSpec
 from pipeline.spec.reading import read_spec
@@ -27,7 +27,7 @@ grid:
     - {train.model.name: cnn2, train.optimizer: {name: sgd, lr: 0.01}}
     - {train.model.name: mobilenet_v3_small, train.optimizer: {name: adamw, lr: 1e-3}, train.schedule: {name: cosine}}
     - {train.model.name: cnn3, train.optimizer: {name: rmsprop, lr: 1e-3}, train.epochs: 2}
-run: {threads: 1, save_every_min: 1e-9, save_share: 1000}
+run: {threads: 1, save_every_min: 1e-9, save_fraction: 1000}
 """
 TRAIN = {"augment": {"hflip": 0.5, "crop": [0.5, 1], "rotate_deg": 20}, "epochs": 3, "precision": "fp32"}
 
@@ -82,7 +82,7 @@ def alone(tmp_path_factory, drawn_zip):
 def test_together_gives_the_bits_each_cell_has_alone_and_each_its_own_files(tmp_path, drawn_zip, alone):
     plan, tasks = planned(tmp_path, drawn_zip)
     assert len({task.stream for task in tasks}) == 1
-    assert finish(start(Together(tuple(tasks)))) == 0
+    assert finish(start(TrainGroupTask(tuple(tasks)))) == 0
     assert_equal(results(plan), alone)
     for cell in plan.cells:
         assert cell.run.why_not_done(cell.identity) is None
@@ -99,11 +99,11 @@ def test_killed_at_different_steps_they_catch_up_and_end_with_the_same_bits(tmp_
     ahead.send_signal(signal.SIGTERM)
     assert finish(ahead) == EXIT_STOPPED
     for number in (signal.SIGKILL, signal.SIGTERM):
-        process = start(Together(tuple(tasks)))
+        process = start(TrainGroupTask(tuple(tasks)))
         wait_for_step(plan.cells[0], 4 if number == signal.SIGKILL else 14, process)
         process.send_signal(number)
         assert finish(process) == (EXIT_STOPPED if number == signal.SIGTERM else -number)
-    assert finish(start(Together(tuple(tasks)))) == 0
+    assert finish(start(TrainGroupTask(tuple(tasks)))) == 0
     assert_equal(results(plan), alone)
 
 
@@ -123,7 +123,7 @@ def wait_for_step(cell, step, process):
 def test_a_diverging_cell_drops_out_and_leaves_no_trace_in_the_others(tmp_path, drawn_zip, alone):
     bad = "    - {train.model.name: cnn2, train.optimizer: {name: sgd, lr: 1e30}}\nrun:"
     plan, tasks = planned(tmp_path, drawn_zip, GRID.replace("run:", bad))
-    assert finish(start(Together(tuple(tasks)))) == EXIT_FAILED
+    assert finish(start(TrainGroupTask(tuple(tasks)))) == EXIT_FAILED
     diverged = plan.cells.pop()
     assert_equal(results(plan), alone)
     assert diverged.run.read_manifest()["state"] == "diverged"
@@ -150,13 +150,13 @@ def test_only_cells_with_the_very_same_batches_share_them(tmp_path, drawn_zip):
     text = f"grid: {{axes: {{train.batch_size: [8, 16], train.optimizer: {adams}}}, seeds: [0, 1]}}\n"
     plan, tasks = planned(tmp_path, drawn_zip, text)
     assert len(tasks) == 8
-    groups = share(tasks, 8)
+    groups = group_tasks(tasks, 8)
     assert [len(group) for group in groups] == [2, 2, 2, 2]
     for group in groups:
         specs = [json.loads(task.spec)["train"] for task in group]
         assert len({(spec["batch_size"], spec["seed"]) for spec in specs}) == 1
         assert len({spec["optimizer"]["lr"] for spec in specs}) == 2
-    alone = make_plan(read_spec(plan.loaded.path, ["grid.together=false"]))
+    alone = make_plan(read_spec(plan.loaded.path, ["grid.share_process=false"]))
     assert {train_task(alone, cell).stream for cell in alone.cells} == {""}
 
 
@@ -177,7 +177,7 @@ def test_only_cells_with_the_very_same_batches_share_them(tmp_path, drawn_zip):
 def test_where_sharing_pays(monkeypatch, cores, run, choice, features, processes, at_once, threads):
     monkeypatch.setattr("jobs.local.train_groups.cores", lambda: cores)
     monkeypatch.setattr("jobs.local.processes.cores", lambda: cores)
-    tasks = [Train(f"r{i}", "{}", str(i), "p", "s", "w", stream="x") for i in range(7)]
-    groups, slots = on_this_machine(tasks, RunSpec(device="cpu", **run), choice, features=features)
+    tasks = [TrainTask(f"r{i}", "{}", str(i), "p", "s", "w", stream="x") for i in range(7)]
+    groups, slots = plan_processes(tasks, RunSpec(device="cpu", **run), choice, features=features)
     assert (len(groups), slots.count, slots.threads) == (processes, at_once, threads)
     assert [task for group in groups for task in group] == tasks

@@ -22,32 +22,32 @@ from pipeline.spec import METRICS
 
 def sample(images=300, seed=0):
     rng = np.random.default_rng(seed)
-    true = (rng.random((images, 5)) < [0.4, 0.2, 0.1, 0.05, 0]).astype(np.uint8)
-    scores = np.round(0.3 * true + 0.7 * rng.random(true.shape), 2).astype(np.float32)  # with ties
-    return scores, (scores > 0.5).astype(np.uint8), true
+    actual = (rng.random((images, 5)) < [0.4, 0.2, 0.1, 0.05, 0]).astype(np.uint8)
+    scores = np.round(0.3 * actual + 0.7 * rng.random(actual.shape), 2).astype(np.float32)  # with ties
+    return scores, (scores > 0.5).astype(np.uint8), actual
 
 
 def test_a_resample_is_the_metric_of_the_images_drawn():
-    scores, decided, true = sample()
-    resampled = bootstrap(scores, decided, true)
+    scores, predicted, actual = sample()
+    resampled = bootstrap(scores, predicted, actual)
     for r in (0, 17, 999):
-        rows = np.repeat(np.arange(len(true)), resample_counts(len(true))[r].astype(int))
-        expected = all_metrics(scores[rows], decided[rows], true[rows])
+        rows = np.repeat(np.arange(len(actual)), resample_counts(len(actual))[r].astype(int))
+        expected = all_metrics(scores[rows], predicted[rows], actual[rows])
         assert {name: resampled[name][r] for name in METRICS} == pytest.approx(expected, abs=1e-5)
 
 
 def test_weighted_average_precision_is_scikit_learn_s():
-    scores, decided, true = sample()
-    weight_N = resample_counts(len(true))[3]
-    present = true.any(axis=0)
-    expected = sk.average_precision_score(true[:, present], scores[:, present], sample_weight=weight_N)
-    assert bootstrap(scores, decided, true)["map_macro"][3] == pytest.approx(expected, abs=1e-5)
+    scores, predicted, actual = sample()
+    weight_N = resample_counts(len(actual))[3]
+    present = actual.any(axis=0)
+    expected = sk.average_precision_score(actual[:, present], scores[:, present], sample_weight=weight_N)
+    assert bootstrap(scores, predicted, actual)["map_macro"][3] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_interval_of_a_mean_is_the_closed_form_s():
-    scores, decided, true = sample(images=2000)
-    found = intervals(bootstrap(scores, decided, true))
-    exact = (decided == true).all(axis=1)
+    scores, predicted, actual = sample(images=2000)
+    found = intervals(bootstrap(scores, predicted, actual))
+    exact = (predicted == actual).all(axis=1)
     half = 1.96 * exact.std() / math.sqrt(len(exact))
     assert found["exact_match_lo"] == pytest.approx(exact.mean() - half, abs=0.004)
     assert found["exact_match_hi"] == pytest.approx(exact.mean() + half, abs=0.004)
@@ -75,7 +75,7 @@ def test_p_is_that_of_a_paired_z_test_and_equals_are_not_told_apart():
     assert (row["a"], row["b"]) == ("a", "b")
     assert row["p"] == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), rel=0.25)
     (same,) = compare([a, Contender("c", a.values, a.resampled_R)], "exact_match", lower_is_better=False)
-    assert (same["p"], same["verdict"]) == (1, "not told apart")
+    assert (same["p"], same["verdict"]) == (1, "no significant difference")
 
 
 def test_seeds_that_scatter_make_a_difference_less_sure():
@@ -83,7 +83,7 @@ def test_seeds_that_scatter_make_a_difference_less_sure():
     calm = [Contender("a", (0.60, 0.60), flat + 0.6), Contender("b", (0.5, 0.5), flat + 0.5)]
     wild = [Contender("a", (0.75, 0.45), flat + 0.6), Contender("b", (0.5, 0.5), flat + 0.5)]
     assert compare(calm, "f1_micro", lower_is_better=False)[0]["verdict"] == "a is better"
-    assert compare(wild, "f1_micro", lower_is_better=False)[0]["verdict"] == "not told apart"
+    assert compare(wild, "f1_micro", lower_is_better=False)[0]["verdict"] == "no significant difference"
     assert compare(calm, "hamming_loss", lower_is_better=True)[0]["a"] == "b"
     assert over_seeds([{"x": 1.0}, {"x": 3.0}], ["x"]) == pytest.approx({"x_mean": 2, "x_sd": math.sqrt(2)})
 
@@ -91,10 +91,10 @@ def test_seeds_that_scatter_make_a_difference_less_sure():
 def test_scores_that_are_probabilities_have_no_calibration_error():
     rng = np.random.default_rng(0)
     scores = rng.random((20000, 3)).astype(np.float32)
-    true = (rng.random(scores.shape) < scores).astype(np.uint8)
-    found = reliability(scores, true)
+    actual = (rng.random(scores.shape) < scores).astype(np.uint8)
+    found = reliability(scores, actual)
     assert found["ece"] < 0.01
-    assert reliability(scores**2, true)["ece"] > 0.1
+    assert reliability(scores**2, actual)["ece"] > 0.1
     share, mean = zip(*[(row["share_true"], row["mean_score"]) for row in found["reliability"]], strict=True)
     assert share == pytest.approx(mean, abs=0.02)
     assert reliability(np.ones((2, 2), np.float32), np.ones((2, 2), np.uint8))["ece"] == 0

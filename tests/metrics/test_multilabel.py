@@ -9,36 +9,36 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn import metrics as sk
 
-from pipeline.metrics.decision_rule import cross_fitted
+from pipeline.metrics.decision_rule import out_of_fold_decisions
 from pipeline.metrics.multilabel import absent_labels, all_metrics, average_precision, per_label
 from pipeline.metrics.thresholds import decide, tune_per_label
 from pipeline.spec import METRICS, EvaluateSpec
 
 
-def oracle(scores, decided, true):
+def oracle(scores, predicted, actual):
     """The same names out of scikit-learn."""
     values = {}
     functions = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score}
     for name, function in functions.items():
         for average in ("micro", "weighted", "samples"):
-            values[f"{name}_{average}"] = function(true, decided, average=average, zero_division=0)
+            values[f"{name}_{average}"] = function(actual, predicted, average=average, zero_division=0)
         # absent labels are left out of macro averages
-        each = function(true, decided, average=None, zero_division=0)[true.any(axis=0)]
+        each = function(actual, predicted, average=None, zero_division=0)[actual.any(axis=0)]
         values[f"{name}_macro"] = each.mean() if len(each) else 0
     values["f1_samples_empty0"] = values.pop("f1_samples")
-    values["f1_samples_empty1"] = sk.f1_score(true, decided, average="samples", zero_division=1)
-    present = true.any(axis=0)
+    values["f1_samples_empty1"] = sk.f1_score(actual, predicted, average="samples", zero_division=1)
+    present = actual.any(axis=0)
     values["map_macro"] = (
-        sk.average_precision_score(true[:, present], scores[:, present], average="macro")
+        sk.average_precision_score(actual[:, present], scores[:, present], average="macro")
         if present.any()
         else 0
     )
-    values["map_micro"] = sk.average_precision_score(true.ravel(), scores.ravel()) if present.any() else 0
-    values["label_accuracy"] = 1 - sk.hamming_loss(true, decided)
-    values["hamming_loss"] = sk.hamming_loss(true, decided)
-    values["exact_match"] = sk.accuracy_score(true, decided)
+    values["map_micro"] = sk.average_precision_score(actual.ravel(), scores.ravel()) if present.any() else 0
+    values["label_accuracy"] = 1 - sk.hamming_loss(actual, predicted)
+    values["hamming_loss"] = sk.hamming_loss(actual, predicted)
+    values["exact_match"] = sk.accuracy_score(actual, predicted)
     rows = [
-        sk.f1_score(t, d, average="weighted", zero_division=0) for t, d in zip(true, decided, strict=True)
+        sk.f1_score(t, d, average="weighted", zero_division=0) for t, d in zip(actual, predicted, strict=True)
     ]
     values["f1_weighted_both_classes"] = np.mean(rows)
     return values
@@ -53,11 +53,11 @@ def problems(draw):
     return scores, draw(bits), draw(bits)
 
 
-def compare(scores, decided, true):
-    ours = all_metrics(scores, decided, true)
+def compare(scores, predicted, actual):
+    ours = all_metrics(scores, predicted, actual)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = oracle(scores, decided, true)
+        expected = oracle(scores, predicted, actual)
     assert set(ours) == set(METRICS) == set(expected) | {"f1_soft_samples"}
     for name, value in expected.items():
         assert ours[name] == pytest.approx(value, abs=1e-9), name
@@ -70,9 +70,9 @@ def test_every_metric_is_scikit_learn_s_on_small_and_degenerate_input(problem):
 
 def test_every_metric_is_scikit_learn_s_on_a_large_sample():
     rng = np.random.default_rng(0)
-    true = (rng.random((700, 14)) < np.geomspace(0.3, 0.004, 14)).astype(np.uint8)
-    scores = (0.3 * true + 0.7 * rng.random(true.shape)).astype(np.float32)
-    compare(scores, decide(scores, np.full(14, 0.5)), true)
+    actual = (rng.random((700, 14)) < np.geomspace(0.3, 0.004, 14)).astype(np.uint8)
+    scores = (0.3 * actual + 0.7 * rng.random(actual.shape)).astype(np.float32)
+    compare(scores, decide(scores, np.full(14, 0.5)), actual)
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -85,39 +85,39 @@ def test_all_blank_and_all_full(value, truth):
 
 
 def test_blank_images_count_by_both_conventions():
-    true = np.array([[0, 0], [1, 0]], np.uint8)
-    values = all_metrics(true.astype(np.float32), true, true)
+    actual = np.array([[0, 0], [1, 0]], np.uint8)
+    values = all_metrics(actual.astype(np.float32), actual, actual)
     assert (values["f1_samples_empty0"], values["f1_samples_empty1"]) == (0.5, 1.0)
 
 
 def test_the_original_s_soft_f1_by_hand():
     scores = np.array([[0.8, 0.4], [0.5, 0.5]], np.float32)
-    true = np.array([[1, 0], [0, 0]], np.uint8)
+    actual = np.array([[1, 0], [0, 0]], np.uint8)
     precision, recall = 0.8 / 1.2, 0.8
     expected = 2 * precision * recall / (precision + recall) / 2  # the blank image has F1 0
-    assert all_metrics(scores, true, true)["f1_soft_samples"] == pytest.approx(expected, abs=1e-6)
+    assert all_metrics(scores, actual, actual)["f1_soft_samples"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_blank_guess_scores_high_with_both_classes_counted():
-    true = np.zeros((10, 14), np.uint8)
-    true[:5, 0] = 1
-    values = all_metrics(np.zeros(true.shape, np.float32), np.zeros_like(true), true)
+    actual = np.zeros((10, 14), np.uint8)
+    actual[:5, 0] = 1
+    values = all_metrics(np.zeros(actual.shape, np.float32), np.zeros_like(actual), actual)
     assert values["f1_weighted_both_classes"] > 0.9
     assert values["f1_micro"] == 0
 
 
 def test_the_table_per_label_agrees_with_the_averages():
     rng = np.random.default_rng(1)
-    true = (rng.random((50, 3)) < [0.5, 0.2, 0.0]).astype(np.uint8)
+    actual = (rng.random((50, 3)) < [0.5, 0.2, 0.0]).astype(np.uint8)
     scores = rng.random((50, 3), dtype=np.float32)
-    decided = decide(scores, np.full(3, 0.5))
-    rows = per_label(["a", "b", "c"], scores, decided, true, np.full(3, 0.5, np.float32))
+    predicted = decide(scores, np.full(3, 0.5))
+    rows = per_label(["a", "b", "c"], scores, predicted, actual, np.full(3, 0.5, np.float32))
     assert np.mean([row["f1"] for row in rows if row["support"]]) == pytest.approx(
-        all_metrics(scores, decided, true)["f1_macro"]
+        all_metrics(scores, predicted, actual)["f1_macro"]
     )
     assert rows[2]["ap"] is None
-    assert absent_labels(["a", "b", "c"], true) == ["c"]
-    assert np.isnan(average_precision(scores, true)[2])
+    assert absent_labels(["a", "b", "c"], actual) == ["c"]
+    assert np.isnan(average_precision(scores, actual)[2])
 
 
 # ---------------------------------------------------------------- thresholds
@@ -125,32 +125,35 @@ def test_the_table_per_label_agrees_with_the_averages():
 
 @given(problems())
 def test_no_threshold_beats_the_tuned_one(problem):
-    scores, _, true = problem
-    tuned = tune_per_label(scores, true)
-    decided = decide(scores, tuned)
+    scores, _, actual = problem
+    tuned = tune_per_label(scores, actual)
+    predicted = decide(scores, tuned)
     candidates = np.unique(np.concatenate([scores.ravel(), [0.0, 0.5, 1.0]]))
-    for k in range(true.shape[1]):
+    for k in range(actual.shape[1]):
         best = max(
-            sk.f1_score(true[:, k], (scores[:, k] >= c).astype(np.uint8), zero_division=0) for c in candidates
+            sk.f1_score(actual[:, k], (scores[:, k] >= c).astype(np.uint8), zero_division=0)
+            for c in candidates
         )
-        assert sk.f1_score(true[:, k], decided[:, k], zero_division=0) == pytest.approx(best)
-    assert all(tuned[k] == 0.5 for k in range(true.shape[1]) if not true[:, k].any())
+        assert sk.f1_score(actual[:, k], predicted[:, k], zero_division=0) == pytest.approx(best)
+    assert all(tuned[k] == 0.5 for k in range(actual.shape[1]) if not actual[:, k].any())
 
 
 def test_neighbouring_scores_are_told_apart():
     low = np.float32(0.5)
     high = np.nextafter(low, np.float32(1))
-    scores, true = np.array([[low], [high]], np.float32), np.array([[0], [1]], np.uint8)
-    assert decide(scores, tune_per_label(scores, true)).tolist() == [[0], [1]]
+    scores, actual = np.array([[low], [high]], np.float32), np.array([[0], [1]], np.uint8)
+    assert decide(scores, tune_per_label(scores, actual)).tolist() == [[0], [1]]
 
 
 def test_cross_fitting_does_not_flatter_noise():
     rng = np.random.default_rng(0)
-    true = (rng.random((200, 20)) < 0.02).astype(np.uint8)
-    scores = rng.random(true.shape, dtype=np.float32)
-    flattered = decide(scores, tune_per_label(scores, true))
-    honest, _ = cross_fitted(EvaluateSpec(threshold="per_label"), scores, true)
-    f1 = [sk.f1_score(true, decided, average="macro", zero_division=0) for decided in (flattered, honest)]
+    actual = (rng.random((200, 20)) < 0.02).astype(np.uint8)
+    scores = rng.random(actual.shape, dtype=np.float32)
+    flattered = decide(scores, tune_per_label(scores, actual))
+    honest, _ = out_of_fold_decisions(EvaluateSpec(threshold="per_label"), scores, actual)
+    f1 = [
+        sk.f1_score(actual, predicted, average="macro", zero_division=0) for predicted in (flattered, honest)
+    ]
     assert f1[1] < 0.6 * f1[0]
-    again, _ = cross_fitted(EvaluateSpec(threshold="per_label"), scores, true)
+    again, _ = out_of_fold_decisions(EvaluateSpec(threshold="per_label"), scores, actual)
     np.testing.assert_array_equal(honest, again)

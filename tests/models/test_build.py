@@ -15,12 +15,12 @@ from pipeline.models.build import (
     build_model,
     frozen_part,
     head_of,
-    learning_part,
+    init_bias_to_prior,
     set_training_mode,
-    start_at_prior,
+    trainable_part,
 )
 from pipeline.models.cutting import cut_at
-from pipeline.models.fusing import folded
+from pipeline.models.fusing import fuse_conv_bn
 from pipeline.models.weights import fetch_weights
 from pipeline.spec import ModelSpec
 from pipeline.spec.model_names import CNNS, FAMILIES, HEAD_OF, LAST_STAGE_OF, MODEL_NAMES
@@ -80,7 +80,7 @@ def test_every_family_gets_a_head_of_k_labels_and_trains(family):
 def test_every_family_can_be_trained_from_its_last_stage_on(family):
     model = ModelSpec(name=SMALLEST[family], weights="w.pth", trainable="last_stage")
     net = build_model(model, 5, 64)
-    frozen, learning = frozen_part(net, model), learning_part(net, model)
+    frozen, learning = frozen_part(net, model), trainable_part(net, model)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(learning(frozen(x)), net.eval()(x), atol=0, rtol=0)
@@ -120,7 +120,7 @@ def test_a_head_may_have_a_hidden_layer_and_dropout(tmp_path, name):
     own = {f"{key}.{part}" for key, m in net.named_modules() if m is head for part in head.state_dict()}
     for key in net.state_dict().keys() - own:
         torch.testing.assert_close(net.state_dict()[key], donor.state_dict()[key])
-    start_at_prior(net, name, np.full(5, 0.25))
+    init_bias_to_prior(net, name, np.full(5, 0.25))
     torch.testing.assert_close(last.bias, torch.full((5,), -math.log(3)))
     set_training_mode(net, head)
     assert dropout.training
@@ -197,7 +197,7 @@ def test_files_without_batch_counters_and_old_densenet_names_are_taken(tmp_path)
 def test_weights_of_another_network_are_refused_by_name_and_shape(tmp_path):
     path = saved(tmp_path / "w.pth", build_model(ModelSpec(name="resnet34"), 3, 64))
     with pytest.raises(
-        CheckpointError, match=r"w.pth: are no weights of resnet18: .*is not part of it.* and \d+ more"
+        CheckpointError, match=r"w.pth: not weights for resnet18: .*is not part of it.* and \d+ more"
     ):
         build_model(ModelSpec(name="resnet18"), 3, 64, path)
     wide = build_model(ModelSpec(name="cnn3"), 3, 32)
@@ -307,10 +307,10 @@ def test_folded_batch_norms_change_no_logit_and_no_network(name):
     before = {key: value.clone() for key, value in net.state_dict().items()}
     images = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
-        expected, found = net.eval()(images), folded(net)(images)
+        expected, found = net.eval()(images), fuse_conv_bn(net)(images)
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.std()), rtol=1e-4)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-    norms = [m for m in folded(net).modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in fuse_conv_bn(net).modules() if isinstance(m, nn.BatchNorm2d)]
     if name.startswith(
         "densenet"
     ):  # whose norms stand before their convolutions, but for the second of a layer

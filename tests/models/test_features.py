@@ -6,24 +6,24 @@ import re
 import numpy as np
 import pytest
 import torch
-from tests.test_together import start
 from torch import nn
 
 from jobs.planning.plan import make_plan
 from jobs.planning.tasks import train_task
-from jobs.stages import Together
+from jobs.stages import TrainGroupTask
 from pipeline.data.packed import PackedSet
 from pipeline.errors import SpecError
 from pipeline.evaluation.prediction import load_scorer
 from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.models.device import Settled
+from pipeline.models.device import ExecutionConfig
 from pipeline.models.features import FrozenNetwork
-from pipeline.models.scoring import score_together
+from pipeline.models.scoring import compute_scores
 from pipeline.spec import ModelSpec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
 from tests.cells import finish, jobs, project
+from tests.local.test_train_groups import start
 
 HEAD = {"name": "mobilenet_v3_small", "weights": "net.pth", "trainable": "head"}
 GRID = """
@@ -66,15 +66,15 @@ def test_kept_features_train_the_very_cell_that_is_trained_without(
 ):
     text = "run: {threads: 1}\n"
     flips = augment["hflip"] > 0  # then the final scores are of pictures that no features are kept of
-    settings = {"augment": augment, "model": HEAD | {"weights": str(weights)} | head, "average_flips": flips}
+    settings = {"augment": augment, "model": HEAD | {"weights": str(weights)} | head, "tta_hflip": flips}
     # Adam makes as large a step of a gradient that is rounding alone as of any other
     settings["optimizer"] = {"name": "sgd", "lr": 0.1}
     plan, (task,) = planned(tmp_path / "without", drawn_zip, weights, text, **settings)
     assert finish(start(task)) == 0
     views = 4 if augment["hflip"] else 1
-    kept, (task,) = planned(tmp_path / "kept", drawn_zip, weights, text, **settings, feature_views=views)
+    kept, (task,) = planned(tmp_path / "kept", drawn_zip, weights, text, **settings, cached_views=views)
     assert finish(start(task)) == 0
-    # convolutions that learn carry the rounding of folded batch norms on, from step to step
+    # convolutions that learn carry the rounding of fused batch norms on, from step to step
     rtol = 5e-3 if "trainable" in head else 2e-4
     np.testing.assert_allclose(curves(kept.cells[0]), curves(plan.cells[0]), rtol=rtol)
     best, same = (load_checkpoint(p.cells[0].run.checkpoint_best) for p in (plan, kept))
@@ -102,9 +102,9 @@ def test_kept_features_train_the_very_cell_that_is_trained_without(
 
 
 def test_all_cells_of_a_sweep_and_later_processes_use_one_pass(tmp_path, drawn_zip, weights):
-    plan, tasks = planned(tmp_path, drawn_zip, weights, feature_views=1)
+    plan, tasks = planned(tmp_path, drawn_zip, weights, cached_views=1)
     assert len({task.stream for task in tasks}) == 1
-    assert finish(start(Together(tuple(tasks[:2])))) == 0
+    assert finish(start(TrainGroupTask(tuple(tasks[:2])))) == 0
     folder = plan.cells[0].data.packed / "features"
     made = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     assert len(made) == 2  # of the training and of the validation pictures
@@ -117,14 +117,14 @@ def test_all_cells_of_a_sweep_and_later_processes_use_one_pass(tmp_path, drawn_z
     assert "3 cells, 0 to run" in jobs("grid", plan.loaded.path, cwd=tmp_path)[1]
     # each as if alone
     hidden = plan.cells[1].run
-    alone, tasks = planned(tmp_path / "alone", drawn_zip, weights, feature_views=1)
+    alone, tasks = planned(tmp_path / "alone", drawn_zip, weights, cached_views=1)
     assert finish(start(tasks[1])) == 0
     assert alone.cells[1].run.name == hidden.name
     assert alone.cells[1].run.scores_val.read_bytes() == hidden.scores_val.read_bytes()
 
 
 def test_damaged_features_are_computed_anew(tmp_path, drawn_zip, weights):
-    plan, tasks = planned(tmp_path, drawn_zip, weights, "run: {threads: 1}\n", feature_views=1, epochs=1)
+    plan, tasks = planned(tmp_path, drawn_zip, weights, "run: {threads: 1}\n", cached_views=1, epochs=1)
     assert finish(start(tasks[0])) == 0
     before = plan.cells[0].run.scores_val.read_bytes()
     for path in (plan.cells[0].data.packed / "features").glob("*.npz"):
@@ -164,7 +164,7 @@ def test_doctor_looks_for_the_parts_that_are_trained(tmp_path, drawn_zip, weight
 def test_a_last_stage_is_scored_at_another_size_from_pictures(tmp_path, drawn_zip, weights):
     text, model = "run: {threads: 1}\n", HEAD | {"weights": str(weights), "trainable": "last_stage"}
     plan, (task,) = planned(
-        tmp_path, drawn_zip, weights, text, model=model, feature_views=1, epochs=1, score_px=48
+        tmp_path, drawn_zip, weights, text, model=model, cached_views=1, epochs=1, eval_image_px=48
     )
     assert finish(start(task)) == 0
     run = plan.cells[0].run
@@ -173,19 +173,19 @@ def test_a_last_stage_is_scored_at_another_size_from_pictures(tmp_path, drawn_zi
     assert scorer.image_px == 48
     with np.load(run.scores_val) as file:
         rows = np.array([packed.ids.index(i) for i in file["ids"].tolist()])
-        (scored,) = score_together([scorer], packed, rows)
+        (scored,) = compute_scores([scorer], packed, rows)
         np.testing.assert_allclose(scored.scores_NK, file["scores"], atol=1e-4)
 
 
 def test_features_are_those_of_one_frozen_network(tmp_path, drawn_zip, weights):
-    spec = project(tmp_path, drawn_zip, feature_views=1)
-    with pytest.raises(SpecError, match="feature_views needs model"):
+    spec = project(tmp_path, drawn_zip, cached_views=1)
+    with pytest.raises(SpecError, match="cached_views needs model"):
         read_spec(spec)
-    mixed = {"model": HEAD, "feature_views": 1, "augment": {"mixup": 0.2}}
+    mixed = {"model": HEAD, "cached_views": 1, "augment": {"mixup": 0.2}}
     with pytest.raises(SpecError, match="excludes mixup"):
         read_spec(project(tmp_path, drawn_zip, **mixed))
     text = "grid: {axes: {train.precision: [fp32, bf16], train.optimizer: [{name: sgd}, {name: adam}]}}\n"
-    _, tasks = planned(tmp_path / "p", drawn_zip, weights, text, feature_views=1)
+    _, tasks = planned(tmp_path / "p", drawn_zip, weights, text, cached_views=1)
     assert len({task.stream for task in tasks}) == 2
     assert {json.loads(task.spec)["train"]["precision"] for task in tasks} == {"fp32", "bf16"}
 
@@ -194,13 +194,15 @@ def test_features_are_those_of_one_frozen_network(tmp_path, drawn_zip, weights):
 def test_where_memory_runs_out_features_are_made_of_half_as_many(
     tmp_path, drawn_zip, weights, monkeypatch, view
 ):
-    plan, _ = planned(tmp_path, drawn_zip, weights, augment={"hflip": 0.5}, feature_views=2)
+    plan, _ = planned(tmp_path, drawn_zip, weights, augment={"hflip": 0.5}, cached_views=2)
     train, packed = plan.cells[0].cell.spec.train, PackedSet.open(plan.cells[0].data.packed)
-    monkeypatch.setattr("pipeline.models.features.folded", nn.Module.eval)  # or the limit below would be lost
-    rows, settled = np.arange(30), Settled.choose("cpu", "fp32", 1)
+    monkeypatch.setattr(
+        "pipeline.models.features.fuse_conv_bn", nn.Module.eval
+    )  # or the limit below would be lost
+    rows, execution = np.arange(30), ExecutionConfig.choose("cpu", "fp32", 1)
     net = build_model(train.model, 14, 32, weights)
-    whole = FrozenNetwork(net, train, packed, settled)._compute(rows, view, 30)
-    frozen = FrozenNetwork(net, train, packed, settled)
+    whole = FrozenNetwork(net, train, packed, execution)._compute(rows, view, 30)
+    frozen = FrozenNetwork(net, train, packed, execution)
     sizes, forward = [], frozen._net.forward
 
     def limited(inputs_BCHW):

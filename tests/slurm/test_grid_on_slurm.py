@@ -54,7 +54,7 @@ def test_one_command_queues_everything_and_the_submission_appears_by_itself(lab)
     seven = lab(SEVEN)
     printed = seven.ok("submission")
     assert re.search(
-        r"queued wrangle: \d+\nqueued train-1: \d+ \(7 cells in 7 jobs\)\nqueued closing: \d+", printed
+        r"queued wrangle: \d+\nqueued train-1: \d+ \(7 cells in 7 jobs\)\nqueued final: \d+", printed
     )
     left = subprocess.run(["pgrep", "-f", f"jobs submission.*{seven.root}"], capture_output=True, text=True)
     assert left.stdout == ""
@@ -67,7 +67,7 @@ def test_one_command_queues_everything_and_the_submission_appears_by_itself(lab)
     assert len(files) == 3 * 9 + 2 * 3  # three a job, and a script with its link each submission
     # and again: nothing is submitted, the leaderboard is shown
     printed = seven.ok("grid")
-    assert "7 cells, 0 to submit, 0 in flight" in printed
+    assert "7 cells, 0 to submit, 0 active" in printed
     assert seven.mine() == []
     assert "7 done; leaderboard up to date" in seven.ok("status")
 
@@ -75,15 +75,15 @@ def test_one_command_queues_everything_and_the_submission_appears_by_itself(lab)
 def test_a_submission_asked_for_later_is_queued_by_itself(lab):
     later = lab(TWO, epochs=1)
     later.ok("grid")
-    printed = later.ok("submission")  # while the grid is in flight: a closing that does more
-    assert "queued closing" in printed
+    printed = later.ok("submission")  # while the grid is in flight: a final job that does more
+    assert "queued final" in printed
     assert "all is queued already" in later.ok("submission")
     later.settle()
     assert later.experiment.submission.exists(), later.tails()
     later.experiment.submission.unlink()
     for path in later.experiment.path.glob("*/scores_test.npz"):
         path.unlink()
-    assert "queued closing" in later.ok("submission")  # with every cell done
+    assert "queued final" in later.ok("submission")  # with every cell done
     later.settle()
     assert len(later.experiment.submission.read_text().splitlines()) == 41
 
@@ -102,7 +102,7 @@ def test_one_of_twelve_fails_is_named_and_only_it_runs_again(lab, tmp_path):
     done = next(cell for cell in twelve.cells() if twelve.state(cell) == "done")
     shutil.copy(done / "checkpoint_best.pt", broken)  # mended: weights that fit
     printed = twelve.ok("grid")
-    assert "12 cells, 1 to submit, 0 in flight" in printed
+    assert "12 cells, 1 to submit, 0 active" in printed
     assert "(1 cell in 1 job)" in printed
     twelve.settle()
     rows = twelve.leaderboard()
@@ -122,7 +122,7 @@ def test_at_the_warning_a_cell_saves_is_requeued_and_ends_with_the_same_bits(lab
     two.slurm("scancel", "--signal=USR2", job)
     two.until(lambda: "saved" in (cell / "log.txt").read_text())
     two.until(lambda: re.search(rf"{job}\|.*(PENDING|RUNNING)", "\n".join(two.queue())))
-    assert "1 in flight" in two.ok("grid")
+    assert "1 active" in two.ok("grid")
     two.settle()
     restarts = two.slurm("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").split()
     assert restarts[-2:] == ["REQUEUED", "COMPLETED"]
@@ -226,7 +226,7 @@ def test_out_of_memory_is_named_held_back_and_completed_with_more(lab):
     assert failed["cell"].startswith("sgd")
     assert failed["error"] == "out of memory", small.tails()
     status, printed = small.run("grid", little)
-    assert "0 to submit, 0 in flight, 1 held back" in printed
+    assert "0 to submit, 0 active, 1 held back" in printed
     assert "out of memory with 0.15 GB; ask for more" in printed
     assert status == 1
     assert small.mine() == []
@@ -242,7 +242,7 @@ def test_a_cell_that_diverges_is_held_back_until_retried(lab):
     (row,) = (row for row in two.leaderboard().values() if row["state"] == "diverged")
     status, printed = two.run("grid")
     assert status == 1
-    assert "0 to submit, 0 in flight, 1 held back" in printed
+    assert "0 to submit, 0 active, 1 held back" in printed
     assert f"`make retry RUN={row['cell']}` trains it anew" in printed
     assert two.mine() == []
     two.ok("retry", run=row["cell"])
@@ -250,14 +250,14 @@ def test_a_cell_that_diverges_is_held_back_until_retried(lab):
     two.settle()
 
 
-# ---------------------------------------------------------------- submitting
+# ---------------------------------------------------------------- launch_lock
 
 
 def test_two_grids_at_the_same_moment_train_no_cell_twice(lab):
     two = lab(TWO, epochs=2)
     first, second = two.start("grid"), two.start("grid")
     printed = [process.communicate(timeout=60)[0] for process in (first, second)]
-    assert sorted(re.search(r"(\d) to submit, (\d) in flight", text).groups() for text in printed) == [
+    assert sorted(re.search(r"(\d) to submit, (\d) active", text).groups() for text in printed) == [
         ("0", "2"),
         ("2", "0"),
     ], printed
@@ -339,7 +339,9 @@ def test_cells_share_a_job_side_by_side_and_one_dying_leaves_the_others(lab, tmp
         f"{{train.seed: 1}}, {{train.model: {{name: cnn2, weights: {tmp_path}/w.pth}}}}, {{train.seed: 2}}"
     )
     packed = lab(f"grid: {{cells: [{cells}]}}", epochs=2)
-    printed = packed.ok("grid", "cluster.cells_per_job=3", "cluster.side_by_side=2", "cluster.train.cpus=2")
+    printed = packed.ok(
+        "grid", "cluster.cells_per_job=3", "cluster.concurrent_cells=2", "cluster.train.cpus=2"
+    )
     assert "(3 cells in 1 job)" in printed
     packed.settle()
     states = sorted(row["state"] for row in packed.leaderboard().values())
@@ -388,7 +390,7 @@ def test_status_logs_cancel_retry_and_prune(lab):
     assert "epoch 1/300" in two.ok("logs", run="sgd")
     assert "cancelled 1 job (1 cell)" in two.ok("cancel", run="sgd")
     two.until(lambda: two.job_of(cell) not in two.mine())
-    assert "in flight as job" in two.run("retry", run="adam")[1]
+    assert "still running as job" in two.run("retry", run="adam")[1]
     assert "(1 cell)" in two.ok("cancel")
     two.until(lambda: not two.mine())
     assert "moved to experiments/x/replaced/sgd" in two.ok("retry", run="sgd")
@@ -459,9 +461,9 @@ def test_the_time_limit_itself_leads_to_a_requeue(lab):
 def test_cells_that_share_a_process_in_one_job_end_as_alone_and_their_mean_is_submitted(lab):
     three = "axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}, {name: adamw}]}"
     rest = "submission: {cells: {top: 2}}"
-    shared = lab(f"grid: {{together: true, {three}}}\n{rest}", epochs=2, precision="fp32")
+    shared = lab(f"grid: {{share_process: true, {three}}}\n{rest}", epochs=2, precision="fp32")
     assert "(3 cells in 1 job)" in shared.ok("submission")
-    alone = lab(f"grid: {{together: false, {three}}}\n{rest}", epochs=2, precision="fp32")
+    alone = lab(f"grid: {{share_process: false, {three}}}\n{rest}", epochs=2, precision="fp32")
     assert "(3 cells in 3 jobs)" in alone.ok("submission")
     for one in (shared, alone):
         one.settle()

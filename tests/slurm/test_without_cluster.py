@@ -4,16 +4,16 @@ import pytest
 
 from jobs.clusters.profile import SHIPPED, default_cluster, gpu_count, load_profile
 from jobs.commands.doctor import _quota
-from jobs.commands.submit import place
-from jobs.planning.cost import _kind, hourly
+from jobs.commands.submit import link_storage
+from jobs.planning.cost import _kind, cost_per_hour
 from jobs.planning.plan import make_plan
-from jobs.slurm.batches import draft
+from jobs.slurm.batches import build_batches
 from jobs.slurm.job import stage_in
 from jobs.slurm.queue import JobState, expand, seconds
-from jobs.slurm.sbatch import explained, refuse_early
+from jobs.slurm.sbatch import explain_refusal, refuse_early
 from pipeline.data.packed import PackedSet
 from pipeline.errors import SpecError
-from pipeline.models.device import Settled
+from pipeline.models.device import ExecutionConfig
 from pipeline.spec import TrainSpec
 from pipeline.spec.reading import read_spec
 from tests.cells import project
@@ -45,7 +45,7 @@ def test_puhti_asks_as_puhti_s_users_do():
     assert puhti.train.gres == "gpu:v100:1,nvme:100"
     assert "31 July 2026" in puhti.retired
     # 60 a GPU, 1 a core, 0.1 a GiB, 0.006 a GiB of local disk
-    assert hourly(puhti.train, puhti) == pytest.approx(60 + 10 + 6.4 + 0.6)
+    assert cost_per_hour(puhti.train, puhti) == pytest.approx(60 + 10 + 6.4 + 0.6)
 
 
 def test_what_wins_over_what(home, monkeypatch):
@@ -124,8 +124,8 @@ def plan(tmp_path, drawn_zip):
 
 
 def drafted(plan, profile, **settings):
-    settings = {"flying": (), "wrangling": {}, "max_array": 1000, "submission": False} | settings
-    return draft(plan, profile, [cell for cell in plan.cells if cell.reason], **settings)
+    settings = {"active_jobs": (), "wrangle_jobs": {}, "max_array": 1000, "submission": False} | settings
+    return build_batches(plan, profile, [cell for cell in plan.cells if cell.reason], **settings)
 
 
 def shape(batches):
@@ -137,13 +137,13 @@ def test_a_draft_is_wrangle_then_one_array_then_the_closing(plan):
     assert shape(batches) == [
         ("wrangle", 1, (), "afterok"),
         ("train-1", 3, ("wrangle",), "afterok"),
-        ("closing", 1, ("train-1",), "afterany"),
+        ("final", 1, ("train-1",), "afterany"),
     ]
 
 
 def test_data_that_another_job_packs_already_is_waited_for(plan):
     planned = plan("grid: {seeds: [1, 2]}")
-    batches = drafted(planned, load_profile("slurm"), wrangling={str(planned.datasets[0].packed): "17"})
+    batches = drafted(planned, load_profile("slurm"), wrangle_jobs={str(planned.datasets[0].packed): "17"})
     assert shape(batches)[0] == ("train-1", 2, ("17",), "afterok")
 
 
@@ -160,7 +160,7 @@ def test_cells_of_different_resources_go_in_arrays_of_their_own(plan):
 
 
 def test_jobs_in_flight_keep_the_closing_waiting(plan):
-    batches = drafted(plan("grid: {seeds: [1]}"), load_profile("slurm"), flying=("40", "41"))
+    batches = drafted(plan("grid: {seeds: [1]}"), load_profile("slurm"), active_jobs=("40", "41"))
     assert batches[-1].after == ("train-1", "40", "41")
 
 
@@ -240,7 +240,7 @@ def test_gpus_are_counted_in_any_spelling():
 def test_the_cluster_s_most_puzzling_refusal_is_explained(plan):
     (batch, *_) = drafted(plan("grid: {seeds: [1]}"), load_profile("slurm"))
     said = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting"
-    text = explained(said, batch, "puhti")
+    text = explain_refusal(said, batch, "puhti")
     assert "AssocMaxSubmitJobLimit" in text
     assert "the account is missing, used up or not yours here" in text
 
@@ -250,7 +250,7 @@ def test_runs_and_packed_data_live_where_the_profile_says_and_links_lead_there(p
     settings = [f"cluster.runs_root={tmp_path}/scratch/runs", f"cluster.data_root={tmp_path}/scratch/data"]
     profile = load_profile("slurm", settings)
     for _ in range(2):
-        place(planned, profile)
+        link_storage(planned, profile)
     assert (tmp_path / "experiments" / "x").resolve() == tmp_path / "scratch" / "runs" / "x"
     assert (tmp_path / "data" / "packed").resolve() == tmp_path / "scratch" / "data" / "packed"
     (tmp_path / "experiments" / "x").unlink()
@@ -258,7 +258,7 @@ def test_runs_and_packed_data_live_where_the_profile_says_and_links_lead_there(p
     with pytest.raises(
         SpecError, match=r"experiments/x: exists already; move it to .*scratch/runs/x and link it"
     ):
-        place(planned, profile)
+        link_storage(planned, profile)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_doctor_reads_a_lustre_project_s_quota(said, ok, found, tmp_path, drawn_
 def test_a_gpu_that_torch_cannot_see_is_said(capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
-    assert Settled.choose("auto", "fp32", 1).device == "cpu"
+    assert ExecutionConfig.choose("auto", "fp32", 1).device == "cpu"
     assert "sees none" in capsys.readouterr().out
 
 
@@ -309,6 +309,6 @@ def test_a_staged_copy_that_a_purge_has_thinned_out_is_made_anew(tmp_path, monke
 def test_cells_on_kept_features_say_nothing_of_the_speed_of_others():
     model = {"name": "resnet18", "weights": "w.pth", "trainable": "head"}
     plain, kept, again = (
-        TrainSpec.model_validate({"model": model, "feature_views": views}) for views in (None, 1, 4)
+        TrainSpec.model_validate({"model": model, "cached_views": views}) for views in (None, 1, 4)
     )
     assert _kind(plain) != _kind(kept) == _kind(again)

@@ -85,7 +85,7 @@ BAD = [
         "data: {source: a.zip}\ntrain: {optimizer: {name: sgd, lr: .inf}}",
         "train.optimizer.lr: expected a finite number",
     ),
-    ("data: {source: a.zip}\ntrain: {best_by: f1}", "train.best_by: got 'f1'; known: f1_micro, f1_macro"),
+    ("data: {source: a.zip}\ntrain: {monitor: f1}", "train.monitor: got 'f1'; known: f1_micro, f1_macro"),
     (
         "data: {source: a.zip}\ntrain: {augment: {crop: [1, 0.3]}}",
         "crop is [smallest, largest] above 0, got [1, 0.3]",

@@ -107,7 +107,7 @@ def test_another_host_without_a_heartbeat_is_believed_dead_after_watching_it(tmp
     with owned(tmp_path):
         check_owned(tmp_path)
     assert "process" in (said := capsys.readouterr().out)
-    assert "on r02c99 (Slurm job 77) was here; watching 0.6 s for a heartbeat" in said
+    assert "on r02c99 (Slurm job 77) may still be running; waiting 0.6 s for its heartbeat" in said
 
 
 def test_another_host_that_beats_is_left_alone_whatever_its_clock_says(tmp_path):

@@ -20,7 +20,7 @@ STAGES = ("wrangle", "train", "evaluate", "predict", "submission")
 GRID = (
     "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.05}]}}\n"
     "evaluate: {threshold: per_label}\n"
-    "run: {parallel: 2, threads: 1, device: cpu, save_every_min: 1.0e-9, save_share: 1.0e+9}\n"
+    "run: {parallel: 2, threads: 1, device: cpu, save_every_min: 1.0e-9, save_fraction: 1.0e+9}\n"
 )
 RECIPE = {"epochs": 8, "augment": {"crop": [0.5, 1], "rotate_deg": 10}, "schedule": {"name": "cosine"}}
 

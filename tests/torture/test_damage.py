@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jobs.local.snapshot import _is_whole
+from jobs.local.snapshot import _is_complete
 from jobs.planning.plan import make_plan
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
@@ -102,7 +102,7 @@ def places(plan, run):
 
     found["ledger.jsonl"] = (experiment.ledger, only_true_lines)
     (code,) = experiment.code.glob("code-*.zip")
-    found["code.zip"] = (code, lambda: not _is_whole(code))
+    found["code.zip"] = (code, lambda: not _is_complete(code))
     return found
 
 

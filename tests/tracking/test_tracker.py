@@ -76,16 +76,16 @@ def test_settings_are_the_runs_own_and_open_no_other_run(finished):
 
 def test_a_pr_curve_counts_what_is_at_or_above_each_threshold():
     value = events.pr_curve("x", SCORES[:, 0], TARGETS[:, 0])
-    true, false, _, missed, precision, recall = make_ndarray(value.tensor)
+    true, false, _, false_negatives, precision, recall = make_ndarray(value.tensor)
     at_70_percent = 35
-    assert (true[0], false[0], missed[0]) == (2, 2, 0)
+    assert (true[0], false[0], false_negatives[0]) == (2, 2, 0)
     assert (true[at_70_percent], false[at_70_percent]) == (1, 1)
     assert (precision[at_70_percent], recall[at_70_percent]) == (0.5, 0.5)
 
 
 def test_mistakes_come_worst_first():
     mistakes = Mistakes.of(SCORES[:, 0], TARGETS[:, 0], 2)
-    assert (mistakes.invented, mistakes.missed) == ([3, 1], [2, 0])
+    assert (mistakes.false_positives, mistakes.false_negatives) == ([3, 1], [2, 0])
 
 
 def test_pictures_are_jpegs_of_the_training_images_and_of_each_labels_mistakes(finished):

@@ -12,8 +12,8 @@ BROUGHT = ("torch._dynamo.eval_frame", "torch._inductor", "sympy")
 STEPS = """
 import hashlib, sys
 if sys.argv[1] == "without":
-    from pipeline.training.dynamo_stub import leave_compiler_out
-    leave_compiler_out()
+    from pipeline.training.dynamo_stub import install_dynamo_stub
+    install_dynamo_stub()
 import torch
 from torchvision.models import mobilenet_v3_small
 from pipeline.training.optim import _OPTIMIZERS, build_optimizer
@@ -34,8 +34,8 @@ for name in _OPTIMIZERS:
 print(sha.hexdigest(), "sympy" in sys.modules)
 """
 ASKED = """
-from pipeline.training.dynamo_stub import leave_compiler_out
-leave_compiler_out()
+from pipeline.training.dynamo_stub import install_dynamo_stub
+install_dynamo_stub()
 import inspect, sys, torch
 optimizer = torch.optim.Adam(torch.nn.Linear(2, 2).parameters())
 optimizer.step()

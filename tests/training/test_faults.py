@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.test_training import OFTEN, wait_for_epoch, wrangled
 from torch import nn
 
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED, encode
@@ -19,7 +18,7 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import DataError, TrainingError
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.models.scoring import Scorer, score_together
+from pipeline.models.scoring import Scorer, compute_scores
 from pipeline.spec import RunSpec
 from pipeline.training.attempt import Attempt
 from pipeline.training.checkpointing import Saving
@@ -27,6 +26,7 @@ from pipeline.training.learner import CellData, Learner
 from pipeline.training.loop import _gradients, train
 from pipeline.training.stop_signal import StopFlag
 from tests.cells import clean_environment, finish, one_cell, project, start, train_task
+from tests.training.test_training import OFTEN, wait_for_epoch, wrangled
 
 
 @pytest.fixture
@@ -72,16 +72,18 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_remembers_it(learner, 
     assert "train.batch_size 16 stays" in said
     assert said.count("out of GPU memory") == 2
     state = load_checkpoint(one.run.checkpoint_last)
-    assert state["settled"]["micro_batch"] == 4
+    assert state["execution"]["micro_batch"] == 4
     assert state["step"] == 2 * 12  # as many steps as with whole batches
-    assert learner(epochs=2).settled.micro_batch == 4
+    assert learner(epochs=2).execution.micro_batch == 4
 
 
 def test_out_of_memory_in_scoring_halves_its_batch_and_changes_no_score(learner, monkeypatch):
     one = learner()
-    scorer, rows = Scorer(one.net, 32, one.settled), one.data.validation
-    monkeypatch.setattr("pipeline.models.scoring.folded", nn.Module.eval)  # or the limit below would be lost
-    (whole,) = score_together([scorer], one.data.packed, rows)
+    scorer, rows = Scorer(one.net, 32, one.execution), one.data.validation
+    monkeypatch.setattr(
+        "pipeline.models.scoring.fuse_conv_bn", nn.Module.eval
+    )  # or the limit below would be lost
+    (whole,) = compute_scores([scorer], one.data.packed, rows)
     sizes, forward = [], one.net.forward
 
     def limited(inputs_BCHW):
@@ -91,7 +93,7 @@ def test_out_of_memory_in_scoring_halves_its_batch_and_changes_no_score(learner,
         return forward(inputs_BCHW)
 
     monkeypatch.setattr(one.net, "forward", limited)
-    (found,) = score_together([scorer], one.data.packed, rows, batch_size=16)
+    (found,) = compute_scores([scorer], one.data.packed, rows, batch_size=16)
     assert sizes[:3] == [min(16, len(rows)), 8, 4]
     assert set(sizes[2:-1]) == {4}
     np.testing.assert_allclose(found.logits_NK, whole.logits_NK, rtol=1e-5, atol=1e-6)
@@ -114,7 +116,7 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(learner, micro_batch)
     targets = (torch.rand(16, 14) < 0.2).float()
     whole_loss = _gradients(one, inputs, targets)
     whole = [parameter.grad.clone() for parameter in one.net.parameters()]
-    object.__setattr__(one.settled, "micro_batch", micro_batch)
+    object.__setattr__(one.execution, "micro_batch", micro_batch)
     torch.testing.assert_close(_gradients(one, inputs, targets), whole_loss)
     for parameter, expected in zip(one.net.parameters(), whole, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
@@ -238,12 +240,12 @@ def test_a_save_waits_until_it_is_a_small_share_of_the_time(monkeypatch):
     monkeypatch.setattr("pipeline.training.checkpointing.time.monotonic", lambda: clock[0])
 
     class Slow:  # a save that takes 3 s, on a clock that can be moved
-        attempt = SimpleNamespace(kept_apart=contextlib.nullcontext)
+        attempt = SimpleNamespace(isolated=contextlib.nullcontext)
 
         def save(self):
             clock[0] += 3
 
-    saving = Saving(RunSpec(save_every_min=1, save_share=0.02))
+    saving = Saving(RunSpec(save_every_min=1, save_fraction=0.02))
     assert saving.affordable  # nothing is known of its cost yet
     saving.save([Slow()])
     clock[0] += 149  # the save is 3 of 152 s by now: still more than 2 %

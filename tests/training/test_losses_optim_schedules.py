@@ -76,7 +76,7 @@ def test_asymmetric_is_the_paper_s_formula_and_drops_easy_negatives():
 
 
 def test_smoothing_and_mixture_by_hand():
-    smooth = build_loss(BceLoss(smoothing=0.1))(logits(), TARGETS)
+    smooth = build_loss(BceLoss(label_smoothing=0.1))(logits(), TARGETS)
     torch.testing.assert_close(smooth, nn.BCEWithLogitsLoss()(logits(), TARGETS * 0.8 + 0.1))
     mixed = build_loss(made(LossSpec, name="bce_soft_f1", share=0.3, average="micro"))(logits(), TARGETS)
     f1 = build_loss(SoftF1Loss(name="soft_f1", average="micro"))(logits(), TARGETS)
@@ -178,7 +178,7 @@ def test_biases_and_norms_are_not_decayed_unless_asked():
 
 def test_the_backbone_has_a_rate_of_its_own():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    spec = made(OptimizerSpec, name="adamw", lr=0.1, lr_backbone=0.5)
+    spec = made(OptimizerSpec, name="adamw", lr=0.1, backbone_lr_factor=0.5)
     groups = build_optimizer(spec, net, net[2]).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert [rates[id(p)] for p in net.parameters()] == pytest.approx([0.05, 0.05, 0.1, 0.1])

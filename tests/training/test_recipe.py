@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as tv
 from pipeline.data.colour import OPERATIONS, Colour
 from pipeline.data.mixing import Mixing
 from pipeline.data.sampling import epoch_rows, expected_repeats
-from pipeline.models.build import build_model, head_of, set_training_mode, start_at_prior
+from pipeline.models.build import build_model, head_of, init_bias_to_prior, set_training_mode
 from pipeline.spec import AugmentSpec, ModelSpec, SamplingSpec
 from pipeline.training.ema import WeightAverage
 
@@ -42,7 +42,7 @@ def test_inverse_frequency_shows_each_kind_as_often():
 
 
 @pytest.mark.parametrize(
-    "spec", [SamplingSpec(blanks=0.3), SamplingSpec(name="repeat_factor", threshold=0.5, blanks=0.0)]
+    "spec", [SamplingSpec(negatives=0.3), SamplingSpec(name="repeat_factor", threshold=0.5, negatives=0.0)]
 )
 def test_every_epoch_has_as_many_rows_and_each_comes_as_often_as_promised(spec):
     rows, repeats = np.arange(5000, 6000), expected_repeats(spec, TARGETS)
@@ -52,7 +52,7 @@ def test_every_epoch_has_as_many_rows_and_each_comes_as_often_as_promised(spec):
     assert (np.abs(times - repeats) < 1.01).all()  # rounded down or up
     np.testing.assert_allclose(times.mean(axis=0), repeats, atol=0.15)
     np.testing.assert_array_equal(epochs[3], epoch_rows(rows, repeats, 0, 3))
-    if 0 < spec.blanks < 1:
+    if 0 < spec.negatives < 1:
         assert not np.array_equal(np.sort(epochs[0]), np.sort(epochs[1]))
 
 
@@ -84,7 +84,7 @@ def test_an_operation_on_colour_is_torchvision_s(name, strength):
 
 
 def test_colour_is_a_function_of_epoch_and_position_and_off_by_default():
-    spec, images = AugmentSpec(trivial=True, brightness=0.4, saturation=0.4), pictures()
+    spec, images = AugmentSpec(trivial_augment=True, brightness=0.4, saturation=0.4), pictures()
     positions = np.arange(3, 9)
     whole = Colour(spec, 0, 1, 20)(images, positions)
     part = Colour(spec, 0, 1, 20)(images[2:], positions[2:])
@@ -126,7 +126,7 @@ def test_a_cutmix_counts_labels_by_the_pixels_that_are_pasted():
 
 
 def test_erasing_blanks_a_rectangle_of_the_promised_size():
-    spec = AugmentSpec(erase=0.5, erase_area=(0.1, 0.3))
+    spec = AugmentSpec(random_erasing=0.5, random_erasing_area=(0.1, 0.3))
     ones = torch.ones(400, 3, 16, 16)
     erased, targets = Mixing(spec, 0, 0, 400)(ones, torch.ones(400, 1), np.arange(400))
     share = (erased[:, 0] == 0).float().mean(dim=(1, 2))
@@ -167,6 +167,6 @@ def test_head_first_freezes_all_but_the_head_and_thaws_it():
 
 def test_a_head_at_the_prior_scores_each_label_s_share():
     net = build_model(ModelSpec(name="cnn3"), 3, 16)
-    start_at_prior(net, "cnn3", np.array([0.5, 0.1, 0.0]))
+    init_bias_to_prior(net, "cnn3", np.array([0.5, 0.1, 0.0]))
     bias = head_of(net, "cnn3").bias
     assert torch.sigmoid(bias).tolist() == pytest.approx([0.5, 0.1, 1e-4], rel=1e-3)

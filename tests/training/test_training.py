@@ -1,4 +1,4 @@
-"""A cell from its first step to its whole artifacts; killed anywhere, it gives the undisturbed weights."""
+"""A cell from its first step to its complete artifacts; killed anywhere, it gives the undisturbed weights."""
 
 import signal
 import time
@@ -10,11 +10,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED
 from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
-from pipeline.models.scoring import logits_together
+from pipeline.models.scoring import compute_logits
 from pipeline.storage.jsonl import read_jsonl
 from tests.cells import finish, jobs, one_cell, project, start, train_task
 
-OFTEN = ("run.save_every_min=1e-9", "run.save_share=1e9")  # a checkpoint after every step, whatever it costs
+OFTEN = (
+    "run.save_every_min=1e-9",
+    "run.save_fraction=1e9",
+)  # a checkpoint after every step, whatever it costs
 TIMES = ("train/images_per_s", "train/seconds_per_step")
 RECIPES = {
     "cnn3": {
@@ -33,21 +36,21 @@ RECIPES = {
     # all that a recipe can have of its own state or draws
     "everything": {
         "model": {"name": "mobilenet_v3_small", "head_bias": "prior"},
-        "optimizer": {"name": "adamw", "lr": 1e-3, "lr_backbone": 0.3},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "backbone_lr_factor": 0.3},
         "loss": {"name": "asymmetric", "gamma_negative": 2},
         "sampling": {"name": "repeat_factor", "threshold": 0.3, "blanks": 0.5},
         "augment": {
-            "trivial": True,
+            "trivial_augment": True,
             "brightness": 0.3,
-            "erase": 0.3,
+            "random_erasing": 0.3,
             "mixup": 0.2,
             "cutmix": 1.0,
-            "mix_share": 0.5,
+            "mix_fraction": 0.5,
         },
         "ema_epochs": 0.5,
-        "clip_norm": 1.0,
-        "head_first_epochs": 1,
-        "average_flips": True,
+        "clip_grad_norm": 1.0,
+        "freeze_backbone_epochs": 1,
+        "tta_hflip": True,
         "epochs": 3,
     },
 }
@@ -102,10 +105,10 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     wait_for_epoch(killed, 2, process)
     process.send_signal(signal.SIGTERM)
     assert finish(process) == EXIT_STOPPED
-    assert "stopped by SIGTERM" in killed.run.log.read_text()
+    assert "Interrupted by SIGTERM" in killed.run.log.read_text()
     assert finish(start(killed)) == 0, killed.run.log.read_text()
 
-    assert load_checkpoint(killed.run.checkpoint_last)["settled"]["threads"] == 1
+    assert load_checkpoint(killed.run.checkpoint_last)["execution"]["threads"] == 1
     for name, value in weights(straight).items():
         assert torch.equal(value, weights(killed)[name]), name
     assert straight.run.scores_val.read_bytes() == killed.run.scores_val.read_bytes()
@@ -170,8 +173,8 @@ def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):
 @pytest.mark.parametrize(
     ("recipe", "passes", "writes"),
     [
-        ({"epochs": 2, "best_by": "loss"}, 2, 2),  # the last is the best: written with its thresholds at once
-        ({"epochs": 2, "best_by": "loss", "average_flips": True}, 3, 3),
+        ({"epochs": 2, "monitor": "loss"}, 2, 2),  # the last is the best: written with its thresholds at once
+        ({"epochs": 2, "monitor": "loss", "tta_hflip": True}, 3, 3),
     ],
 )
 def test_what_the_best_epoch_scored_is_not_scored_again(
@@ -188,9 +191,9 @@ def test_what_the_best_epoch_scored_is_not_scored_again(
 
     def counted(*arguments):
         scored.append(arguments)
-        return logits_together(*arguments)
+        return compute_logits(*arguments)
 
-    monkeypatch.setattr("pipeline.training.feeds.logits_together", counted)
+    monkeypatch.setattr("pipeline.training.feeds.compute_logits", counted)
     monkeypatch.setattr(
         "pipeline.training.stop_signal.StopFlag.install", lambda flag: flag
     )  # the tests keep their Ctrl-C
