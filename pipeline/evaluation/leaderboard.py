@@ -90,7 +90,5 @@ def format_comparisons(rows: Sequence[Mapping[str, str]]) -> str:
         return f"{head}: no significant difference between: {', '.join(names)}"
     lines = [f"{head}:"]
     for name, beaten in better.items():
-        rest = [other for other in names[names.index(name) + 1 :] if other not in beaten]
-        text = "all below it" if not rest else ", ".join(beaten)
-        lines.append(f"  {name} is significantly better than: {text}")
+        lines.append(f"  {name} is significantly better than: {', '.join(beaten)}")
     return "\n".join(lines)

@@ -113,7 +113,7 @@ class Tracker:
             ):
                 if chosen:
                     captions = [f"{scores_N[i]:.3f}" for i in chosen]
-                    tag = f"mistakes_{kind}/{labels[k]}"
+                    tag = f"{kind}/{labels[k]}"
                     pictures = list(images(chosen))
                     self._picture(step, tag, pictures, columns=_SHOWN_MISTAKES, px=_PX, captions=captions)
         self._add(step, events.session_end())

@@ -138,7 +138,7 @@ def test_metrics_have_intervals_and_the_pairs_a_verdict(experiment, drawn, two_c
     assert against_poor["verdict"] == "a is better"
     assert 0 < float(against_poor["lo"]) < float(against_poor["difference"]) < float(against_poor["hi"])
     text = format_leaderboard(experiment, "f1_micro")
-    assert "good-aaaaaaaa: than poor-bbbbbbbb" in text
+    assert "good-aaaaaaaa is significantly better than: poor-bbbbbbbb" in text
     assert f"{float(good['f1_micro_lo']):.4f}-{float(good['f1_micro_hi']):.4f}" in text
     assert not experiment.seeds.exists()
 

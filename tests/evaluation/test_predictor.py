@@ -89,7 +89,7 @@ def test_an_onnx_export_scores_alike_where_its_packages_are(model, scored, files
 
 
 def test_what_cannot_be_is_said(model, tmp_path):
-    with pytest.raises(CheckpointError, match="has no selected cell and is none"):
+    with pytest.raises(CheckpointError, match="has no selected cell and is not a cell"):
         Predictor.load(tmp_path)
     with pytest.raises(DataError, match=r"notes\.jpg: cannot be decoded"):
         (tmp_path / "notes.jpg").write_text("no picture")

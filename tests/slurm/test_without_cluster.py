@@ -278,7 +278,7 @@ def test_doctor_reads_a_lustre_project_s_quota(said, ok, found, tmp_path, drawn_
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     plan = make_plan(read_spec(project(tmp_path, drawn_zip)))
     plan.experiment.path.mkdir()
-    checks = [(check.ok, check.found) for check in _quota(plan)]
+    checks = [(check.ok, check.result) for check in _quota(plan)]
     assert checks == ([(ok, f"{found} (lfs quota)")] if ok is not None else [])
 
 

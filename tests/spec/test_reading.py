@@ -192,7 +192,7 @@ def test_every_shipped_spec_reads_and_matches_the_exported_schema(monkeypatch):
     for path in specs:
         read_spec(path)
         # as editors read it: by YAML 1.2, where 1e-3 is a number
-        jsonschema.validate(json.loads(json.dumps(read(path, shown=path.name).value)), schema)
+        jsonschema.validate(json.loads(json.dumps(read(path, name=path.name).value)), schema)
         header = path.read_text().split("\ndata:")[0]
         assert "Question:" in header
         assert "Command:" in header

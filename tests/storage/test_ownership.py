@@ -146,7 +146,7 @@ def test_a_requeued_job_follows_itself_at_once_and_an_older_start_of_it_watches(
     foreign(tmp_path, job="12", restart=3)
     with owned(tmp_path):
         pass
-    assert "watching 0.6 s" in capsys.readouterr().out
+    assert "waiting 0.6 s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "process 4 on an older version", '{"token": 1}'])

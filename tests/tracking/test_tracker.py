@@ -90,7 +90,7 @@ def test_mistakes_come_worst_first():
 
 def test_pictures_are_jpegs_of_the_training_images_and_of_each_labels_mistakes(finished):
     accumulator = read(finished)
-    kinds = {"mistakes_invented/dog", "mistakes_missed/dog", "mistakes_invented/tree", "mistakes_missed/tree"}
+    kinds = {f"false_{kind}/{label}" for kind in ("positives", "negatives") for label in ("dog", "tree")}
     assert set(accumulator.Tags()["images"]) == kinds | {"augmented/first_batch"}
     (shown,) = accumulator.Images("augmented/first_batch")
     opened = Image.open(io.BytesIO(shown.encoded_image_string))

@@ -78,7 +78,9 @@ def test_asymmetric_is_the_paper_s_formula_and_drops_easy_negatives():
 def test_smoothing_and_mixture_by_hand():
     smooth = build_loss(BceLoss(label_smoothing=0.1))(logits(), TARGETS)
     torch.testing.assert_close(smooth, nn.BCEWithLogitsLoss()(logits(), TARGETS * 0.8 + 0.1))
-    mixed = build_loss(made(LossSpec, name="bce_soft_f1", share=0.3, average="micro"))(logits(), TARGETS)
+    mixed = build_loss(made(LossSpec, name="bce_soft_f1", soft_f1_fraction=0.3, average="micro"))(
+        logits(), TARGETS
+    )
     f1 = build_loss(SoftF1Loss(name="soft_f1", average="micro"))(logits(), TARGETS)
     torch.testing.assert_close(mixed, 0.7 * nn.BCEWithLogitsLoss()(logits(), TARGETS) + 0.3 * f1)
 
