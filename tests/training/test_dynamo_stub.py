@@ -1,10 +1,12 @@
 """Training does without torch's compiler: it is not imported, not missed, and there for whoever asks for it."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
+from pipeline.training.dynamo_stub import STANDS_IN_FOR
 from tests.cells import clean_environment, jobs, project
 
 # what torch._dynamo brings with it
@@ -49,6 +51,37 @@ print(compiled(torch.ones(2)).tolist(), torch._dynamo.utils.counters["frames"]["
 """
 
 
+SIGNATURES = """
+import inspect
+from importlib import import_module
+from pipeline.training.dynamo_stub import STANDS_IN_FOR
+for module, functions in STANDS_IN_FOR.items():
+    for function in functions:
+        theirs = inspect.signature(getattr(import_module(module), function.__name__))
+        ours = inspect.signature(function)
+        both = ([(p.name, p.kind, p.default) for p in s.parameters.values()] for s in (ours, theirs))
+        print("ok" if len(set(map(str, both))) == 1 else f"{function.__name__}: {ours} is not torch's {theirs}")
+"""
+# torch's documented ways to decorate, in a network of the user's own
+DECORATED = """
+from pipeline.training.dynamo_stub import install_dynamo_stub
+install_dynamo_stub()
+import sys, torch
+class Net(torch.nn.Module):
+    @torch.compiler.disable
+    def a(self, x): return x + 1
+    @torch.compiler.disable()
+    def b(self, x): return self.a(x) + 1
+    @torch.compiler.disable(recursive=False)
+    def c(self, x): return self.b(x) + 1
+    @torch._dynamo.disable(recursive=False, reason="measured")
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return self.c(x) + 1
+print(int(torch.compiler.disable(Net(), recursive=False)(torch.zeros(()))), "sympy" in sys.modules)
+"""
+
+
 def python(code, *arguments):
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), check=False)
@@ -82,3 +115,30 @@ def test_whoever_asks_for_more_gets_the_real_one(how):
     values, frames = " ".join(python(ASKED.format(how=how))).rsplit(" ", 1)
     assert values == "[3.0, 3.0]"
     assert int(frames) == 1
+
+
+def test_the_stub_has_the_signatures_of_the_torch_installed():
+    assert set(" ".join(python(SIGNATURES)).split()) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),  # read in torch's published sources since 2.4, oldest first; not run
+    [
+        ("disable", "(fn=None, recursive=True)"),
+        ("disable", "(fn=None, recursive=True, *, reason=None)"),
+        ("disable", "(fn=None, recursive=True, *, reason=None, wrapping=True)"),
+        ("graph_break", "()"),
+        ("graph_break", "(msg='')"),
+        ("is_compile_supported", "(device_type)"),
+    ],
+)
+def test_the_stub_takes_every_call_that_a_published_torch_takes(name, published):
+    functions = {function.__name__: function for each in STANDS_IN_FOR.values() for function in each}
+    theirs = eval(f"lambda {published[1:-1]}: None")
+    ours = inspect.signature(functions[name]).parameters
+    for parameter in inspect.signature(theirs).parameters.values():
+        assert ours[parameter.name].replace(annotation=parameter.empty) == parameter
+
+
+def test_a_network_may_use_torch_s_decorators():
+    assert python(DECORATED) == ["4", "False\n"]
