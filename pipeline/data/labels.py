@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from pipeline.data.sources import READ_ERRORS, Source, match_members, parse_list
 from pipeline.errors import DataError
@@ -77,7 +77,9 @@ def _read(source: Source, labels: LabelsSpec, members: Sequence[tuple[str, str]]
         return _read_onehot(text, place, labels)
     if isinstance(labels, ListColumnLabels):
         return _read_list_column(text, place, labels)
-    return _read_coco(text, place, labels)
+    if isinstance(labels, CocoLabels):
+        return _read_coco(text, place, labels)
+    assert_never(labels)
 
 
 def to_multi_hot(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,6 +33,8 @@ def expected_repeats(spec: SamplingSpec, targets_NK: npt.NDArray[np.uint8]) -> n
         rarest_N[negative_N] = max(negative_N.mean(), 1 / images)
         repeats_N = 1 / rarest_N
         repeats_N *= images / repeats_N.sum()
+    elif spec.name != "each_once":
+        assert_never(spec.name)
     repeats_N[negative_N] *= spec.negatives
     return repeats_N
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,7 @@ def make_split(data: DataSpec, packed: PackedSet) -> Split:
     if policy.train != "keep":
         negative_rows = np.flatnonzero(negative_N[rows["train"]])
         keep = 0 if policy.train == "drop" else round(policy.train * len(negative_rows))
+        # the tag names a stream of draws: another one would draw other images
         kept = seeded(policy.seed, "unlabelled").permutation(negative_rows)[:keep]
         out_N = negative_N[rows["train"]].copy()
         out_N[kept] = False
@@ -128,8 +129,8 @@ def _divide(data: DataSpec, packed: PackedSet) -> dict[str, Rows]:
     order = np.arange(len(packed))
     if isinstance(split, RandomSplit):
         order = seeded(split.seed, "random split").permutation(order)
-    else:
-        assert isinstance(split, OrderedSplit)
+    elif not isinstance(split, OrderedSplit):
+        assert_never(split)
     edges = np.rint(np.cumsum(shares) * len(packed)).astype(int)[:2]
     return {name: np.sort(rows) for name, rows in zip(_NAMES, np.split(order, edges), strict=True)}
 

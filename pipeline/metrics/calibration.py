@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.metrics.multilabel import Decisions, Scores
+from pipeline.spec import CalibrationMethod
 
 # N images, K labels
 BINS = 10
-_RIDGE = 1e-3  # nothing beside the data of any label that can be told apart
+_RIDGE = 1e-3  # tiny beside the data of any label that is not separable
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Calibration:
         return {"slope": self.slope_K.tolist(), "intercept": self.intercept_K.tolist()}
 
 
-def fit_calibration(method: str, scores_NK: Scores, targets_NK: Decisions) -> Calibration:
+def fit_calibration(method: CalibrationMethod, scores_NK: Scores, targets_NK: Decisions) -> Calibration:
     """`temperature` fits a slope per label (Guo et al. 2017), `platt` an intercept too, `none` neither.
 
     Platt's targets are smoothed as he did (1999), so that a label that scores separate keeps a finite
@@ -51,8 +52,10 @@ def fit_calibration(method: str, scores_NK: Scores, targets_NK: Decisions) -> Ca
             high, low = (positives + 1) / (positives + 2), 1 / (images - positives + 2)
             x_ND = np.stack([z_N, np.ones(images)], axis=1)
             found.slope_K[k], found.intercept_K[k] = _newton(x_ND, np.where(t_N > 0, high, low))
-        else:
+        elif method == "temperature":
             (found.slope_K[k],) = _newton(z_N[:, None], t_N)
+        else:
+            assert_never(method)
     return found
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.metrics.multilabel import Decisions, Scores, WeightedCounts
+from pipeline.spec import TunedMetric
 
 # N images, K labels
 Truth = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # labels, or the probability of each
@@ -18,7 +21,7 @@ def decide(scores_NK: Scores, thresholds_K: Thresholds) -> Decisions:
     return (scores_NK >= np.asarray(thresholds_K, np.float32)).astype(np.uint8)
 
 
-def tune(metric: str, scores_NK: Scores, targets_NK: Truth) -> Thresholds:
+def tune(metric: TunedMetric, scores_NK: Scores, targets_NK: Truth) -> Thresholds:
     """The threshold of each label that together give `metric` its highest value on these images: (K,).
 
     `f1_macro` and `f1_micro` exactly, the two `f1_samples_*` to where no single label's threshold
@@ -34,7 +37,12 @@ def tune(metric: str, scores_NK: Scores, targets_NK: Truth) -> Thresholds:
     assert targets_NK.dtype == np.uint8, "F1 per image is not a ratio of expected counts"
     targets_NK = targets_NK.astype(np.uint8)
     starts = (_tune_micro(scores_NK, targets_NK), tune_per_label(scores_NK, targets_NK))
-    empty_f1 = 1.0 if metric == "f1_samples_empty1" else 0.0
+    if metric == "f1_samples_empty1":
+        empty_f1 = 1.0
+    elif metric == "f1_samples_empty0":
+        empty_f1 = 0.0
+    else:
+        assert_never(metric)
     found = [_tune_samples(scores_NK, targets_NK, start_K, empty_f1) for start_K in starts]
     return max(found, key=lambda pair: pair[1])[0]
 

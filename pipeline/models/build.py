@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ def build_model(
     fits). What comes before `trainable` is frozen. Raises CheckpointError for weights of another network,
     TrainingError where the network cannot work at `image_px` or has no part of that name.
     """
-    net = _cnn(model.name, num_labels, image_px) if model.name not in HEAD_OF else None
-    if net is None:
+    if model.name in HEAD_OF:
         net = _torchvision(model.name, num_labels, image_px)
+    else:
+        net = OWN_NETWORKS[model.name](num_labels, image_px)
     if model.head_hidden or model.head_dropout:
         plain: Any = head_of(net, model.name)
         _replace(net, plain, _head(model, plain.in_features, num_labels))
@@ -97,21 +99,26 @@ def _head(model: ModelSpec, features: int, num_labels: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def _cnn(name: str, num_labels: int, image_px: int) -> nn.Module:
-    """The original work's networks: 3x3 convolutions with padding 1, one pooling, one linear layer."""
-    flat = 32 * (image_px // 2) ** 2
-    if name == "cnn2":
-        return nn.Sequential(
-            nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(12, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.Flatten(), nn.Linear(flat, num_labels),
-        )  # fmt: skip
+def _cnn2(num_labels: int, image_px: int) -> nn.Module:
+    """The original work's smaller network: 3x3 convolutions with padding 1, one pooling, one linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(12, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * (image_px // 2) ** 2, num_labels),
+    )  # fmt: skip
+
+
+def _cnn3(num_labels: int, image_px: int) -> nn.Module:
+    """The original work's larger network, with a third convolution."""
     return nn.Sequential(
         nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(12, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU(),
         nn.Conv2d(20, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Flatten(), nn.Linear(flat, num_labels),
+        nn.Flatten(), nn.Linear(32 * (image_px // 2) ** 2, num_labels),
     )  # fmt: skip
+
+
+OWN_NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"cnn2": _cnn2, "cnn3": _cnn3}
 
 
 def _torchvision(name: str, num_labels: int, image_px: int) -> nn.Module:

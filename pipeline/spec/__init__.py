@@ -18,8 +18,8 @@ from pipeline.spec.data import (
     OrderedSplit, RandomSplit, RangeSplit, SplitSpec, StratifiedSplit, TestSpec, NegativesSpec,
 )
 from pipeline.spec.fields import (
-    LOWER_IS_BETTER, METRICS, OUTSIDE, Count, MetricName, Positive, Section, Seed, Share, expand_path,
-    in_training,
+    LOWER_IS_BETTER, METRICS, OUTSIDE, CalibrationMethod, Count, MetricName, Positive, Section, Seed, Share,
+    TunedMetric, expand_path, in_training,
 )
 from pipeline.spec.recipe import (
     Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, FocalLoss, LossSpec,
@@ -39,15 +39,15 @@ class EvaluateSpec(Section):
 
     threshold: Literal["per_label", "expected_f1"] | Share = 0.5
     # what the rule is to maximise; default: f1_macro of per_label, f1_samples_empty1 of expected_f1
-    tune_for: Literal["f1_macro", "f1_micro", "f1_samples_empty0", "f1_samples_empty1"] | None = None
+    tune_for: TunedMetric | None = None
     # of per_label: the images' labels, or what calibrated scores expect of them. That fits two numbers a label
     # instead of the extreme of a jagged curve, and errs less where positives are few (Lipton et al. 2014)
     tune_on: Literal["labels", "expected"] = "labels"
-    calibrate: Literal["none", "temperature", "platt"] = "none"  # per label, on validation, before deciding
+    calibrate: CalibrationMethod = "none"  # per label, on validation, before deciding
     select_by: MetricName = "f1_micro"
 
     @property
-    def tuned_for(self) -> str:
+    def tuned_for(self) -> TunedMetric:
         """`tune_for`, or what suits the rule."""
         return self.tune_for or ("f1_samples_empty1" if self.threshold == "expected_f1" else "f1_macro")
 

@@ -18,6 +18,8 @@ MetricName = Literal[
 ]  # fmt: skip
 METRICS: tuple[str, ...] = get_args(MetricName)
 LOWER_IS_BETTER: frozenset[str] = frozenset({"hamming_loss", "loss"})
+TunedMetric = Literal["f1_macro", "f1_micro", "f1_samples_empty0", "f1_samples_empty1"]
+CalibrationMethod = Literal["none", "temperature", "platt"]
 _UNDECIDED = ("map_macro", "map_micro", "f1_soft_samples", "loss")
 
 OUTSIDE: dict[str, Any] = {"identity": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.spec import BceLoss, BceSoftF1Loss, FocalLoss, LossSpec, SoftF1Loss, SoftmaxF1Loss
+from pipeline.spec import (
+    AsymmetricLoss,
+    BceLoss,
+    BceSoftF1Loss,
+    FocalLoss,
+    LossSpec,
+    SoftF1Loss,
+    SoftmaxF1Loss,
+)
 
 # B batch, N images, K labels
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -34,10 +43,12 @@ def build_loss(spec: LossSpec, targets_NK: npt.NDArray[np.uint8], device: str = 
         elements = functools.partial(_bce, smoothing=spec.label_smoothing, pos_weight=positive_K)
     elif isinstance(spec, FocalLoss):
         elements = functools.partial(focal, gamma=spec.gamma, alpha=spec.alpha)
-    else:
+    elif isinstance(spec, AsymmetricLoss):
         elements = functools.partial(
             asymmetric, negative=spec.gamma_negative, positive=spec.gamma_positive, clip=spec.clip
         )
+    else:
+        assert_never(spec)
     if spec.label_weight == "none":
         return lambda logits_BK, targets_BK: elements(logits_BK, targets_BK).mean()
     label_K = class_balanced_weight(targets_NK, spec.class_balanced_beta).to(device)

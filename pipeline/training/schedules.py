@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import assert_never
 
-from pipeline.spec import Cosine, OneCycle, Plateau, ScheduleSpec, Step
+from pipeline.spec import Constant, Cosine, OneCycle, Plateau, ScheduleSpec, Step
 
 
 def lr_scale(schedule: ScheduleSpec, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -24,7 +25,9 @@ def lr_scale(schedule: ScheduleSpec, step: int, steps_per_epoch: int, epochs: in
             return _cosine(schedule.start_fraction, 1.0, progress / schedule.pct_start)
         down = (progress - schedule.pct_start) / max(1 - schedule.pct_start, 1e-12)
         return _cosine(1.0, schedule.final_fraction, down)
-    return 1.0  # constant; plateau's factor is in PlateauState
+    if isinstance(schedule, Constant | Plateau):
+        return 1.0  # plateau's factor is in PlateauState
+    assert_never(schedule)
 
 
 @dataclass(frozen=True)

@@ -158,19 +158,19 @@ def test_the_training_copy_of_a_held_out_image_goes():
     assert result.left_out == {"copies in training of validation or test images": ["im3.jpg"]}
 
 
-@pytest.mark.parametrize(("policy", "blanks"), [("keep", 40), ("drop", 0), (0.25, 10)])
-def test_unlabelled_training_images_are_kept_dropped_or_thinned(policy, blanks):
+@pytest.mark.parametrize(("policy", "negatives"), [("keep", 40), ("drop", 0), (0.25, 10)])
+def test_negative_training_images_are_kept_dropped_or_thinned(policy, negatives):
     packed = packed_of(labels(100, blank_every=2) * [1, 0, 1])
-    result = split(packed, {"method": "ordered", "validation": 0.2}, unlabelled={"train": policy})
+    result = split(packed, {"method": "ordered", "validation": 0.2}, negatives={"train": policy})
     negative_N = packed.labels_NK.sum(axis=1) == 0
-    assert negative_N[result.train].sum() == blanks
+    assert negative_N[result.train].sum() == negatives
     assert (~negative_N)[result.train].sum() == 40
     assert negative_N[result.validation].sum() == 10
 
 
-def test_unlabelled_validation_images_can_be_dropped():
+def test_negative_validation_images_can_be_dropped():
     packed = packed_of(labels(100) * [1, 0, 0])
-    result = split(packed, {"method": "ordered", "validation": 0.2}, unlabelled={"validation": "drop"})
+    result = split(packed, {"method": "ordered", "validation": 0.2}, negatives={"validation": "drop"})
     assert len(result.validation) == 10
 
 

@@ -1,0 +1,47 @@
+"""A section added to the spec needs its branch: where types do not demand it, these tables are compared."""
+
+import types
+from typing import get_args, get_origin
+
+import pytest
+
+from pipeline.models.build import OWN_NETWORKS
+from pipeline.spec import LabelsSpec, LossSpec, OptimizerSpec, ScheduleSpec, SplitSpec
+from pipeline.spec.model_names import CNNS, HEAD_OF, LAST_STAGE_OF, MODEL_NAMES
+from pipeline.training.optim import _OPTIMIZERS
+from tests.conftest import ROOT
+
+
+def tags(union):
+    """The names, methods or formats of a discriminated union of the spec."""
+    members, discriminator = get_args(union)
+    assert isinstance(members, types.UnionType) or get_origin(members)
+    annotations = [
+        member.model_fields[discriminator.discriminator].annotation for member in get_args(members)
+    ]
+    return [tag for annotation in annotations for tag in get_args(annotation)]
+
+
+def test_every_optimizer_of_the_spec_can_be_built():
+    assert set(tags(OptimizerSpec)) == set(_OPTIMIZERS)
+
+
+def test_every_network_of_the_spec_can_be_built():
+    assert set(CNNS) == set(OWN_NETWORKS)
+    assert set(MODEL_NAMES) == {*OWN_NETWORKS, *HEAD_OF}
+    assert set(HEAD_OF) == set(LAST_STAGE_OF)
+
+
+@pytest.mark.parametrize(
+    ("union", "branches"),
+    [
+        (LossSpec, "pipeline/training/losses.py"),
+        (ScheduleSpec, "pipeline/training/schedules.py"),
+        (SplitSpec, "pipeline/data/splits.py"),
+        (LabelsSpec, "pipeline/data/labels.py"),
+    ],
+)
+def test_the_branches_of_a_union_end_in_assert_never(union, branches):
+    """mypy strict, which runs in `make check`, then refuses a member without its branch."""
+    assert len(tags(union)) == len(set(tags(union))) > 1
+    assert "assert_never(" in (ROOT / branches).read_text()
