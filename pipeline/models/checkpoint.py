@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
 
 
 def load_newest(last: Path, previous: Path, identity: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest undamaged training state of this identity, and what was wrong with those passed over.
+    """The newest undamaged training state of this identity, and what was wrong with those it ignored.
 
     (None, []) where there is nothing yet. A state of another identity raises CheckpointError.
     """

@@ -12,7 +12,7 @@ import fcntl
 import functools
 import hashlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from pipeline.data.augment import Augmentation, to_input
 from pipeline.data.loading import STREAM_VERSION, Rows, Stream, in_order
 from pipeline.data.packed import PackedSet
-from pipeline.data.pixel_cache import fits_on_gpu, pixel_cache
-from pipeline.models.build import frozen_part, trainable_part
+from pipeline.data.pixel_cache import pixel_cache
+from pipeline.models.build import frozen_part
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
-from pipeline.models.scoring import Scorer, compute_logits, shrink_batch_to_fit
+from pipeline.models.scoring import shrink_batch_to_fit
 from pipeline.spec import AugmentSpec, TrainSpec
 from pipeline.spec.identity import digest
 from pipeline.storage.files import atomic_write
 
 _VERSION = 2  # of what is computed here
-_BATCH = 64
+FEATURE_BATCH = 64
 
 
 class FrozenNetwork:
@@ -52,19 +52,19 @@ class FrozenNetwork:
         """How many different views there are of a training picture; 1 where nothing about it is random."""
         return (self.train.cached_views or 1) if self._is_random else 1
 
-    def training(self, rows: Rows, view: int) -> Tensor:
+    def augmented(self, rows: Rows, view: int) -> Tensor:
         """Features of the training rows, drawn as the epoch `view` draws them."""
-        return self._kept(rows, view if self._is_random else None)
+        return self._cached(rows, view if self._is_random else None)
 
     def plain(self, rows: Rows) -> Tensor:
         """Features of rows as they are scored."""
-        return self._kept(rows, None)
+        return self._cached(rows, None)
 
     @property
     def _is_random(self) -> bool:
         return self.train.augment != AugmentSpec(hflip=0.0)
 
-    def _kept(self, rows: Rows, view: int | None) -> Tensor:
+    def _cached(self, rows: Rows, view: int | None) -> Tensor:
         train = self.train
         draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
         parts = [_VERSION, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
@@ -73,14 +73,14 @@ class FrozenNetwork:
             [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, execution]
         )
         path = self.packed.path / "features" / f"{key[:32]}.npz"
-        with _one_at_a_time(path):
+        with _locked(path):
             # absent or damaged
             with (
                 contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
                 np.load(path) as file,
             ):
                 return torch.from_numpy(file["bytes"]).view(getattr(torch, str(file["dtype"])))
-            features = shrink_batch_to_fit(functools.partial(self._compute, rows, view), _BATCH)
+            features = shrink_batch_to_fit(functools.partial(self._compute, rows, view), FEATURE_BATCH)
             try:
                 with atomic_write(path) as file:
                     np.savez(file, bytes=features.view(torch.uint8).numpy(), dtype=str(features.dtype)[6:])
@@ -97,7 +97,7 @@ class FrozenNetwork:
         else:
             batches = Stream(self.packed, rows, batch_size, train.seed).batches(view, read=pixels.read)
             augmentation = Augmentation(train.augment, train.seed, view, len(rows))
-        place = _places(rows, len(self.packed))
+        place = positions_of(rows, len(self.packed))
         features: Tensor | None = None
         with self.execution.autocast():
             for batch in batches:
@@ -123,56 +123,16 @@ class FrozenNetwork:
         return sha.hexdigest()
 
 
-class FeatureFeed:
-    """Batches of features instead of pictures: the same rows in the same order as without the cache."""
-
-    def __init__(self, frozen: FrozenNetwork, stream: Stream, validation: Rows) -> None:
-        self.frozen, self._stream = frozen, stream
-        self._device = frozen.execution.device
-        self.steps_per_epoch = stream.steps_per_epoch
-        self._place = _places(stream.rows, len(frozen.packed))
-        self._view: tuple[int, Tensor] | None = None
-        self._rows = validation
-        self._validation = frozen.plain(validation)
-
-    def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features (B, ...), targets (B, K)) from `first_step` of `epoch` on; epochs take the views in turn."""
-        view = epoch % self.frozen.views
-        if self._view is None or self._view[0] != view:
-            self._view = None  # two would be twice the memory
-            features = self.frozen.training(self._stream.rows, view)
-            on_gpu = self._device == "cuda" and fits_on_gpu(features.nbytes)
-            self._view = (view, features.to(self._device) if on_gpu else features)
-        features = self._view[1]
-        for batch in self._stream.batches(epoch, first_step, read=False):
-            chosen = torch.from_numpy(self._place[batch.rows_B]).to(features.device)
-            targets_BK = torch.from_numpy(batch.targets_BK).to(self._device).float()
-            yield _channels_first(features[chosen].to(self._device)), targets_BK
-
-    @torch.inference_mode()
-    def logits(self, scorers: Sequence[Scorer]) -> list[Tensor]:
-        """Of the validation rows under each: from what is kept, or from pictures of other sizes and views."""
-        train = self.frozen.train
-        if any(scorer.flips or scorer.image_px != train.image_px for scorer in scorers):
-            return compute_logits(scorers, self.frozen.packed, self._rows)
-        result = []
-        for scorer in scorers:
-            part = fuse_conv_bn(trainable_part(scorer.net, train.model))
-            with scorer.execution.autocast():
-                batches = [_channels_first(b.to(self._device)) for b in self._validation.split(_BATCH)]
-                result.append(torch.cat([part(batch).float().cpu() for batch in batches]))
-        return result
-
-
 def _channels_last(features: Tensor) -> Tensor:
     return (features.permute(0, 2, 3, 1) if features.ndim == 4 else features).contiguous()
 
 
-def _channels_first(features: Tensor) -> Tensor:
+def channels_first(features: Tensor) -> Tensor:
+    """Cached maps (B, H, W, D) as a network takes them, (B, D, H, W); other features as they are."""
     return features.permute(0, 3, 1, 2) if features.ndim == 4 else features
 
 
-def _places(rows: Rows, total: int) -> Rows:
+def positions_of(rows: Rows, total: int) -> Rows:
     """Row in the packed set -> its place among `rows`."""
     places = np.full(total, -1, np.int64)
     places[rows] = np.arange(len(rows))
@@ -184,7 +144,7 @@ def _sha256(rows: Rows) -> str:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """A lock that others wait for; where locks do not work, the same is computed twice and put in place once."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):

@@ -30,7 +30,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             if crc in (None, _crc(row)):
                 rows.append(row)
             else:
-                print(f"{path}: a damaged line is passed over: {line[:80]}", file=sys.stderr)
+                print(f"{path}: ignoring a damaged line: {line[:80]}", file=sys.stderr)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The state of one cell in training: network, optimizer, schedule, best so far; saved and resumed as one."""
+"""One cell in training: network, optimizer, schedule, best epoch; saved and resumed as one."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ import torch
 from torch import Tensor
 
 from pipeline.data.augment import MEAN, STD
-from pipeline.data.loading import STREAM_VERSION, Rows, Stream
+from pipeline.data.loading import Rows, Stream
 from pipeline.data.packed import PackedSet
 from pipeline.data.sampling import expected_repeats
-from pipeline.errors import CheckpointError, DivergedError, TrainingError
+from pipeline.errors import DivergedError, TrainingError
 from pipeline.metrics.multilabel import all_metrics
-from pipeline.metrics.thresholds import decide, tune_per_label
-from pipeline.models.build import build_model, head_of, init_bias_to_prior, set_training_mode, trainable_part
-from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
+from pipeline.metrics.thresholds import decide
+from pipeline.models.build import (
+    build_model,
+    head_of,
+    init_bias_to_prior,
+    set_training_mode,
+    trainable_part,
+)
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.scoring import Scored, Scorer
 from pipeline.spec import LOWER_IS_BETTER, SamplingSpec, Spec
 from pipeline.spec.identity import flatten
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.attempt import Attempt
+from pipeline.training.early_stopping import BestEpoch, BestKeeper
 from pipeline.training.ema import WeightAverage
 from pipeline.training.losses import build_loss
 from pipeline.training.optim import build_optimizer
 from pipeline.training.schedules import PlateauState, lr_scale
+from pipeline.training.state import CHECKPOINT_VERSION, TrainState
 
-CHECKPOINT_VERSION = 2
 _REMEDY = "try a lower train.optimizer.lr or a warm-up. The last good checkpoint is kept"
 
 
@@ -49,23 +55,33 @@ class Learner:
 
     def __init__(self, spec: Spec, attempt: Attempt, data: CellData, *, weights: Path | None) -> None:
         self.spec, self.train, self.attempt, self.data = spec, spec.train, attempt, data
-        run, identity = self.run, self.identity = attempt.run, attempt.identity
-        state, problems = load_newest(run.checkpoint_last, run.checkpoint_previous, identity)
-        if state and state["best"] is not None:
-            try:
-                load_checkpoint(run.checkpoint_best)
-            except CheckpointError as error:
-                problems.append(
-                    f"{error}; the best weights cannot be had again, so this cell is trained anew"
-                )
-                state = None
+        self.run, self.identity = attempt.run, attempt.identity
+        state, problems = TrainState.load(self.run, self.identity)
         for problem in problems:
-            print(f"Ignoring damaged checkpoint: {problem}; resuming from the previous one.", flush=True)
+            then = "resuming from the previous one" if state else "training from the start"
+            print(f"Ignoring damaged checkpoint: {problem}; {then}.", flush=True)
         execution = ExecutionConfig.choose(spec.run.device, self.train.precision, spec.run.threads)
-        self.execution = ExecutionConfig(**state["execution"]) if state else execution
+        self.execution = ExecutionConfig(**state.execution) if state else execution
         self.execution.apply()
         torch.manual_seed(self.train.seed)
-        model, targets_NK = self.train.model, data.packed.labels_NK[data.train]
+        self._build_network(weights)
+        self._build_optimizer()
+        self.plateau = PlateauState()
+        self.step = self.epoch = 0
+        self.best = BestKeeper(self.run, self.train.monitor, self._description())
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.execution.device)
+        self.images = 0
+        if state:
+            self._restore(state)
+        settings = flatten(spec.model_dump(include={"data", "train"}))
+        self.tracker = Tracker(
+            self.run, resumed_at=self.step, settings=settings, digest=state.metrics if state else None
+        )
+
+    def _build_network(self, weights: Path | None) -> None:
+        """Network, batches and weight average; the order of random draws is part of the result."""
+        model, data = self.train.model, self.data
+        targets_NK = data.packed.labels_NK[data.train]
         net = build_model(model, len(data.packed.labels), self.train.image_px, weights)
         sampling = self.train.sampling
         repeats_N = None if sampling == SamplingSpec() else expected_repeats(sampling, targets_NK)
@@ -73,37 +89,51 @@ class Learner:
         if model.head_bias == "prior":
             init_bias_to_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
         self.net = net.to(self.execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
-        # what batches go through: with features kept, the rest of the network has been gone through already
-        self._learning, head = trainable_part(self.net, model), head_of(self.net, model.name)
-        self.trained = self.net if self.train.cached_views is None else self._learning
+        self._trainable = trainable_part(self.net, model)
+        # what batches go through: with cached features, the rest of the network was run already
+        self.trained = self.net if self.train.cached_views is None else self._trainable
         horizon = self.train.ema_epochs * self.stream.steps_per_epoch
         self.average = WeightAverage(self.net, horizon) if horizon else None
-        self.optimizer = build_optimizer(self.train.optimizer, self.net, head)
+
+    def _build_optimizer(self) -> None:
+        targets_NK = self.data.packed.labels_NK[self.data.train]
+        self.optimizer = build_optimizer(
+            self.train.optimizer, self.net, head_of(self.net, self.train.model.name)
+        )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = self.execution.scaler()
         self.loss = build_loss(self.train.loss, targets_NK, self.execution.device)
         self._cpu_loss = build_loss(self.train.loss, targets_NK)
-        self.plateau = PlateauState()
-        self.step = self.epoch = 0
-        self.best: dict[str, Any] | None = None  # {"value", "epoch"}
-        self._new_best: dict[str, Tensor] | None = None  # its weights, until they are saved
-        self.best_scored: Scored | None = None  # the best epoch's validation, where this process did it
-        self.thresholds_saved = False  # whether the best weights are saved with their thresholds
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.execution.device)
-        self.images = 0
-        if state:
-            self._restore(state)
-        settings = flatten(spec.model_dump(include={"data", "train"}))
-        self.tracker = Tracker(
-            run, resumed_at=self.step, settings=settings, digest=state["metrics"] if state else None
-        )
+
+    def _description(self) -> dict[str, Any]:
+        """What predicting needs besides the weights."""
+        packed = self.data.packed
+        return {
+            "version": CHECKPOINT_VERSION,
+            "identity": self.identity,
+            "model_spec": self.train.model.model_dump(),
+            "labels": list(packed.labels),
+            "preprocessing": {
+                "image_px": self.train.eval_image_px or self.train.image_px,
+                "packed_px": packed.size_px,
+                "resize": self.spec.data.resize,
+                "mean": list(MEAN),
+                "std": list(STD),
+                "flips": self.train.tta_hflip,
+            },
+            "precision": self.execution.precision,
+        }
 
     @property
     def is_training(self) -> bool:
-        """Whether epochs are left, the best lies less than `patience_epochs` back, and nothing went wrong."""
-        patience, best = self.train.patience_epochs, self.best
-        waited = patience is not None and best is not None and self.epoch - best["epoch"] >= patience
-        return self.attempt.error is None and not waited and self.epoch < self.train.epochs
+        """Whether epochs are left, early stopping has not ended it, and nothing went wrong."""
+        return self.attempt.error is None and not self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its last epoch is trained, or early stopping has ended it."""
+        patience_is_over = self.best.patience_is_over(self.epoch, self.train.patience_epochs)
+        return patience_is_over or self.epoch >= self.train.epochs
 
     def set_learning_rate(self, steps_per_epoch: int) -> float:
         """Set the rate of the coming step on every group, and return the first group's."""
@@ -118,22 +148,23 @@ class Learner:
         return self.average.net if self.average else self.net
 
     def training_mode(self) -> None:
-        """Dropout and batch statistics on in what learns: the head alone in the first epochs, if so asked."""
-        head_first = self.epoch < self.train.freeze_backbone_epochs
-        learning = head_of(self.net, self.train.model.name) if head_first else self._learning
-        set_training_mode(self.net, learning)
+        """Dropout and batch statistics on in the part that learns: in the first epochs perhaps the head alone."""
+        head_only = self.epoch < self.train.freeze_backbone_epochs
+        set_training_mode(
+            self.net, head_of(self.net, self.train.model.name) if head_only else self._trainable
+        )
 
     def scorer(self, *, final: bool) -> Scorer:
-        """What scores pictures: the epoch's network as it trains, or for good, at the size and views of the spec."""
+        """What scores images: the epoch's network as it trains, or (`final`) with the spec's size and flips."""
         px = (self.train.eval_image_px if final else None) or self.train.image_px
         return Scorer(self.scored_net, px, self.execution, flips=final and self.train.tta_hflip)
 
     @property
     def final_scores(self) -> Scored | None:
-        """Scores of the best weights where an epoch scored them just as they are scored for good."""
-        return self.best_scored if self.scorer(final=True) == self.scorer(final=False) else None
+        """Scores of the best weights, where an epoch's validation scored them just as the final pass would."""
+        return self.best.scored if self.scorer(final=True) == self.scorer(final=False) else None
 
-    def count(self, loss: Tensor, images: int) -> None:
+    def record_step(self, loss: Tensor, images: int) -> None:
         """Take a finished step into the epoch's mean loss."""
         self.loss_sum += loss.detach().double() * images
         self.images += images
@@ -185,10 +216,7 @@ class Learner:
         self.epoch += 1
         self.loss_sum.zero_()
         self.images = 0
-        if self.best is None or (value > self.best["value"] if higher else value < self.best["value"]):
-            self.best = {"value": value, "epoch": self.epoch}
-            self._new_best = {k: v.to("cpu", copy=True) for k, v in self.scored_net.state_dict().items()}
-            self.best_scored = scored
+        self.best.offer(value, self.epoch, self.scored_net, scored)
         self.tracker.score_histograms(self.step, scored.scores_NK, scored.targets_NK)
         self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
         return values
@@ -196,69 +224,31 @@ class Learner:
     def save(self) -> None:
         """Write the whole state of training, and first the best weights where they are new.
 
-        One never goes ahead of the other: after a kill both are those of the last save. The state before
-        is kept: a damaged one falls back to it.
-
-        Raises DivergedError instead of replacing a good state by one that is not finite.
+        One never goes ahead of the other: after a kill both are those of the last save. Raises
+        DivergedError instead of replacing a good state by one that is not finite.
         """
         self.run.check_owned()
         self.mean_loss()
         self._refuse_broken_weights()
         metrics_digest = self.tracker.flush()
-        if self._new_best is not None:
-            # of the last epoch, and scored for good: once is enough
-            self.save_best(self._new_best, None if self.is_training else self.final_scores)
-            self._new_best = None
-        state = {
-            "version": CHECKPOINT_VERSION,
-            "stream_version": STREAM_VERSION,
-            "identity": self.identity,
-            "execution": asdict(self.execution),
-            "epoch": self.epoch,
-            "step": self.step,
-            "model": self.net.state_dict(),
-            "average": self.average.net.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "plateau": asdict(self.plateau),
-            "best": self.best,
-            "metrics": metrics_digest,
-            "loss_sum": float(self.loss_sum),
-            "images": self.images,
-            "random_state": torch.get_rng_state(),
-        }
-        save_checkpoint(self.run.checkpoint_last, state, keep_as=self.run.checkpoint_previous)
-
-    def save_best(self, model: dict[str, Tensor], scored: Scored | None) -> None:
-        """Write the best weights with all that predicting needs, so that nothing can be mismatched.
-
-        With their final scores on validation, thresholds are tuned on these.
-        """
-        assert self.best is not None
-        self.run.check_owned()
-        packed, thresholds = self.data.packed, None
-        if scored is not None:
-            thresholds = {"per_label": tune_per_label(scored.scores_NK, scored.targets_NK).tolist()}
-        state = {
-            "version": CHECKPOINT_VERSION,
-            "identity": self.identity,
-            "model_spec": self.train.model.model_dump(),
-            "model": model,
-            "labels": list(packed.labels),
-            "preprocessing": {
-                "image_px": self.train.eval_image_px or self.train.image_px,
-                "packed_px": packed.size_px,
-                "resize": self.spec.data.resize,
-                "mean": list(MEAN),
-                "std": list(STD),
-                "flips": self.train.tta_hflip,
-            },
-            "precision": self.execution.precision,
-            "best": self.best,
-            "thresholds": thresholds,
-        }
-        save_checkpoint(self.run.checkpoint_best, state)
-        self.thresholds_saved = scored is not None
+        # of the last epoch, and scored for good: once is enough
+        self.best.save_if_new(None if self.is_training else self.final_scores)
+        TrainState(
+            identity=self.identity,
+            execution=asdict(self.execution),
+            epoch=self.epoch,
+            step=self.step,
+            model=self.net.state_dict(),
+            average=self.average.net.state_dict() if self.average else None,
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            plateau=asdict(self.plateau),
+            best=asdict(self.best.best) if self.best.best else None,
+            metrics=metrics_digest,
+            loss_sum=float(self.loss_sum),
+            images=self.images,
+            random_state=torch.get_rng_state(),
+        ).save(self.run)
 
     def show_result(self, scored: Scored) -> None:
         """The final scores on validation, for TensorBoard."""
@@ -272,22 +262,19 @@ class Learner:
             lambda positions: packed.gather(rows[positions]),
         )
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        if state["stream_version"] != STREAM_VERSION or state["version"] != CHECKPOINT_VERSION:
-            raise CheckpointError(
-                f"{self.run.checkpoint_last}: was begun by another version of the batch order or checkpoint; "
-                f"going on would mix both. Delete {self.run.path} to train this cell anew"
-            )
-        self.net.load_state_dict(state["model"])
+    def _restore(self, state: TrainState) -> None:
+        self.net.load_state_dict(state.model)
         if self.average:
-            self.average.net.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.plateau = PlateauState(**state["plateau"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.loss_sum += state["loss_sum"]
-        self.images = state["images"]
-        torch.set_rng_state(state["random_state"])
+            assert state.average is not None
+            self.average.net.load_state_dict(state.average)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.scaler.load_state_dict(state.scaler)
+        self.plateau = PlateauState(**state.plateau)
+        self.epoch, self.step = state.epoch, state.step
+        self.best.best = BestEpoch(**state.best) if state.best else None
+        self.loss_sum += state.loss_sum
+        self.images = state.images
+        torch.set_rng_state(state.random_state)
 
     def _refuse_broken_weights(self) -> None:
         """A step can leave broken weights behind a finite loss: only the next loss would tell."""

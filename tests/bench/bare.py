@@ -16,8 +16,9 @@ from pipeline.spec import Spec
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
 from pipeline.training.attempt import Attempt
+from pipeline.training.feeds import build_feed
 from pipeline.training.learner import CellData, Learner
-from pipeline.training.loop import _feed, train
+from pipeline.training.loop import train
 from pipeline.training.stop_signal import StopFlag
 
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 def _bare(learner: Learner, steps: int) -> float:
     """Images/s of forward, backward and update on one batch that is there already."""
-    inputs, targets = next(iter(_feed(learner).batches(0, 0)))
+    inputs, targets = next(iter(build_feed(learner).batches(0, 0)))
     learner.training_mode()
     started = 0.0
     for step in range(steps + 2):

@@ -212,7 +212,7 @@ def test_where_memory_runs_out_features_are_made_of_half_as_many(
         return forward(inputs_BCHW)
 
     monkeypatch.setattr(frozen._net, "forward", limited)
-    found = frozen.plain(rows) if view is None else frozen.training(rows, view)
+    found = frozen.plain(rows) if view is None else frozen.augmented(rows, view)
     assert sizes[:3] == [30, 30, 16]  # of 64, 32, 16 asked for
     assert max(sizes[3:]) == 8
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)

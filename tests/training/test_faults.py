@@ -21,9 +21,9 @@ from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.scoring import Scorer, compute_scores
 from pipeline.spec import RunSpec
 from pipeline.training.attempt import Attempt
-from pipeline.training.checkpointing import Saving
+from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.learner import CellData, Learner
-from pipeline.training.loop import _gradients, train
+from pipeline.training.loop import backward, train
 from pipeline.training.stop_signal import StopFlag
 from tests.cells import clean_environment, finish, one_cell, project, start, train_task
 from tests.training.test_training import OFTEN, wait_for_epoch, wrangled
@@ -114,10 +114,10 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(learner, micro_batch)
     one.net.eval()  # batch norm of one image is another matter
     inputs = torch.randn(16, 3, 32, 32)
     targets = (torch.rand(16, 14) < 0.2).float()
-    whole_loss = _gradients(one, inputs, targets)
+    whole_loss = backward(one, inputs, targets)
     whole = [parameter.grad.clone() for parameter in one.net.parameters()]
     object.__setattr__(one.execution, "micro_batch", micro_batch)
-    torch.testing.assert_close(_gradients(one, inputs, targets), whole_loss)
+    torch.testing.assert_close(backward(one, inputs, targets), whole_loss)
     for parameter, expected in zip(one.net.parameters(), whole, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
 
@@ -245,7 +245,7 @@ def test_a_save_waits_until_it_is_a_small_share_of_the_time(monkeypatch):
         def save(self):
             clock[0] += 3
 
-    saving = Saving(RunSpec(save_every_min=1, save_fraction=0.02))
+    saving = Checkpointer(RunSpec(save_every_min=1, save_fraction=0.02))
     assert saving.affordable  # nothing is known of its cost yet
     saving.save([Slow()])
     clock[0] += 149  # the save is 3 of 152 s by now: still more than 2 %

@@ -38,7 +38,7 @@ RECIPES = {
         "model": {"name": "mobilenet_v3_small", "head_bias": "prior"},
         "optimizer": {"name": "adamw", "lr": 1e-3, "backbone_lr_factor": 0.3},
         "loss": {"name": "asymmetric", "gamma_negative": 2},
-        "sampling": {"name": "repeat_factor", "threshold": 0.3, "blanks": 0.5},
+        "sampling": {"name": "repeat_factor", "threshold": 0.3, "negatives": 0.5},
         "augment": {
             "trivial_augment": True,
             "brightness": 0.3,
@@ -187,7 +187,7 @@ def test_what_the_best_epoch_scored_is_not_scored_again(
         written.append(path)
         return save_checkpoint(path, *arguments, **options)
 
-    monkeypatch.setattr("pipeline.training.learner.save_checkpoint", counted_write)
+    monkeypatch.setattr("pipeline.training.early_stopping.save_checkpoint", counted_write)
 
     def counted(*arguments):
         scored.append(arguments)
@@ -217,7 +217,7 @@ def test_a_cell_whose_best_weights_are_gone_is_trained_anew(tmp_path, drawn_zip)
     before = cell.run.scores_val.read_bytes()
     cell.run.checkpoint_best.unlink()
     assert finish(start(cell)) == 0, cell.run.log.read_text()
-    assert "the best weights cannot be had again, so this cell is trained anew" in cell.run.log.read_text()
+    assert "the best weights are lost, so this cell is trained anew" in cell.run.log.read_text()
     assert cell.run.scores_val.read_bytes() == before
 
 

@@ -1,0 +1,73 @@
+"""The best epoch by `train.monitor`: its weights are kept, and training ends once it lies too far back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.metrics.thresholds import tune_per_label
+from pipeline.models.checkpoint import save_checkpoint
+from pipeline.models.scoring import Scored
+from pipeline.spec import LOWER_IS_BETTER
+from pipeline.storage.run_dir import RunDir
+
+
+def improves(monitor: str, value: float, best: float | None) -> bool:
+    """Whether `value` is better than the best so far by this metric (or loss)."""
+    return best is None or (value < best if monitor in LOWER_IS_BETTER else value > best)
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """The monitored value of the best epoch, counted from 1."""
+
+    value: float
+    epoch: int
+
+
+class BestKeeper:
+    """Keeps the best epoch: its value, its weights until they are saved, its validation scores.
+
+    `description` is written beside the weights: all that predicting needs, so that nothing is mismatched.
+    """
+
+    def __init__(
+        self, run: RunDir, monitor: str, description: Mapping[str, Any], best: BestEpoch | None = None
+    ) -> None:
+        self.run, self.monitor, self.description, self.best = run, monitor, description, best
+        self.scored: Scored | None = None  # the best epoch's validation, where this process did it
+        self.thresholds_saved = False  # whether the saved weights have their thresholds with them
+        self._unsaved: dict[str, Tensor] | None = None
+
+    def offer(self, value: float, epoch: int, net: nn.Module, scored: Scored) -> None:
+        """Take an epoch's network and scores as the best, if its value improves on the best so far."""
+        if improves(self.monitor, value, self.best.value if self.best else None):
+            self.best = BestEpoch(value, epoch)
+            self._unsaved = {name: each.to("cpu", copy=True) for name, each in net.state_dict().items()}
+            self.scored = scored
+
+    def patience_is_over(self, epoch: int, patience_epochs: int | None) -> bool:
+        """Early stopping: whether the best lies `patience_epochs` back after `epoch` epochs."""
+        if patience_epochs is None or self.best is None:
+            return False
+        return epoch - self.best.epoch >= patience_epochs
+
+    def save_if_new(self, scored: Scored | None) -> None:
+        """Write the best weights where they are not saved yet; with final scores if they are known."""
+        if self._unsaved is not None:
+            self.save(self._unsaved, scored)
+            self._unsaved = None
+
+    def save(self, model: dict[str, Tensor], scored: Scored | None) -> None:
+        """Write checkpoint_best.pt; with the final validation scores, thresholds are tuned on these."""
+        assert self.best is not None
+        self.run.check_owned()
+        thresholds = None
+        if scored is not None:
+            thresholds = {"per_label": tune_per_label(scored.scores_NK, scored.targets_NK).tolist()}
+        state = {**self.description, "model": model, "best": asdict(self.best), "thresholds": thresholds}
+        save_checkpoint(self.run.checkpoint_best, state)
+        self.thresholds_saved = scored is not None
