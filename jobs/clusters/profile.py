@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from pipeline.errors import SpecError
 from pipeline.spec import Count, Positive, Section
 from pipeline.spec.reading import assign, raise_mistakes, split_override
+from pipeline.spec.renamed import renamed
 from pipeline.spec.strict_yaml import Document, Mistake, Place, read
 from pipeline.storage.files import display_path
 
@@ -174,8 +175,9 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     except ValidationError as error:
         for item in error.errors(include_url=False):
             known_keys = ", ".join(Profile.model_fields) if len(item["loc"]) == 1 else ""
-            text = f"unknown key; known: {known_keys}" if item["type"] == "extra_forbidden" else item["msg"]
-            key = item["loc"]
+            key, text = item["loc"], item["msg"]
+            if item["type"] == "extra_forbidden":
+                text = renamed(("cluster", *key)) or f"unknown key; known: {known_keys}"
             document.mistakes.append(Mistake(document.place(key), key, f"{text} (got {item['input']!r})"))
     if document.mistakes:
         raise_mistakes(paths[-1], document.mistakes)
