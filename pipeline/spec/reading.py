@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import SpecError
 from pipeline.spec import Spec, expand_path
+from pipeline.spec.reference import describe
 from pipeline.spec.renamed import renamed
 from pipeline.spec.strict_yaml import BOOLEAN_TRAPS, Document, KeyPath, Mistake, Place, parse, read, scalar
 from pipeline.storage.files import display_path
@@ -110,10 +111,11 @@ def dump(spec: Spec) -> str:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a spec file, for editors. `name` and inline `data` may be left to the reader."""
-    schema = Spec.model_json_schema()
+    schema = describe(Spec)
     schema["required"] = [key for key in schema.get("required", []) if key != "name"]
-    in_a_file = {"type": "string", "description": "a file that holds the mapping"}
-    schema["properties"]["data"] = {"anyOf": [schema["properties"]["data"], in_a_file]}
+    in_a_file = {"type": "string", "format": "path", "description": "a file that holds the mapping"}
+    inline = schema["properties"]["data"]
+    schema["properties"]["data"] = {"description": inline.pop("description"), "anyOf": [inline, in_a_file]}
     schema["title"] = "Labelgrid spec"
     return schema
 
