@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     data = verbs.add_parser("data", help="download MIRFLICKR-25000 and its annotations")
     data.add_argument("--folder", type=Path, default=Path("data/raw"))
     verbs.add_parser("schema", help="print the JSON Schema of a spec, for editors")
+    keys = verbs.add_parser("keys", help="print what the keys of a spec mean")
+    keys.add_argument("prefix", nargs="?", metavar="PREFIX", help="e.g. train.augment; default: all sections")
+    verbs.add_parser("reference", help="print the reference of all keys: docs/spec.md")
     options = parser.parse_args(arguments)
     try:
         return _dispatch(options)
@@ -52,6 +55,11 @@ def _dispatch(options: argparse.Namespace) -> int:
         from pipeline.spec.reading import json_schema
 
         print(json.dumps(json_schema(), indent=1))
+        return 0
+    if options.verb in ("keys", "reference"):
+        from jobs.commands.reference import keys, reference
+
+        print(reference() if options.verb == "reference" else keys(options.prefix))
         return 0
     overrides = [text for texts in options.set for text in texts]
     of_cluster = [text for text in overrides if text.startswith("cluster.")]

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from pipeline.errors import SpecError
 from pipeline.spec import Count, Positive, Section
 from pipeline.spec.reading import assign, raise_mistakes, split_override
+from pipeline.spec.renamed import renamed
 from pipeline.spec.strict_yaml import Document, Mistake, Place, read
 from pipeline.storage.files import display_path
 
@@ -28,60 +29,100 @@ class Resources(Section):
     """What one job asks for."""
 
     partition: str | None = None
+    """The Slurm partition. null: the site's default."""
     time_min: Count = 60
+    """The time limit, in minutes. Training saves before it and goes on in the next run of the job."""
     cpus: Count = 4
-    mem_gb: Positive | None = None  # None: the site's own share
-    gres: str | None = None  # e.g. gpu:v100:1,nvme:100
-    gpus_per_node: Count | None = None  # where a site wants that instead of gres
+    """CPU cores."""
+    mem_gb: Positive | None = None
+    """Memory, in GiB. null: what the site gives by itself."""
+    gres: str | None = None
+    """Slurm's generic resources, e.g. `gpu:v100:1,nvme:100`. null: none."""
+    gpus_per_node: Count | None = None
+    """GPUs, where a site wants that instead of `gres`."""
     qos: str | None = None
+    """The quality of service. null: the site's default."""
     constraint: str | None = None
-    sbatch: dict[str, Any] = Field(default_factory=dict)  # any other sbatch option
+    """Features that the node must have, as Slurm's `--constraint`. null: any node."""
+    sbatch: dict[str, Any] = Field(default_factory=dict)
+    """Any other option of sbatch, by its long name, e.g. `{reservation: course}`."""
 
 
 class Partition(Section):
-    """What a partition allows."""
+    """What a partition allows; a request beyond it is refused before it is submitted."""
 
     max_min: Count
-    gres: str | None = None  # the kind of GPU a request must name
+    """The longest time limit, in minutes."""
+    gres: str | None = None
+    """The kind of GPU that a request must name, e.g. `gpu:v100`. null: the partition has no GPUs."""
 
 
 class Billing(Section):
-    """What an hour of what is reserved costs."""
+    """What an hour of what is reserved costs, as the site publishes it."""
 
     unit: str
+    """The name of the billing unit, e.g. `BU`."""
     gpu_hour: float = 0.0
+    """Units for an hour of a GPU."""
     core_hour: float = 0.0
+    """Units for an hour of a CPU core."""
     mem_gib_hour: float = 0.0
+    """Units for an hour of a GiB of memory."""
     nvme_gib_hour: float = 0.0
+    """Units for an hour of a GiB of local disk (`nvme` in `gres`)."""
 
 
 class Profile(Section):
-    """One cluster."""
+    """A cluster: what it offers, and what jobs ask of it. In a profile file, or `--set cluster.KEY=VALUE`."""
 
     scheduler: Literal["slurm", "local"]
-    retired: str | None = None  # said at every submission
+    """`slurm` submits jobs with sbatch, `local` starts processes on this machine."""
+    retired: str | None = None
+    """A note printed at every submission, e.g. that the cluster was shut down."""
     account: str | None = None
+    """The project that jobs are charged to. LABELGRID_ACCOUNT or SBATCH_ACCOUNT go before a profile file."""
     account_required: bool = False
+    """Refuses a submission without an account."""
     partitions: dict[str, Partition] = Field(default_factory=dict)
+    """The known partitions by name. {}: requests are not checked before they are submitted."""
     cores_per_gpu: Count | None = None
+    """CPU cores that come with a GPU; a request for more is refused. null: not checked."""
     gpus_per_node: Count | None = None
+    """GPUs of a node; a request for more is refused. null: not checked."""
     train: Resources = Resources()
-    cpu: Resources = Resources()  # wrangle, evaluate
-    setup: tuple[str, ...] = ()  # shell lines before a job's command
-    python: str | None = None  # default: the one that submits
-    scratch: tuple[str, ...] = ()  # node-local folders, the first that is set is used
-    data_root: str | None = None  # where packed data lives; default: data/ of the project
-    runs_root: str | None = None  # where run folders live; experiments/<name> is then a link
-    max_parallel: Count = 16  # array tasks at once
-    cells_per_job: Count = 1  # in one allocation
-    concurrent_cells: Count = 1  # of those at once, sharing its GPU and cores
-    max_array: Count | None = None  # default: what `scontrol show config` says
-    max_submit: Count | None = None  # jobs a user may have queued
-    requeue: bool = True  # False: continuation jobs by dependency
-    max_timeouts: Count = 50  # time limits a cell may run into
-    continuations: Count = 3  # where requeue is not allowed
-    signal_s: Count = 120  # warning before the time limit
+    """What a training job asks for; `run.resources` changes it for some cells."""
+    cpu: Resources = Resources()
+    """What jobs without training ask for: wrangle and evaluate."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before a job's command, e.g. `module load pytorch/2.9`."""
+    python: str | None = None
+    """The command that starts Python in a job. null: the Python that submits."""
+    scratch: tuple[str, ...] = ()
+    """Variables that name a node's local disk, e.g. `$TMPDIR`. Data is copied to the first one that is set."""
+    data_root: str | None = None
+    """A folder for packed data outside the project, e.g. on a large disk; `data/packed` becomes a link."""
+    runs_root: str | None = None
+    """A folder for results outside the project; `experiments/<name>` becomes a link."""
+    max_parallel: Count = 16
+    """Training jobs of an array that run at once."""
+    cells_per_job: Count = 1
+    """Cells that one job trains, one after another or `concurrent_cells` at once."""
+    concurrent_cells: Count = 1
+    """Cells of a job at the same time, sharing its GPU and cores. Use it where a cell leaves the GPU idle."""
+    max_array: Count | None = None
+    """The longest job array. null: what `scontrol show config` says."""
+    max_submit: Count | None = None
+    """Jobs that a user may have queued; a larger grid puts more cells into a job. null: no limit."""
+    requeue: bool = True
+    """Jobs that are stopped go back to the queue. false where the site forbids it: see `continuations`."""
+    max_timeouts: Count = 50
+    """How often a job may run into its time limit and be requeued."""
+    continuations: Count = 3
+    """Where `requeue` is false: jobs queued behind each array to go on with unfinished cells."""
+    signal_s: Count = 120
+    """Seconds between the warning and the time limit, to save in; at most half of the time limit."""
     billing: Billing | None = None
+    """The site's prices, for estimates and `run.budget_units`. null: no costs are shown."""
 
     def job_account(self, name: str) -> str | None:
         """The account of every job; a SpecError says where to put it when the site needs one."""
@@ -134,8 +175,9 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     except ValidationError as error:
         for item in error.errors(include_url=False):
             known_keys = ", ".join(Profile.model_fields) if len(item["loc"]) == 1 else ""
-            text = f"unknown key; known: {known_keys}" if item["type"] == "extra_forbidden" else item["msg"]
-            key = item["loc"]
+            key, text = item["loc"], item["msg"]
+            if item["type"] == "extra_forbidden":
+                text = renamed(("cluster", *key)) or f"unknown key; known: {known_keys}"
             document.mistakes.append(Mistake(document.place(key), key, f"{text} (got {item['input']!r})"))
     if document.mistakes:
         raise_mistakes(paths[-1], document.mistakes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from jobs.clusters.profile import Profile
 from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root
 from jobs.stages import EvaluateTask, SubmissionTask, TrainTask, WrangleTask
@@ -69,31 +71,20 @@ def wrangle_task(plan: Plan, data: PlannedData) -> WrangleTask:
     return WrangleTask(data=data.data.model_dump_json(), data_root=root, test=data.split is None)
 
 
-# what each cell may have of its own; any other field of `train` sets the batches apart
-_OWN = {
-    *(
-        "model",
-        "loss",
-        "optimizer",
-        "schedule",
-        "epochs",
-        "precision",
-        "monitor",
-        "ema_epochs",
-        "clip_grad_norm",
-    ),
-    *("freeze_backbone_epochs", "patience_epochs", "tta_hflip"),
-}
-
-
-# of a network whose features are kept: what does not change them
-_OF_HEAD = {"head_bias", "head_hidden", "head_dropout"}
-
-
 def stream_key(train: TrainSpec, data_digest: str) -> str:
     """Equal for cells that are trained on the very same batches."""
-    own: dict[str, Any] = dict.fromkeys(_OWN, True)
-    if train.cached_views:  # those of one frozen network
-        own["model"] = _OF_HEAD
-        del own["precision"]
+    own = _without_effect(train, cached=train.cached_views is not None)
     return digest([data_digest, train.model_dump(mode="json", exclude=own)])
+
+
+def _without_effect(section: BaseModel, *, cached: bool) -> dict[str, Any]:
+    """The fields that do not change the batches, by their marks; `cached` batches are of one frozen network."""
+    found: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        mark, value = extra.get("same_batches"), getattr(section, name)
+        if mark == "always" or (mark == "pixels" and not cached):
+            found[name] = True
+        elif isinstance(value, BaseModel) and (inner := _without_effect(value, cached=cached)):
+            found[name] = inner
+    return found

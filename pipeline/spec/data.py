@@ -15,7 +15,9 @@ class IdListLabels(Section):
 
     format: Literal["id_lists"] = "id_lists"
     files: str = "annotations/{label}.txt"
-    source: FilePath | None = None  # a folder or archive; default: the one that holds the images
+    """The files' name pattern, with `{label}` once. It may name the ends of a path only."""
+    source: FilePath | None = None
+    """The folder or archive that holds the label files. null: the one that holds the images."""
 
 
 class OneHotLabels(Section):
@@ -23,8 +25,11 @@ class OneHotLabels(Section):
 
     format: Literal["onehot_csv"]
     file: str
-    id_column: str | None = None  # default: the first
+    """The CSV's name, or the end of its path. Cells are 0 or 1 (also false, true or empty)."""
+    id_column: str | None = None
+    """The column of ids or file names. null: the first column. All other columns are labels."""
     source: FilePath | None = None
+    """The folder or archive that holds the CSV. null: the one that holds the images."""
 
 
 class ListColumnLabels(Section):
@@ -32,10 +37,15 @@ class ListColumnLabels(Section):
 
     format: Literal["list_csv"]
     file: str
-    id_column: str | None = None  # default: the first
-    labels_column: str | None = None  # default: the second
+    """The CSV's name, or the end of its path."""
+    id_column: str | None = None
+    """The column of ids or file names. null: the first column."""
+    labels_column: str | None = None
+    """The column that lists an image's labels. null: the second column."""
     separator: Annotated[str, Field(min_length=1)] = " "
+    """What stands between two labels in that column."""
     source: FilePath | None = None
+    """The folder or archive that holds the CSV. null: the one that holds the images."""
 
 
 class CocoLabels(Section):
@@ -43,17 +53,21 @@ class CocoLabels(Section):
 
     format: Literal["coco"]
     file: str
+    """The JSON file's name, or the end of its path."""
     source: FilePath | None = None
+    """The folder or archive that holds the file. null: the one that holds the images."""
 
 
 LabelsSpec = Annotated[IdListLabels | OneHotLabels | ListColumnLabels | CocoLabels, Discriminator("format")]
 
 
 class _Fractions(Section):
-    """Shares of the images; what validation and test leave is for training."""
+    """Fractions of the images; what validation and test leave is for training."""
 
     validation: Share = 0.2
+    """The fraction of the images for validation: it chooses epochs, thresholds and cells."""
     test: Share = 0.0
+    """The fraction of the images for test, which a submission predicts where `data.test` is null."""
 
     @model_validator(mode="after")
     def _room_for_training(self) -> _Fractions:
@@ -73,13 +87,15 @@ class RandomSplit(_Fractions):
 
     method: Literal["random"]
     seed: Seed = 0
+    """Another seed draws another split."""
 
 
 class StratifiedSplit(_Fractions):
-    """Each split gets its share of every label (iterative stratification, Sechidis et al. 2011)."""
+    """Each split gets its fraction of every label (iterative stratification, Sechidis et al. 2011)."""
 
     method: Literal["stratified"]
     seed: Seed = 0
+    """Another seed draws another split."""
 
 
 class ListSplit(Section):
@@ -87,8 +103,11 @@ class ListSplit(Section):
 
     method: Literal["lists"]
     train: FilePath
+    """The list of training images."""
     validation: FilePath
+    """The list of validation images; no image may be in two lists."""
     test: FilePath | None = None
+    """The list of test images, which a submission predicts where `data.test` is null. null: none."""
 
 
 def _id_ranges(text: str) -> str:
@@ -107,8 +126,11 @@ class RangeSplit(Section):
 
     method: Literal["ranges"]
     train: IdRanges
+    """The ids for training, e.g. `1-15000` or `1-100,201-300`."""
     validation: IdRanges
+    """The ids for validation; ranges must not overlap."""
     test: IdRanges | None = None
+    """The ids for test, which a submission predicts where `data.test` is null. null: none."""
 
 
 SplitSpec = Annotated[
@@ -119,9 +141,12 @@ SplitSpec = Annotated[
 class NegativesSpec(Section):
     """What happens to negative images (without any label)."""
 
-    train: Literal["keep", "drop"] | Share = "keep"  # a number keeps that share of them, seeded
+    train: Literal["keep", "drop"] | Share = "keep"
+    """Keeps or drops those in training; a number keeps that fraction of them. Lower it where they dominate."""
     validation: Literal["keep", "drop"] = "keep"
+    """Keeps or drops those in validation. Keep them where the images to predict have such too."""
     seed: Seed = 0
+    """Draws which of them a fraction keeps."""
 
 
 class TestSpec(Section):
@@ -129,24 +154,44 @@ class TestSpec(Section):
 
     __test__ = False  # not a pytest class
     source: FilePath
+    """The folder, .zip or .tar of the test images."""
     images: str = "im{id}.jpg"
+    """The name pattern of the test images, with `{id}` once."""
     image_list: FilePath | None = None
+    """A text file of ids or names, one a line: only these images, in this order. null: all images."""
     labels: LabelsSpec | None = None
+    """The true labels of the test images, where known. They only score the submission."""
 
 
 class DataSpec(Section):
     """Where images and labels are, how they are packed and split."""
 
-    source: FilePath  # a folder, .zip or .tar
+    source: FilePath
+    """The folder, .zip or .tar of the images, read where it lies.
+
+    `$VAR` and `~` are expanded. A relative path starts at the folder above `experiments/`.
+    """
     images: str = "im{id}.jpg"
-    image_list: FilePath | None = None  # a text file of ids: only these, in this order
+    """The images' name pattern, with `{id}` once. Folders above those it names need not be named."""
+    image_list: FilePath | None = None
+    """A text file of ids or names, one a line: only these images, in this order. null: all images."""
     labels: LabelsSpec = IdListLabels()
+    """Where the labels are, and in which format."""
     size_px: Pixels = 128
-    resize: Literal["squash", "crop"] = "squash"  # crop: shorter side to size_px, middle square
+    """The side of the stored square pictures, in pixels. `train.image_px` may differ from it."""
+    resize: Literal["squash", "crop"] = "squash"
+    """`squash` scales both sides to `size_px`. `crop` scales the shorter side and keeps the middle square."""
     split: SplitSpec = OrderedSplit()
+    """How the images are divided into training, validation and test."""
     negatives: NegativesSpec = NegativesSpec()
+    """What happens to images without any label, after the split."""
     max_bad_fraction: Share = Field(default=0.01, json_schema_extra=OUTSIDE)
+    """The largest fraction of unreadable images, or of entries that name no image, before wrangling stops.
+
+    What is below it is set aside and listed in `wrangle_report.json`.
+    """
     test: TestSpec | None = Field(default=None, json_schema_extra=OUTSIDE)
+    """The images to predict for a submission. null: the test part of `split`, if it has one."""
 
     @model_validator(mode="after")
     def _pattern_has_id(self) -> DataSpec:

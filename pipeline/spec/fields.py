@@ -22,7 +22,17 @@ TunedMetric = Literal["f1_macro", "f1_micro", "f1_samples_empty0", "f1_samples_e
 CalibrationMethod = Literal["none", "temperature", "platt"]
 _UNDECIDED = ("map_macro", "map_micro", "f1_soft_samples", "loss")
 
+# marks at a field, as its `json_schema_extra`: it cannot change a result
 OUTSIDE: dict[str, Any] = {"identity": False}
+# cells that differ in it are still trained on the same batches, and may share a process
+SAME_BATCHES: dict[str, Any] = {"same_batches": "always"}
+# the same, but not of cached features (`train.cached_views`), which depend on it
+SAME_BATCHES_OF_PIXELS: dict[str, Any] = {"same_batches": "pixels"}
+MARKS = (
+    "identity",
+    "introduced",
+    "same_batches",
+)  # for this program alone, not for readers of the JSON Schema
 
 
 def in_training(metric: str) -> str:
@@ -58,7 +68,7 @@ def resolve_path(value: Any, info: ValidationInfo) -> Any:
     return expand_path(value, info.context["root"])
 
 
-FilePath = Annotated[str, BeforeValidator(resolve_path)]
+FilePath = Annotated[str, BeforeValidator(resolve_path), Field(json_schema_extra={"format": "path"})]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.spec import GridSpec, Spec
-from pipeline.spec.identity import canonical, digest
+from pipeline.spec.identity import canonical, digest, flatten
 from pipeline.spec.reading import Loaded, assign, check, raise_mistakes
+from pipeline.spec.renamed import renamed
 from pipeline.spec.strict_yaml import KeyPath, Mistake, Place
 
 _SWEPT = ("data", "train")
@@ -51,6 +52,7 @@ def expand_grid(loaded: Loaded) -> list[Cell]:
     """
     grid, document = loaded.spec.grid, loaded.document
     _check_keys(loaded)
+    _check_renamed(loaded)
     if document.mistakes:
         raise_mistakes(loaded.path, document.mistakes)
     # a cell has no grid; copying it for each of a thousand would cost a million values
@@ -125,6 +127,19 @@ def _check_keys(loaded: Loaded) -> None:
     if grid.seeds and "train.seed" in assigned:
         text = "both seeds and train.seed vary the seed; use one"
         document.mistakes.append(Mistake(document.place(("grid", "seeds")), ("grid", "seeds"), text))
+
+
+def _check_renamed(loaded: Loaded) -> None:
+    """Old names of keys; in `exclude` and `when` they would silently never match."""
+    grid, document = loaded.spec.grid, loaded.document
+    rules: list[tuple[KeyPath, Mapping[str, Any]]] = [(("grid", "axes"), dict.fromkeys(grid.axes))]
+    rules += [(("grid", "cells", i), dict.fromkeys(cell)) for i, cell in enumerate(grid.cells)]
+    rules += [(("grid", "exclude", i), rule) for i, rule in enumerate(grid.exclude)]
+    rules += [(("run", "resources", i, "when"), r.when) for i, r in enumerate(loaded.spec.run.resources)]
+    for path, rule in rules:
+        for key, value in rule.items():
+            for text in filter(None, (renamed(full.split(".")) for full in flatten({key: value}))):
+                document.mistakes.append(Mistake(document.place((*path, key)), (*path, key), text))
 
 
 def _check_overrides(loaded: Loaded, cells: list[Cell]) -> None:

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import SpecError
 from pipeline.spec import Spec, expand_path
+from pipeline.spec.reference import describe
+from pipeline.spec.renamed import renamed
 from pipeline.spec.strict_yaml import BOOLEAN_TRAPS, Document, KeyPath, Mistake, Place, parse, read, scalar
 from pipeline.storage.files import display_path
 
@@ -109,10 +111,11 @@ def dump(spec: Spec) -> str:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a spec file, for editors. `name` and inline `data` may be left to the reader."""
-    schema = Spec.model_json_schema()
+    schema = describe(Spec)
     schema["required"] = [key for key in schema.get("required", []) if key != "name"]
-    in_a_file = {"type": "string", "description": "a file that holds the mapping"}
-    schema["properties"]["data"] = {"anyOf": [schema["properties"]["data"], in_a_file]}
+    in_a_file = {"type": "string", "format": "path", "description": "a file that holds the mapping"}
+    inline = schema["properties"]["data"]
+    schema["properties"]["data"] = {"description": inline.pop("description"), "anyOf": [inline, in_a_file]}
     schema["title"] = "Labelgrid spec"
     return schema
 
@@ -195,7 +198,7 @@ def _explain(item: dict[str, Any], tree: Any, key: KeyPath) -> str:
     kind, context, value = item["type"], item.get("ctx", {}), item.get("input")
     if kind == "extra_forbidden":
         known = sorted(_known_keys(tree, key[:-1]))
-        return f"unknown key{_did_you_mean(str(key[-1]), known)}"
+        return renamed(key, known) or f"unknown key{_did_you_mean(str(key[-1]), known)}"
     if kind == "missing":
         return "is missing; add it"
     if kind == "union_tag_not_found":
@@ -232,6 +235,9 @@ def _known_keys(tree: Any, key: KeyPath) -> set[str]:
     node: Any = Spec.model_json_schema()
     definitions = node["$defs"]
     for part in key:
+        if isinstance(part, int):  # a list's items are looked for below
+            tree = tree[part] if isinstance(tree, tuple) and part < len(tree) else None
+            continue
         options = _options(node, definitions, tree)
         node = {"anyOf": [option["properties"][part] for option in options if part in option["properties"]]}
         tree = tree.get(part) if isinstance(tree, dict) else None
@@ -249,6 +255,8 @@ def _sections(node: Any, definitions: dict[str, Any]) -> Iterator[dict[str, Any]
         yield from _sections(definitions[node["$ref"].rsplit("/", 1)[1]], definitions)
     for option in (*node.get("anyOf", ()), *node.get("oneOf", ()), *node.get("allOf", ())):
         yield from _sections(option, definitions)
+    if node.get("items"):
+        yield from _sections(node["items"], definitions)
     if "properties" in node:
         yield node
 

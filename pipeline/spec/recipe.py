@@ -10,18 +10,25 @@ from pipeline.spec.fields import Count, Decay, NonNegative, Number, Positive, Se
 
 
 class _PerLabelLoss(Section):
-    # class_balanced: each label weighed by 1 / its effective number of images (Cui et al. 2019), mean 1
     label_weight: Literal["none", "class_balanced"] = "none"
+    """`class_balanced` weighs each label by 1 / its effective number of images, mean 1 (Cui et al. 2019).
+
+    Use it where some labels are much rarer than others.
+    """
     class_balanced_beta: Decay = 0.999
+    """Only with `class_balanced`: nearer to 1, rare labels weigh more; at 0 all weigh the same."""
 
 
 class BceLoss(_PerLabelLoss):
     """Binary cross-entropy on logits."""
 
     name: Literal["bce"] = "bce"
-    pos_weight: Literal["none", "balanced"] = "none"  # balanced: negatives / positives in training
+    pos_weight: Literal["none", "balanced"] = "none"
+    """`balanced` weighs a label's positives by negatives / positives in training. It raises recall."""
     pos_weight_cap: Positive = 10.0
-    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0  # targets in [s, 1 - s]
+    """Only with `balanced`: the largest weight, so that very rare labels do not dominate."""
+    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
+    """At s, targets are s and 1 - s instead of 0 and 1 (Szegedy et al. 2016). Use it for noisy labels."""
 
 
 class FocalLoss(_PerLabelLoss):
@@ -29,7 +36,9 @@ class FocalLoss(_PerLabelLoss):
 
     name: Literal["focal"]
     gamma: NonNegative = 2.0
-    alpha: Share | None = None  # weight of positives, 1 - alpha of negatives; none: both 1
+    """Higher, easy images count less. 0: plain binary cross-entropy."""
+    alpha: Share | None = None
+    """The weight of positives; negatives get 1 - alpha. null: both weigh 1."""
 
 
 class AsymmetricLoss(_PerLabelLoss):
@@ -37,8 +46,11 @@ class AsymmetricLoss(_PerLabelLoss):
 
     name: Literal["asymmetric"]
     gamma_negative: NonNegative = 4.0
+    """The focal exponent of negatives. Higher, easy negatives count less."""
     gamma_positive: NonNegative = 0.0
+    """The focal exponent of positives. Keep it below `gamma_negative`."""
     clip: Annotated[Number, Field(ge=0, lt=1)] = 0.05
+    """Scores of negatives are lowered by this first, so those below it have no loss. 0: none."""
 
 
 class BceSoftF1Loss(Section):
@@ -46,7 +58,9 @@ class BceSoftF1Loss(Section):
 
     name: Literal["bce_soft_f1"]
     soft_f1_fraction: Share = 0.5
+    """f: 0 is BCE alone, 1 is soft F1 alone."""
     average: Literal["micro", "macro", "weighted"] = "macro"
+    """`micro` counts over all labels, `macro` takes the mean over labels, `weighted` weighs it by positives."""
 
 
 class SoftF1Loss(Section):
@@ -54,6 +68,7 @@ class SoftF1Loss(Section):
 
     name: Literal["soft_f1"]
     average: Literal["micro", "macro", "weighted"] = "macro"
+    """`micro` counts over all labels, `macro` takes the mean over labels, `weighted` weighs it by positives."""
 
 
 class SoftmaxF1Loss(Section):
@@ -71,14 +86,23 @@ class SamplingSpec(Section):
     """Which training images an epoch takes, drawn anew each epoch (`pipeline/data/sampling.py`)."""
 
     name: Literal["each_once", "repeat_factor", "inverse_frequency"] = "each_once"
-    threshold: Share = 0.1  # repeat_factor: an image whose rarest label is rarer than this share is repeated
-    negatives: Share = 1.0  # the share of the images without a label that an epoch takes
+    """How often an image comes. `repeat_factor` repeats images with rare labels (Gupta et al. 2019).
+
+    `inverse_frequency` draws an image in proportion to 1 / the frequency of its rarest label.
+    """
+    threshold: Share = 0.1
+    """Only with `repeat_factor`: a label of frequency f below this has its images sqrt(threshold / f) times."""
+    negatives: Share = 1.0
+    """A factor on how often negative images (without any label) come. 1: as often as without it, 0: never."""
 
 
 class _Optimizer(Section):
     weight_decay: NonNegative = 0.0
+    """Pulls weights towards 0, against overfitting; as an L2 penalty, in `adamw` decoupled from the gradient."""
     decay_bias_and_norm: bool = False
-    backbone_lr_factor: Positive = 1.0  # the learning rate of all but the head, as a factor on lr
+    """Decays biases and the weights of norm layers too, which is usually left out."""
+    backbone_lr_factor: Positive = 1.0
+    """The learning rate of all but the head, as a factor on `lr`. Below 1 for pretrained weights, e.g. 0.1."""
 
 
 class Sgd(_Optimizer):
@@ -86,8 +110,11 @@ class Sgd(_Optimizer):
 
     name: Literal["sgd"]
     lr: Positive = 0.01
+    """The learning rate, before `schedule`. The first thing to sweep, in steps of about 3."""
     momentum: Share = 0.9
+    """How much of the last step goes into the next one. 0: none."""
     nesterov: bool = False
+    """Nesterov's momentum, which looks ahead (Sutskever et al. 2013). Needs a momentum above 0."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Sgd:
@@ -101,8 +128,11 @@ class Adam(_Optimizer):
 
     name: Literal["adam"] = "adam"
     lr: Positive = 1e-3
+    """The learning rate, before `schedule`. The first thing to sweep, in steps of about 3."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
+    """Added to the denominator of a step, for numerical stability."""
 
 
 class AdamW(_Optimizer):
@@ -110,19 +140,27 @@ class AdamW(_Optimizer):
 
     name: Literal["adamw"]
     lr: Positive = 1e-3
+    """The learning rate, before `schedule`. The first thing to sweep, in steps of about 3."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
     eps: Positive = 1e-8
+    """Added to the denominator of a step, for numerical stability."""
     weight_decay: NonNegative = 0.01
+    """Pulls weights towards 0 by lr times this at each step, apart from the gradient."""
 
 
 class RmsProp(_Optimizer):
-    """RMSprop; `alpha` is the smoothing constant."""
+    """RMSprop (Tieleman & Hinton 2012)."""
 
     name: Literal["rmsprop"]
     lr: Positive = 0.01
+    """The learning rate, before `schedule`. The first thing to sweep, in steps of about 3."""
     alpha: Share = 0.99
+    """Decay rate of the running mean of the squared gradient."""
     momentum: Share = 0.0
+    """How much of the last step goes into the next one. 0: none."""
     eps: Positive = 1e-8
+    """Added to the denominator of a step, for numerical stability."""
 
 
 class Adadelta(_Optimizer):
@@ -130,15 +168,19 @@ class Adadelta(_Optimizer):
 
     name: Literal["adadelta"]
     lr: Positive = 1.0
+    """The learning rate, before `schedule`. The first thing to sweep, in steps of about 3."""
     rho: Share = 0.9
+    """Decay rate of the running means of squared gradients and steps."""
     eps: Positive = 1e-6
+    """Added under both square roots, for numerical stability; it also sets the size of the first steps."""
 
 
 OptimizerSpec = Annotated[Sgd | Adam | AdamW | RmsProp | Adadelta, Discriminator("name")]
 
 
 class _Schedule(Section):
-    warmup_epochs: NonNegative = 0.0  # linear from 0 to the learning rate
+    warmup_epochs: NonNegative = 0.0
+    """Epochs in which the rate first rises linearly from 0; fractions are allowed. Use it with high rates."""
 
 
 class Constant(_Schedule):
@@ -152,6 +194,7 @@ class Cosine(_Schedule):
 
     name: Literal["cosine"]
     final_fraction: Share = 0.0
+    """The learning rate at the end, as a fraction of `lr`."""
 
 
 class Step(_Schedule):
@@ -159,7 +202,9 @@ class Step(_Schedule):
 
     name: Literal["step"]
     every_epochs: Positive = 5.0
+    """Epochs between two falls of the rate, counted after the warm-up."""
     factor: Share = 0.1
+    """What the rate is multiplied by at each fall."""
 
 
 class OneCycle(_Schedule):
@@ -167,8 +212,11 @@ class OneCycle(_Schedule):
 
     name: Literal["one_cycle"]
     pct_start: Share = 0.3
+    """The fraction (not percentage) of the steps in which the rate rises, as torch's OneCycleLR has it."""
     start_fraction: Share = 0.04
+    """The learning rate at the start, as a fraction of `lr`."""
     final_fraction: Share = 4e-6
+    """The learning rate at the end, as a fraction of `lr`."""
 
 
 class Plateau(_Schedule):
@@ -176,7 +224,9 @@ class Plateau(_Schedule):
 
     name: Literal["plateau"]
     factor: Share = 0.1
+    """What the rate is multiplied by at each fall."""
     patience_epochs: Count = 3
+    """Epochs in a row without improvement after which the rate falls."""
 
 
 ScheduleSpec = Annotated[Constant | Cosine | Step | OneCycle | Plateau, Discriminator("name")]

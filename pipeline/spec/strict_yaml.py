@@ -55,7 +55,11 @@ class Document:
     mistakes: list[Mistake] = field(default_factory=list)
 
     def place(self, key: KeyPath) -> Place:
-        """The place of `key`, or of the nearest ancestor that has one."""
+        """The place of `key`, of what was set below it, or of the nearest ancestor that has one."""
+        if key and key not in self.places:
+            below = (place for other, place in self.places.items() if other[: len(key)] == key)
+            if place := next(below, None):
+                return place
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, Place("spec"))

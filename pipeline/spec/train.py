@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from pipeline.spec.fields import (
+    SAME_BATCHES,
+    SAME_BATCHES_OF_PIXELS,
     Count,
     MetricName,
     NonNegative,
@@ -47,16 +49,30 @@ class ModelSpec(Section):
     """A network, where its weights come from, and what of it is trained."""
 
     name: Annotated[str, BeforeValidator(_known_model)] = "cnn3"
-    # none, torchvision's name for them (IMAGENET1K_V1), or a file
+    """`cnn2`, `cnn3` (small, from random weights), or a network of torchvision.
+
+    resnet, wide_resnet, resnext, regnet, mobilenet, efficientnet, convnext, densenet, vit and swin, e.g.
+    `resnet34` or `convnext_tiny`; all names are in `pipeline/spec/model_names.py`.
+    """
     weights: Annotated[str, BeforeValidator(_weights)] = "none"
-    # all, head, last_stage (from where the resolution falls for the last time), or a part by its name in the
-    # network (layer3, features.11): it and all after it; what comes before stays frozen
+    """`none` (random), torchvision's name for published weights (`IMAGENET1K_V1`), or the path of a file.
+
+    Use published weights for photographs; a file holds the weights of the same network.
+    """
     trainable: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")] = "all"
-    # prior: the head's bias starts at the log-odds of each label in training (Lin et al. 2017)
-    head_bias: Literal["default", "prior"] = "default"
-    # units of a hidden layer (with ReLU) between the features and the labels; null: the head is one linear layer
-    head_hidden: Count | None = None
-    head_dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # of the features and of the hidden layer
+    """What is trained: `all`, `head`, `last_stage` (after the last loss of resolution), or a part by its name.
+
+    A part, e.g. `layer3` or `features.11`, is trained with all that follows it; what comes before is frozen.
+    """
+    head_bias: Literal["default", "prior"] = Field(default="default", json_schema_extra=SAME_BATCHES)
+    """`prior` starts the head's bias at the log-odds of each label in training (Lin et al. 2017).
+
+    Use it where labels are rare: the first epochs need not learn that.
+    """
+    head_hidden: Count | None = Field(default=None, json_schema_extra=SAME_BATCHES)
+    """Units of a hidden layer (with ReLU) between features and labels. null: the head is one linear layer."""
+    head_dropout: Annotated[Number, Field(ge=0, lt=1, json_schema_extra=SAME_BATCHES)] = 0.0
+    """The dropout probability of the features and of the hidden layer, against overfitting of the head."""
 
     @model_validator(mode="after")
     def _sensible(self) -> ModelSpec:
@@ -87,22 +103,40 @@ class ModelSpec(Section):
 class AugmentSpec(Section):
     """Random changes to training pictures, drawn once per image and epoch."""
 
-    hflip: Share = 0.5  # probability
-    vflip: Share = 0.0  # probability
-    crop: tuple[Share, Share] | None = None  # area of a random-resized crop, e.g. [0.35, 1]
-    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)  # width / height
-    rotate_deg: Annotated[Number, Field(ge=0, le=180)] = 0.0  # uniform within +- this
-    brightness: NonNegative = 0.0  # colour jitter: a factor within 1 +- this
+    hflip: Share = 0.5
+    """The probability of mirroring left and right. 0 where side matters, as in text."""
+    vflip: Share = 0.0
+    """The probability of mirroring top and bottom. Use it for pictures from above."""
+    crop: tuple[Share, Share] | None = None
+    """[smallest, largest] area of a random crop, as fractions of the picture, e.g. [0.35, 1]. null: none."""
+    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    """Only with `crop`: [smallest, largest] width / height of the crop."""
+    rotate_deg: Annotated[Number, Field(ge=0, le=180)] = 0.0
+    """Rotates by up to so many degrees to either side, uniformly; corners become black."""
+    brightness: NonNegative = 0.0
+    """Colour jitter: at b, brightness is multiplied by 1 - b to 1 + b, uniformly. 0: none."""
     contrast: NonNegative = 0.0
+    """The same for contrast."""
     saturation: NonNegative = 0.0
-    trivial_augment: bool = (
-        False  # one operation on colour, of random kind and strength (TrivialAugment, 2021)
-    )
-    random_erasing: Share = 0.0  # probability that a rectangle is erased (Zhong et al. 2020)
+    """The same for saturation."""
+    trivial_augment: bool = False
+    """One operation on colour a picture, of random kind and strength (TrivialAugment, Mueller & Hutter 2021).
+
+    Of the paper's operations those that move pixels are left out; `crop` and `rotate_deg` do that.
+    """
+    random_erasing: Share = 0.0
+    """The probability that a rectangle is erased to the mean colour (Zhong et al. 2020)."""
     random_erasing_area: tuple[Share, Share] = (0.02, 0.33)
-    mixup: NonNegative = 0.0  # alpha of its Beta distribution; 0: none
-    cutmix: NonNegative = 0.0  # alpha; with mixup too, each picture takes one of them
-    mix_fraction: Share = 1.0  # of the pictures that mixup and cutmix mix
+    """[smallest, largest] area of that rectangle, as fractions of the picture."""
+    mixup: NonNegative = 0.0
+    """Blends pictures and labels of pairs; alpha of its Beta distribution (Zhang et al. 2018). 0: none."""
+    cutmix: NonNegative = 0.0
+    """Pastes a rectangle of another picture; alpha of its Beta distribution (Yun et al. 2019). 0: none.
+
+    With `mixup` too, each picture takes one of them.
+    """
+    mix_fraction: Share = 1.0
+    """The fraction of the pictures that `mixup` and `cutmix` mix."""
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSpec:
@@ -120,31 +154,59 @@ class AugmentSpec(Section):
 class TrainSpec(Section):
     """Everything a cell's weights depend on, besides its data."""
 
-    model: ModelSpec = ModelSpec()
-    image_px: Pixels = 128  # the network's input; independent of data.size_px
+    model: ModelSpec = Field(default=ModelSpec(), json_schema_extra=SAME_BATCHES_OF_PIXELS)
+    """The network, where its weights come from, and what of it is trained."""
+    image_px: Pixels = 128
+    """The side of the network's square input, in pixels; independent of `data.size_px`."""
     augment: AugmentSpec = AugmentSpec()
-    loss: LossSpec = BceLoss()
-    optimizer: OptimizerSpec = Adam()
-    schedule: ScheduleSpec = Constant()
-    epochs: Count = 15
+    """Random changes to training pictures."""
+    loss: LossSpec = Field(default=BceLoss(), json_schema_extra=SAME_BATCHES)
+    """What training minimises."""
+    optimizer: OptimizerSpec = Field(default=Adam(), json_schema_extra=SAME_BATCHES)
+    """How weights follow the gradient."""
+    schedule: ScheduleSpec = Field(default=Constant(), json_schema_extra=SAME_BATCHES)
+    """How the learning rate changes over the steps."""
+    epochs: Count = Field(default=15, json_schema_extra=SAME_BATCHES)
+    """Passes over the training images. The best epoch by `monitor` is kept, not the last."""
     batch_size: Count = 64
-    # without model.trainable all: the frozen part sees so many views of each picture, once; epochs take them in
-    # turn, drawn as the first epochs draw theirs (as many views as epochs train as without); null: anew each epoch
+    """Images in a step. Where the GPU's memory is too small, gradients are summed over parts of a batch."""
     cached_views: Count | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    monitor: Literal[MetricName, "loss"] = "f1_micro"
-    sampling: SamplingSpec = SamplingSpec()
-    ema_epochs: NonNegative = 0.0  # validate and keep the weights averaged over about so many epochs; 0: none
-    clip_grad_norm: NonNegative = 0.0  # gradients are scaled down to this norm; 0: as they are
-    freeze_backbone_epochs: Annotated[int, Field(ge=0)] = (
-        0  # only the head learns so long (LP-FT, Kumar 2022)
+    """So many augmented views of each picture go through the frozen part once; epochs take them in turn.
+
+    Much faster where `model.trainable` is not `all`; as many as epochs gives the training without it.
+    null: new views in each epoch.
+    """
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", json_schema_extra=SAME_BATCHES_OF_PIXELS
     )
-    patience_epochs: Count | None = None  # stop when monitor has not improved for so many epochs
-    tta_hflip: bool = False  # final scores are means over a picture and its mirror image
-    # size of the pictures of the final scores, of validation and test; null: image_px. A network trained on
-    # random crops sees objects larger than in whole pictures of that size (Touvron et al. 2019)
+    """The precision of the arithmetic. `auto`: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
+
+    fp16 needs a GPU.
+    """
+    monitor: Literal[MetricName, "loss"] = Field(default="f1_micro", json_schema_extra=SAME_BATCHES)
+    """The validation metric that chooses the best epoch, and that `patience_epochs` and `plateau` watch.
+
+    Metrics that need decisions use threshold 0.5 here.
+    """
+    sampling: SamplingSpec = SamplingSpec()
+    """Which images an epoch takes, and how often."""
+    ema_epochs: NonNegative = Field(default=0.0, json_schema_extra=SAME_BATCHES)
+    """Validates and keeps an exponential moving average of the weights, over about so many epochs. 0: none."""
+    clip_grad_norm: NonNegative = Field(default=0.0, json_schema_extra=SAME_BATCHES)
+    """Gradients with a larger norm are scaled down to this one. Use it where the loss jumps. 0: none."""
+    freeze_backbone_epochs: Annotated[int, Field(ge=0, json_schema_extra=SAME_BATCHES)] = 0
+    """Only the head learns in the first epochs, then all that is trainable (LP-FT, Kumar et al. 2022)."""
+    patience_epochs: Count | None = Field(default=None, json_schema_extra=SAME_BATCHES)
+    """Stops early when `monitor` has not improved for so many epochs. null: never."""
+    tta_hflip: bool = Field(default=False, json_schema_extra=SAME_BATCHES)
+    """Test-time augmentation: final scores are means over a picture and its mirror image, at twice the time."""
     eval_image_px: Pixels | None = None
+    """The side of the pictures for the final scores of validation and test, in pixels. null: `image_px`.
+
+    After training on crops a larger one helps, as objects look smaller in whole pictures (Touvron et al. 2019).
+    """
     seed: Seed = 0
+    """Draws initial weights, the order of images, augmentation and dropout."""
 
     @model_validator(mode="after")
     def _sensible(self) -> TrainSpec:
@@ -156,7 +218,7 @@ class TrainSpec(Section):
         mixed = self.augment.mixup or self.augment.cutmix or self.augment.random_erasing
         if self.cached_views is not None and mixed:
             raise ValueError(
-                "cached_views keeps features of single pictures: it excludes mixup, cutmix and erase; "
+                "cached_views keeps features of single pictures: it excludes mixup, cutmix and random_erasing; "
                 "leave them at their defaults, or leave cached_views out"
             )
         if self.eval_image_px is not None and (self.model.name in CNNS or self.model.name.startswith("vit_")):

@@ -114,6 +114,10 @@ BAD = [
     ("- 1", "a spec is a mapping of keys"),
     ("", "a spec is a mapping of keys"),
     ("data: {source: a.zip}\nname: ../up", "name: "),
+    (
+        "data: {source: a.zip}\nrun: {resources: [{cpus: 2}, {cpu: 2}]}",
+        "run.resources[1].cpu: unknown key; did you mean `cpus`?",
+    ),
     ("data: no_such_file.yaml", "no_such_file.yaml: cannot be read"),
 ]
 

@@ -1,0 +1,84 @@
+"""The `evaluate:` and `submission:` sections: from scores to decisions, and which cells are submitted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.spec.fields import CalibrationMethod, MetricName, Section, Share, TunedMetric
+
+
+class EvaluateSpec(Section):
+    """From scores to decisions, and by what the best cell is chosen.
+
+    An image where no label is reached gets none.
+    """
+
+    threshold: Literal["per_label", "expected_f1"] | Share = 0.5
+    """A number is one threshold for all labels. `per_label` tunes one for each label on validation.
+
+    `expected_f1` has none: each image gets the set of labels with the highest expected F1.
+    """
+    tune_for: TunedMetric | None = None
+    """The metric that the decision rule maximises. Not allowed with a number as `threshold`.
+
+    null: `f1_macro` for `per_label`, `f1_samples_empty1` for `expected_f1`.
+    """
+    tune_on: Literal["labels", "expected"] = "labels"
+    """Only with `per_label`: `labels` tunes on the true labels, `expected` on calibrated scores.
+
+    `expected` is less noisy where positives are few (Lipton et al. 2014). It needs `calibrate`.
+    """
+    calibrate: CalibrationMethod = "none"
+    """Makes scores probabilities before deciding, per label, fitted on validation.
+
+    `temperature` fits a slope (Guo et al. 2017), `platt` a slope and an intercept (Platt 1999).
+    """
+    select_by: MetricName = "f1_micro"
+    """The leaderboard metric that ranks the cells and selects the best one."""
+
+    @property
+    def tuned_for(self) -> TunedMetric:
+        """`tune_for`, or what suits the rule."""
+        return self.tune_for or ("f1_samples_empty1" if self.threshold == "expected_f1" else "f1_macro")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> EvaluateSpec:
+        if self.threshold == "expected_f1" and not self.tuned_for.startswith("f1_samples"):
+            raise ValueError(
+                f"expected_f1 maximises F1 per image, not {self.tune_for}; "
+                "write tune_for: f1_samples_empty1 (or _empty0), or threshold: per_label"
+            )
+        if self.tune_for and not isinstance(self.threshold, str):
+            raise ValueError(
+                f"threshold {self.threshold:g} is not tuned; write threshold: per_label, or no tune_for"
+            )
+        if self.tune_on == "expected":
+            if self.threshold != "per_label":
+                raise ValueError(f"tune_on: expected tunes thresholds, not {self.threshold}; write per_label")
+            if self.calibrate == "none":
+                raise ValueError("tune_on: expected takes scores for probabilities; write calibrate: platt")
+            if self.tuned_for.startswith("f1_samples"):
+                raise ValueError(
+                    f"tune_on: expected knows f1_micro and f1_macro, not {self.tune_for}; "
+                    "write one of them, or threshold: expected_f1, which maximises F1 per image"
+                )
+        return self
+
+
+class TopCells(Section):
+    """The best cells by `evaluate.select_by`."""
+
+    top: Annotated[int, Field(ge=2)]
+    """How many of the best cells are averaged."""
+
+
+class SubmissionSpec(Section):
+    """Whose scores make the submission; `make select` goes before it."""
+
+    cells: Literal["best"] | Annotated[tuple[str, ...], Field(min_length=1)] | TopCells = "best"
+    """`best` takes the best cell. A list of unique cell prefixes, or `{top: 3}`, makes an ensemble.
+
+    An ensemble decides on the mean of its cells' scores, under one rule fitted on their mean.
+    """
