@@ -63,14 +63,14 @@ class Predictor:
         scorers = [load_scorer(best, device) for best in bests]
         self.scorers = [
             replace(scorer, net=fuse_conv_bn(scorer.net)) for scorer in scorers
-        ]  # as scoring folds them
+        ]  # as scoring fuses them
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto") -> Predictor:
-        """Of what an experiment has selected (a cell or an ensemble), or of the cell in `folder`.
+        """Load what an experiment has selected (a cell or an ensemble), or the cell in `folder`.
 
-        Decides by the rule of evaluate, for a lone cell by its own spec's. A CheckpointError where
-        there is no finished cell.
+        The decision rule is that of the evaluation, or of its own spec for a single cell. Raises
+        CheckpointError where there is no finished cell.
         """
         path = Path(folder)
         selected = ExperimentDir(path).read_selected()
@@ -164,7 +164,7 @@ class Predictor:
 
 
 class _Exported(nn.Module):
-    """From packed pixels to scores, by torch's own operators alone; `to_input` takes faster ways."""
+    """Packed pixels to scores with torch's operators alone; `to_input` is faster but cannot be exported."""
 
     def __init__(self, scorers: Sequence[Scorer], preprocessing: dict[str, Any]) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 """Random changes to a whole batch at once: one draw per image, a function of (seed, epoch, position).
 
-Crop, flips and rotation are one affine map, so each picture is sampled once (bilinear, averaged first
-where it shrinks); outside the picture is black. Where nothing but flips is asked for, pixels are moved,
-not sampled. On a CPU threads write each picture straight to its place in the batch, through OpenCV; on
-a GPU the batch is sampled by torch. The same draw gives the same picture to 0.02 of 255.
+Crop, flips and rotation form one affine map, so each picture is sampled once (bilinear; averaged first
+where it shrinks). Pixels outside the picture are black. If only flips are requested, pixels are moved,
+not sampled. On a CPU, threads write each picture straight to its place in the batch, through OpenCV; on
+a GPU, torch samples the batch. For the same draw the two agree within 0.02 of 255.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from pipeline.spec import AugmentSpec
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB of [0, 1]
 STD = (0.229, 0.224, 0.225)
 _CHUNK = 4  # images a thread takes at a time
-# a pixel's value -> its normalised one, by channel: the cast and the normalisation in one look-up
+# pixel value -> normalised value, by channel: one look-up casts and normalises
 _TABLE = ((np.arange(256)[:, None] / 255 - MEAN) / STD).astype(np.float32)[:, None, :]
 _BLACK = tuple(float(value) for value in _TABLE[0, 0])
 
-cv2.setNumThreads(1)  # the threads here are ours: one picture is too small to share
+cv2.setNumThreads(1)  # this module brings its own threads: one picture is too small to divide
 
 
 def to_input(images_BHWC: Tensor, image_px: int) -> Tensor:
-    """Scoring's pictures: uint8 squashed to `image_px` (antialiased), normalised: (B, C, S, S) float32."""
+    """Pictures for scoring: uint8 (B, H, W, C) squashed to `image_px` (antialiased), normalised: (B, C, S, S)."""
     source_px = images_BHWC.shape[1]
     if images_BHWC.device.type == "cpu" and image_px >= source_px:
         return _each(images_BHWC, image_px, _enlarged)
@@ -60,7 +60,7 @@ class Augmentation:
     def __init__(self, spec: AugmentSpec, seed: int, epoch: int, images: int) -> None:
         self.spec = spec
         self.colour = Colour(spec, seed, epoch, images)
-        # every draw of the epoch at once, so that a position's draw depends on nothing else
+        # all draws of the epoch at once, so that the draw of a position depends on nothing else
         self.draws_N7 = seeded(seed, "augment", epoch).random((images, 7), dtype=np.float32)
 
     def __call__(self, images_BHWC: Tensor, positions_B: Rows, image_px: int) -> Tensor:
@@ -84,7 +84,7 @@ class Augmentation:
         width, height = np.minimum(np.sqrt(areas * ratios), 1), np.minimum(np.sqrt(areas / ratios), 1)
         centre_x, centre_y = (1 - width) * (2 * left - 1), (1 - height) * (2 * top - 1)
         cos, sin = np.cos(radians), np.sin(radians)
-        # the order of the eye: crop, then flip, then rotate; read from the output back to the source
+        # as seen in the picture: crop, then flip, then rotate; the map leads from the output back to the source
         theta = np.empty((len(draws_B7), 2, 3), np.float32)
         theta[:, 0] = np.stack([width * flip_x * cos, -width * flip_x * sin, centre_x], axis=1)
         theta[:, 1] = np.stack([height * flip_y * sin, height * flip_y * cos, centre_y], axis=1)
@@ -128,7 +128,7 @@ def _warp_on_cpu(
 
 
 def _each(images_BHWC: Tensor, image_px: int, place: Callable[[int, Any, Any], None]) -> Tensor:
-    """A batch on the CPU, each picture put to its place by `place(i, uint8 picture, where)`, over all threads."""
+    """A batch on the CPU: `place(i, uint8 picture, target)` writes each picture, on all threads."""
     source_BHWC = images_BHWC.numpy()
     out_BSSC = np.empty((len(source_BHWC), image_px, image_px, 3), np.float32)
 
@@ -153,7 +153,7 @@ def _enlarged(i: int, image_HWC: Any, out_SSC: Any) -> None:
 
 
 def _averaged(image_HWC: Any, block: int) -> Any:
-    """Means of blocks of pixels; at the right and lower edge perhaps of parts of them."""
+    """Means of blocks of pixels; border pixels are repeated where the last block is incomplete."""
     missing = -image_HWC.shape[0] % block
     padded = cv2.copyMakeBorder(image_HWC, 0, missing, 0, missing, cv2.BORDER_REPLICATE)
     size = (padded.shape[1] // block, padded.shape[0] // block)

@@ -31,7 +31,7 @@ class Colour:
             self.draws_N6 = seeded(seed, "colour", epoch).random((images, 6), dtype=np.float32)
 
     def __call__(self, images_BHWC: Tensor, positions_B: np.typing.NDArray[np.int64]) -> Tensor:
-        """uint8 (B, H, W, C) to the same, changed."""
+        """uint8 (B, H, W, C) with changed colours, of the same shape."""
         if not self.active:
             return images_BHWC
         draws_B6 = torch.from_numpy(self.draws_N6[positions_B]).to(images_BHWC.device)
@@ -48,11 +48,11 @@ class Colour:
 def trivial(images: Tensor, which_B: Tensor, strength_B: Tensor, down_B: Tensor) -> Tensor:
     """One operation an image, drawn with its strength (TrivialAugment Wide, Mueller & Hutter 2021).
 
-    `which_B` and `strength_B` lie in [0, 1); `down_B` weakens instead of strengthening. Its shears, shifts
-    and rotations are `pipeline/data/augment.py`'s.
+    `which_B` and `strength_B` lie in [0, 1); `down_B` weakens instead of strengthening. Shears,
+    shifts and rotations are left out: `pipeline/data/augment.py` moves pixels.
     """
     signed_B = torch.where(down_B, -0.99 * strength_B, 0.99 * strength_B)
-    chosen_B = (which_B * (len(_TRIVIAL) + 1)).long()  # the last is: as it is
+    chosen_B = (which_B * (len(_TRIVIAL) + 1)).long()  # the last choice changes nothing
     images = images.clone()
     for index, name in enumerate(_TRIVIAL):
         (rows,) = torch.nonzero(chosen_B == index, as_tuple=True)
@@ -74,7 +74,7 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
     kernel = torch.ones((3, 1, 3, 3), device=images.device)
     kernel[:, :, 1, 1] = 5
-    blurred = images.clone()  # the border stays as it is
+    blurred = images.clone()  # the border is not blurred
     blurred[:, :, 1:-1, 1:-1] = functional.conv2d(images, kernel / 13, groups=3)
     return _blend(images, blurred, factor)
 

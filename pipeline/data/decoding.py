@@ -1,4 +1,4 @@
-"""One image file into upright RGB pixels of the packed size; runs in wrangle's worker processes. Torch-free."""
+"""Decode an image file into upright RGB pixels of the packed size, in wrangle's worker processes. Torch-free."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DECODE_ERRORS = (*READ_ERRORS, SyntaxError, TypeError, Image.DecompressionBombEr
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a chunk of `count` images: digests of the good ones, (position, reason) of the bad."""
+    """The result for a chunk of `count` images: digests of the good ones, (position, reason) of the bad ones."""
 
     count: int
     digests: list[str]
@@ -50,7 +50,7 @@ class Decoder:
             except DECODE_ERRORS as error:
                 bad.append((i, _reason(error)))
             else:
-                # finds duplicates, not forgeries; half the time of blake2b where it was measured
+                # finds duplicates, not forgeries; took half the time of blake2b when measured
                 digests.append(hashlib.sha1(image_HWC.data, usedforsecurity=False).hexdigest())
         self.pixels.write(first_row, images_NHWC)
         return Decoded(len(members), digests, bad)
@@ -82,12 +82,12 @@ def decode(body: bytes, size_px: int, resize: str) -> npt.NDArray[np.uint8]:
 
 
 def to_pixels(image: Image.Image, size_px: int, resize: str) -> npt.NDArray[np.uint8]:
-    """The same of an image as `Image.open` gives it; one that is loaded already can differ in the last bits."""
+    """Like `decode`, of an image from `Image.open`; one that is already loaded can differ in the last bits."""
     if image.format == "JPEG":
-        # the decoder itself can halve a large picture, at a fraction of the cost; twice the size wanted
-        # is left for the filter below
+        # the decoder can halve a large picture at a fraction of the cost; it leaves twice the target size
+        # for the filter below
         image.draft(None, (2 * size_px, 2 * size_px))
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # what is upright would be copied
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # an upright image would only be copied
         image = ImageOps.exif_transpose(image)
     image = _rgb(image)
     if image.size != (size_px, size_px):

@@ -1,4 +1,4 @@
-"""`make data`: public data sets, resumed where a download broke off and verified before they get their name."""
+"""`make data`: download public data sets; a broken download resumes, a file is verified before it is named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIRFLICKR = (
     Remote(
         "mirflickr25k.zip", f"{_LIACS}/mirflickr25k.v3b/mirflickr25k.zip", "a23d0a8564ee84cda5622a6c2f947785"
     ),
-    # no digest is published for the annotations: its own CRCs are checked, and its SHA-256 is kept
+    # no digest is published for the annotations: the archive's CRCs are checked, and its SHA-256 is stored
     Remote(
         "mirflickr25k_annotations_v080.zip",
         f"{_LIACS}/mirflickr25k.v3b/mirflickr25k_annotations_v080.zip",
@@ -47,8 +47,8 @@ _TIMEOUT_S = 60.0
 def download(files: Sequence[Remote], folder: Path, *, pause_s: float = 2.0) -> list[Path]:
     """Fetch what is missing in `folder`; returns all paths.
 
-    A broken connection is taken up where it broke, here and in a later call. A file gets its name only
-    when it is complete and matches its digest; raises DataError naming the address otherwise.
+    A broken transfer resumes where it stopped, in this call and in a later one. A file gets its name only
+    when it is complete and matches its digest; otherwise a DataError names the address.
     """
     return [_fetch(file, folder, pause_s) for file in files]
 
@@ -104,7 +104,7 @@ def _continue(remote: Remote, part: Path) -> None:
 
 def _copy(answer: http.client.HTTPResponse, file: IO[bytes], name: str, have: int, total: int) -> None:
     live, shown = sys.stdout.isatty(), 0.0
-    while block := answer.read1(_BLOCK):  # what has come; read() would lose it when the rest never does
+    while block := answer.read1(_BLOCK):  # what has arrived; read() would lose it when the connection breaks
         file.write(block)
         have += len(block)
         now = time.monotonic()
@@ -131,13 +131,13 @@ def _verify(remote: Remote, part: Path) -> None:
     if problem:
         part.unlink()
         raise DataError(
-            f"{remote.url}: what came is not the file ({problem}); it was deleted, run `make data` again"
+            f"{remote.url}: the download is not the expected file ({problem}); it was deleted, run `make data` again"
         )
 
 
 def _broke_off(remote: Remote, part: Path, error: Exception) -> str:
     have = part.stat().st_size if part.exists() else 0
-    kept = f"; the {have:,} bytes that came are kept, `make data` goes on from there" if have else ""
+    kept = f"; {have:,} bytes are kept, and `make data` resumes from there" if have else ""
     reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
     return (
         f"{remote.url}: cannot be fetched: {reason}{kept}; without internet, copy the file to {part.parent}"

@@ -25,7 +25,7 @@ from pipeline.storage.files import atomic_write
 
 Outline = npt.NDArray[np.float64]  # (P, 2), x and y
 
-VERSION = 1  # part of what makes a finished set the wanted one; raise it when the drawings change
+VERSION = 1  # stored in each archive; raise it when the drawings change
 LABELLED_SHARE = 0.5
 OVERSAMPLE = 2  # drawn larger and averaged down, for smooth edges
 
@@ -70,8 +70,8 @@ def draw(
 ) -> DrawnSet:
     """Draw `drawn.zip` (im1.jpg .. and annotations) and `drawn-test.zip` (the numbers after) in `folder`.
 
-    A picture depends on its number, size and seed alone, and equal arguments give equal bytes. An
-    archive that is there, complete and of these arguments is left as it is.
+    A picture depends on its number, size and seed alone, and equal arguments give equal bytes. A
+    complete archive made with these arguments is not drawn again.
     """
     drawn = DrawnSet(train=folder / "drawn.zip", test=folder / "drawn-test.zip")
     parts = ((drawn.train, 1, images), (drawn.test, images + 1, images + test_images))
@@ -125,7 +125,7 @@ def draw_image(number: int, size_px: int, seed: int) -> tuple[Image.Image, set[s
 
 
 def _things(rng: np.random.Generator) -> list[_Thing]:
-    """What a picture shows: with its chance at least one label, else distractors only."""
+    """What a picture shows: at least one label with probability LABELLED_SHARE, else distractors only."""
     labelled = rng.random() < LABELLED_SHARE
     while True:
         count = 1 + int(rng.choice(3, p=(0.55, 0.35, 0.1)))
@@ -147,7 +147,7 @@ def _pick(rng: np.random.Generator, table: dict[str, float], labelled: bool) -> 
 
 
 def _places(rng: np.random.Generator, count: int) -> list[tuple[Outline, float]]:
-    """Centres (x, y) and radii as shares of the side; things do not hide one another."""
+    """Centres (x, y) and radii as fractions of the side; things do not overlap."""
     if count == 1:
         radius = rng.uniform(0.28, 0.4)
         return [(rng.uniform(0.45, 0.55, 2), radius)]

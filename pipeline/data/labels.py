@@ -1,4 +1,4 @@
-"""Labels out of id lists, CSV or COCO files: which images have which label. Torch-free."""
+"""Read labels from id lists, CSV or COCO files: which images have which label. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class LabelTable:
 
     labels: list[str]
     images_by_label: dict[str, list[str]]
-    # every image the file speaks of, negative images included; None: it speaks of all there are (id lists)
+    # every image the file mentions, negative images included; None: all images count as mentioned (id lists)
     mentioned: list[str] | None = None
-    read_from: dict[str, str] = field(default_factory=dict)  # label -> the place to look at
+    read_from: dict[str, str] = field(default_factory=dict)  # label -> the file it was read from
 
 
 def label_members(source: Source, labels: LabelsSpec) -> list[tuple[str, str]]:
@@ -61,11 +61,11 @@ def read_labels(source: Source, labels: LabelsSpec) -> LabelTable:
     members = label_members(source, labels)
     place = f"{source.path}/{members[0][1]}"
     if len(members) > MAX_LABELS:
-        raise DataError(f"{place}: is one of {len(members)} labels, {_TOO_MANY}")
+        raise DataError(f"{place}: is one of {len(members)} label files, {_TOO_MANY}")
     table = _read(source, labels, members, place)
     if not 0 < len(table.labels) <= MAX_LABELS:
         problem = f"{len(table.labels)} labels, {_TOO_MANY}" if table.labels else "no label at all"
-        raise DataError(f"{place}: holds {problem}; does data.labels say how it is to be read?")
+        raise DataError(f"{place}: holds {problem}; check that data.labels describes its format")
     return table
 
 

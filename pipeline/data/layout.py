@@ -1,7 +1,7 @@
-"""Where a packed data set lies and what it is: identities, paths, wholeness. Torch- and numpy-free.
+"""Paths and identities of packed data sets, and whether one is complete. Torch- and numpy-free.
 
-Planning asks these questions, so they are answered from metadata: the CRCs in a zip's directory, sizes
-of files. Digests that need the content of a folder or tar are kept until a file there changes.
+Planning asks for these, so they are computed from metadata: the CRCs in a zip's directory, sizes of
+files. Digests that need the content of a folder or tar are cached until a file there changes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def labels_source(part: DataSpec | TestSpec) -> Path:
 
 @dataclass(frozen=True)
 class PackedIdentity:
-    """A readable name of a packed set, and the digest of all its content depends on."""
+    """A readable name of a packed set, and the digest of everything its content depends on."""
 
     slug: str
     digest: str
@@ -80,7 +80,7 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
                     [label, *_checksum(source, member)]
                     for label, member in label_members(source, part.labels)
                 ]
-        # name pattern and list decide which files are images; which they are is in the content
+        # the name pattern and the list only choose images; `content` names the chosen ones
         chosen = {**settings, "images": None, "image_list": None}
         trusted = all(entry[-1] != _UNREADABLE for entry in [*content, *labels])
         return digest([chosen, content, labels]), trusted
@@ -103,7 +103,7 @@ def packed_path(data_root: Path, identity: PackedIdentity) -> Path:
 
 
 def is_complete(packed_dir: Path, expected_digest: str) -> bool:
-    """True when every file of the set is there in its full size and the set is the wanted one."""
+    """True when every file of the set has its full size and the set has the expected digest."""
     dataset = read_dataset(packed_dir)
     if dataset is None or dataset["digest"] != expected_digest:
         return False
@@ -149,7 +149,7 @@ def _checksum(source: Source, member: str) -> tuple[int, int]:
     try:
         return source.checksum(member)
     except (OSError, EOFError):
-        return _UNREADABLE, _UNREADABLE  # wrangle will say so and set it aside
+        return _UNREADABLE, _UNREADABLE  # wrangle will report it and set it aside
 
 
 def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> str:
@@ -159,8 +159,8 @@ def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) 
         return str(known["digest"])
     value, trusted = compute()
     if not trusted:
-        return value  # a disk that could not be read may be well again next time
-    with contextlib.suppress(PipelineError):  # a cache one may not write to only costs time
+        return value  # a disk that cannot be read now may work next time
+    with contextlib.suppress(PipelineError):  # without a writable cache this only takes longer
         write_json(path, {"key": key, "digest": value})
     return value
 

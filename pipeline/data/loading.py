@@ -1,4 +1,4 @@
-"""Batches by row number. Which rows, in which order, is a function of (seed, epoch, position) alone."""
+"""Batches by row number. Rows and their order are a function of (seed, epoch, position) alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipeline.seeding import seeded
 # B batch, H W pixels, C channels, K labels
 Rows = npt.NDArray[np.int64]
 
-# Part of every checkpoint: a change of the order of batches or of the random draws must raise it, so
-# that a run begun with another order is refused instead of continued into a mixture of both.
+# Part of every checkpoint. A change of the order of batches or of the random draws must raise it: a run
+# that was started with another order is then refused, not continued with a mixture of both.
 STREAM_VERSION = 2
 _HUNG_S = 900.0  # a batch takes milliseconds; a file system that is failing over takes minutes
 
@@ -30,7 +30,7 @@ _HUNG_S = 900.0  # a batch takes milliseconds; a file system that is failing ove
 class Batch:
     """Some images of one epoch: their positions in its order, rows in the packed set, pixels, labels.
 
-    Without pixels where the reader has them elsewhere (`read=False`).
+    With `read=False` it has no pixels; the reader has them elsewhere.
     """
 
     positions_B: Rows
@@ -47,7 +47,7 @@ class Stream:
     rows: Rows
     batch_size: int
     seed: int
-    repeats_N: npt.NDArray[np.float64] | None = None  # how often a row comes in an epoch; None: once
+    repeats_N: npt.NDArray[np.float64] | None = None  # how often a row is used in an epoch; None: once
 
     @property
     def images(self) -> int:
@@ -56,7 +56,7 @@ class Stream:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the last one perhaps smaller."""
+        """Batches in an epoch; the last one may be smaller."""
         return len(_edges(self.images, self.batch_size)) - 1
 
     def _rows(self, epoch: int) -> Rows:
@@ -73,7 +73,7 @@ class Stream:
 
 
 def in_order(packed: PackedSet, rows: Rows, batch_size: int, *, read: bool = True) -> Iterator[Batch]:
-    """Batches of `rows` as they come, for scoring."""
+    """Batches of `rows` in the given order, for scoring."""
     starts = range(0, len(rows), batch_size)
     spans = [np.arange(start, min(start + batch_size, len(rows))) for start in starts]
     yield from _batches(packed, [(span, rows[span]) for span in spans], read=read)
@@ -97,7 +97,7 @@ def _batches(packed: PackedSet, plan: list[tuple[Any, Rows]], *, read: bool) -> 
 def _read_ahead(packed: PackedSet, plan: list[tuple[Any, Rows]]) -> Iterator[Batch]:
     wanted: SimpleQueue[tuple[Any, Rows] | None] = SimpleQueue()
     ready: SimpleQueue[Batch | Exception] = SimpleQueue()
-    # a daemon: one that hangs in a read must not keep the process from ending
+    # a daemon thread: one that hangs in a read must not keep the process from ending
     Thread(target=_read, args=(packed, wanted, ready), daemon=True).start()
     try:
         wanted.put(plan[0])
@@ -106,8 +106,8 @@ def _read_ahead(packed: PackedSet, plan: list[tuple[Any, Rows]]) -> Iterator[Bat
                 batch = ready.get(timeout=_HUNG_S)
             except Empty:
                 raise DataError(
-                    f"{packed.path}: no batch came in {_HUNG_S:g} s; the file system hangs. Start again when it "
-                    "answers: training goes on from its last save"
+                    f"{packed.path}: no batch arrived in {_HUNG_S:g} s; the file system hangs. Start again when "
+                    "it responds: training resumes from its last save"
                 ) from None
             if isinstance(batch, Exception):
                 raise batch

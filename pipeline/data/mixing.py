@@ -1,4 +1,4 @@
-"""Mixup, cutmix and random erasing of a whole batch at once; targets of mixed pictures are shares of labels."""
+"""Mixup, cutmix and random erasing of a whole batch at once; a mixed target is a mean of two."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Mixing:
     def __call__(
         self, inputs_BCSS: Tensor, targets_BK: Tensor, positions_B: npt.NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
-        """Normalised pictures and targets to mixed ones; a target is then anywhere in [0, 1]."""
+        """Mix normalised pictures and their targets; a mixed target lies anywhere in [0, 1]."""
         if self.spec.mixup or self.spec.cutmix:
             inputs_BCSS, targets_BK = self._mix(inputs_BCSS, targets_BK, positions_B)
         if self.spec.random_erasing:
@@ -47,7 +47,7 @@ class Mixing:
     def _mix(
         self, inputs_BCSS: Tensor, targets_BK: Tensor, positions_B: npt.NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
-        """Each picture with the next one in a random circle of its batch.
+        """Mix each picture with its successor in a random cyclic order of the batch.
 
         mixup (Zhang et al. 2018) blends the two, cutmix (Yun et al. 2019) pastes a rectangle of the
         other; with both, each picture takes one of them.
@@ -76,7 +76,7 @@ def _boxes(
     centre_B2: npt.NDArray[np.float32],
     image_px: int,
 ) -> tuple[Tensor, npt.NDArray[np.float64]]:
-    """A rectangle an image of that share of its area, anywhere inside: masks (B, S, S), and the exact shares."""
+    """One rectangle per image of that fraction of its area, anywhere inside: masks (B, S, S), exact fractions."""
     height_B = np.minimum(np.rint(image_px * np.sqrt(areas_B * ratios_B)), image_px)
     width_B = np.minimum(np.rint(image_px * np.sqrt(areas_B / ratios_B)), image_px)
     top_B = np.floor((image_px - height_B + 1) * centre_B2[:, 0])

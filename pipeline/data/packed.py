@@ -38,7 +38,7 @@ class PackedSet:
         """Open the set at `path`; a DataError names the file that is missing or damaged.
 
         Every byte is compared with its digest, which also brings the pixels into the page cache; without
-        `verify` the pixels are left out, for those who do not look at them.
+        `verify` the pixels are not checked, for callers that do not use them.
         """
         remedy = f"delete {path} and run `make wrangle` again"
         dataset = read_dataset(path)

@@ -1,4 +1,4 @@
-"""Where a packed set's pixels are taken from: the GPU's own memory if they fit, else the page cache, read ahead."""
+"""The source of a packed set's pixels: GPU memory if they fit, else the page cache, read ahead."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _ROWS = 2048  # read at a time
 class PixelCache:
     """The pixels of batches on a device.
 
-    A CPU reads them from the page cache, which opening the set has filled: an array of our own would hold
-    them twice, to save 0.2 ms a batch.
+    A CPU reads them from the page cache, which opening the set has filled. A separate array would hold
+    them twice, to save 0.2 ms per batch.
     """
 
     def __init__(self, packed: PackedSet, device: str) -> None:
@@ -40,13 +40,13 @@ class PixelCache:
 
 @functools.lru_cache(maxsize=1)
 def pixel_cache(packed: PackedSet, device: str) -> PixelCache:
-    """The same for training and scoring: they are on the GPU once."""
+    """One cache for training and scoring, so that the pixels are on the GPU once."""
     return PixelCache(packed, device)
 
 
 def fits_on_gpu(size: int) -> bool:
-    """Whether so many bytes leave the GPU room for the training itself."""
-    torch.cuda.empty_cache()  # what torch holds and does not use is free too
+    """Whether `size` bytes leave enough GPU memory for the training itself."""
+    torch.cuda.empty_cache()  # memory that torch caches and does not use counts as free
     free, _ = torch.cuda.mem_get_info()
     return size <= _GPU_SHARE * free
 

@@ -14,17 +14,17 @@ import numpy.typing as npt
 from pipeline.errors import DataError
 
 # N images, H W pixels, C channels
-FILE_BYTES = 4 << 30  # a change needs a new PACK_VERSION: readers reckon with it
-_HEADER_BYTES = 128  # numpy leaves room for a growing first dimension, so every header is this long
+FILE_BYTES = 4 << 30  # a change needs a new PACK_VERSION: readers rely on it
+_HEADER_BYTES = 128  # numpy reserves space for a growing first dimension, so every header is this long
 Rows = npt.NDArray[np.int64]
 
 
 class PixelFiles:
     """Rows of (size_px, size_px, 3) uint8 in `images-000.npy`, `images-001.npy`, ... of a folder.
 
-    Rows are read and written by position, not memory-mapped: a mapping would count as the memory of
-    this process, and a full disk or a file cut short under it would kill the process by a signal
-    instead of raising an error.
+    Rows are read and written by position, not memory-mapped. A mapping would count as memory of this
+    process, and a full disk or a truncated file would kill the process by a signal instead of raising
+    an error.
     """
 
     def __init__(self, folder: Path, size_px: int, *, writable: bool = False) -> None:
@@ -35,11 +35,11 @@ class PixelFiles:
         self._descriptors: dict[int, int] = {}
 
     def names(self, rows: int) -> list[str]:
-        """The files that hold so many rows."""
+        """The files that hold this number of rows."""
         return [f"images-{i:03d}.npy" for i in range(-(-rows // self.rows_per_file))]
 
     def write(self, first_row: int, images_NHWC: npt.NDArray[np.uint8]) -> None:
-        """Write consecutive rows; raises OSError as the disk does."""
+        """Write consecutive rows; raises OSError when the disk does."""
         for row, image_HWC in enumerate(images_NHWC, first_row):
             file, offset = self._place(row)
             body = np.ascontiguousarray(image_HWC).data.cast("B")
@@ -56,10 +56,10 @@ class PixelFiles:
             path = self.folder / f"images-{file:03d}.npy"
             try:
                 whole = os.preadv(self._open(file), [image_HWC.data], offset) == self.row_bytes
-            except OSError as error:  # a disk that fails or went away
-                raise DataError(f"{path}: cannot be read: {error.strerror}; is its disk there?") from error
+            except OSError as error:  # a disk that fails or was removed
+                raise DataError(f"{path}: cannot be read: {error.strerror}; check its disk") from error
             if not whole:
-                raise DataError(f"{path}: ended early; was it changed in use?")
+                raise DataError(f"{path}: ends early; it was changed while in use")
         return out_NHWC
 
     def close_gaps(self, kept: Sequence[int]) -> None:
@@ -69,7 +69,7 @@ class PixelFiles:
                 self.write(new, self.read([old]))
 
     def finish(self, rows: int) -> None:
-        """Set headers and lengths for so many rows, and remove files beyond them; nothing is flushed to disk."""
+        """Set headers and lengths for `rows` rows and remove further files; nothing is flushed to disk."""
         for path in self.folder.glob("images-*.npy"):
             if path.name not in self.names(rows):
                 path.unlink()

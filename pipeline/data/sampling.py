@@ -1,4 +1,4 @@
-"""Which training images an epoch takes, and how often: a function of (seed, epoch), of constant length."""
+"""Which training images an epoch uses, and how often: a function of (seed, epoch), of constant length."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Rows = npt.NDArray[np.int64]
 
 
 def expected_repeats(spec: SamplingSpec, targets_NK: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """(N,): how often each training image comes in an epoch, on average.
+    """(N,): how often each training image is used in an epoch, on average.
 
-    `repeat_factor` takes an image sqrt(threshold / share) times, by its rarest label, where that is
-    above 1 (Gupta, Dollar & Girshick 2019); `inverse_frequency` in proportion to 1 / share of its rarest
-    label, images without a label being one more label, and as many images as there are in all.
+    `repeat_factor` uses an image max(1, sqrt(threshold / f)) times, with f the fraction of images that
+    have its rarest label (Gupta, Dollar & Girshick 2019). `inverse_frequency` uses it in proportion to
+    1 / f. Negative images then count as one more label, and the total stays the number of images.
     """
     images = len(targets_NK)
     negative_N = ~targets_NK.any(axis=1)
@@ -42,7 +42,7 @@ def expected_repeats(spec: SamplingSpec, targets_NK: npt.NDArray[np.uint8]) -> n
 def epoch_rows(rows: Rows, repeats_N: npt.NDArray[np.float64], seed: int, epoch: int) -> Rows:
     """The rows of one epoch, some of them several times or not at all; every epoch has the same number.
 
-    Systematic sampling in a random order: an image comes its expected number of times, rounded down or up.
+    Systematic sampling in a random order: an image is used its expected number of times, rounded down or up.
     """
     rng = seeded(seed, "sampling", epoch)
     order = rng.permutation(len(rows))

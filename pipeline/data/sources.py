@@ -1,4 +1,4 @@
-"""Files out of a folder, a .zip or a .tar, read where they lie, never unpacked. Torch- and numpy-free."""
+"""Files of a folder, a .zip or a .tar, read in place, never unpacked. Torch- and numpy-free."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import IO
 
 from pipeline.errors import DataError
 
-MAX_MEMBER_BYTES = 1 << 30  # of an image or label file once inflated: more is a bomb or a mistake
+MAX_MEMBER_BYTES = 1 << 30  # of an image or label file once inflated: more is an archive bomb or a mistake
 MAX_MEMBERS = 20_000_000
 
-# zipfile and tarfile meet damage with all of these: a version of zip to come, an offset before the start, a cut field
+# zipfile and tarfile raise all of these on damage: a future zip version, an offset before the start, a cut field
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, ValueError, struct.error)
 # what reading a member can raise where an archive or a disk is damaged
 READ_ERRORS = (OSError, zlib.error, RuntimeError, *DAMAGE)
@@ -42,13 +42,13 @@ class Source:
         return len(body), zlib.crc32(body)
 
     def close(self) -> None:
-        """Let go of the archive's file."""
+        """Close the archive's file."""
 
 
 class _Folder(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        # a listing must see every file or fail: a folder one may not read is not an empty folder
+        # a listing must see every file or fail: an unreadable folder is not an empty one
         self.members = [
             str((folder / name).relative_to(path)).replace("\\", "/")
             for folder, _, names in _walk(path)
@@ -68,7 +68,7 @@ class _Zip(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._archive = zipfile.ZipFile(path)
-        entries = (entry for entry in self._archive.infolist() if entry.filename)  # damage can leave no name
+        entries = (entry for entry in self._archive.infolist() if entry.filename)  # damage can empty a name
         self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
         self.members = list(self._entries)
 
@@ -140,20 +140,20 @@ def open_source(path: str | Path) -> Source:
 
 
 def fingerprint(path: Path) -> list[object]:
-    """What changes when a source does, read from metadata alone: an archive is not opened for it.
+    """Metadata that changes when the source changes; an archive is not opened for it.
 
-    Raises DataError where there is none.
+    Raises DataError where the source does not exist.
     """
     if path.is_file():
         status = path.stat()
         return [status.st_size, status.st_mtime_ns]
-    # a link that leads nowhere is an image that cannot be read, not the end of the listing
+    # a dangling link is an image that cannot be read; it must not end the listing
     states = ((name, _stat(path / name)) for name in sorted(open_source(path).members))
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def match_members(members: Iterable[str], pattern: str, field: str) -> list[tuple[str, str]]:
-    """(what stands for `{field}`, member) of every member that ends in `pattern`, e.g. `images/im{id}.jpg`.
+    """(value of `{field}`, member) of every member that ends in `pattern`, e.g. `images/im{id}.jpg`.
 
     Only as many parts of a path are compared as the pattern has, so that an archive's top folder need
     not be named. Hidden files (`._im1.jpg`, `__MACOSX/`) do not count.
@@ -170,7 +170,7 @@ def match_members(members: Iterable[str], pattern: str, field: str) -> list[tupl
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One image of a source: its id, the name a submission calls it by, and where it is."""
+    """One image of a source: its id, its name in a submission, and its member in the source."""
 
     id: str
     name: str
@@ -182,8 +182,8 @@ def list_images(
 ) -> tuple[list[ImageRef], list[str]]:
     """The images of a source in natural order (im2 before im10), or in the order of `image_list`.
 
-    Also the entries of `image_list` that name no image. Raises DataError where nothing matches, or
-    where two files would be the same image.
+    Also returns the entries of `image_list` that name no image. Raises DataError where nothing matches,
+    or where two files would be the same image.
     """
     by_id: dict[str, ImageRef] = {}
     id_in_name = "{id}" in pattern.rsplit("/", 1)[-1]
@@ -215,7 +215,7 @@ def natural_key(text: str) -> list[tuple[int, int | str]]:
 
 
 def finder(images: Sequence[ImageRef]) -> Callable[[str], int | None]:
-    """What finds an image's row by its id, its name, its path, or its id as a number (7 for 0007)."""
+    """A function from an image's id, name, path, or id as a number (7 for 0007) to its row."""
     rows: dict[str, int] = {}
     for row, image in enumerate(images):
         if image.id.isdecimal():
@@ -262,7 +262,7 @@ def _walk(path: Path) -> Iterable[tuple[Path, list[str], list[str]]]:
     for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
-            folders.clear()  # a link to a folder above it, which would go round in circles
+            folders.clear()  # a link to a folder above it, which would never end
             continue
         seen.add((status.st_dev, status.st_ino))
         yield Path(folder), folders, names

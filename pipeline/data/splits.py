@@ -24,7 +24,7 @@ _NAMES = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of the packed set by use, each in image order, and what was left out, by reason."""
+    """Rows of the packed set for each use, in image order, and the images left out, by reason."""
 
     train: Rows
     validation: Rows
@@ -44,8 +44,8 @@ def make_split(data: DataSpec, packed: PackedSet) -> Split:
     """Divide the rows of a packed set as the spec says.
 
     An exact duplicate (equal pixels) of a validation or test image leaves training. Raises DataError
-    where training or validation would be empty, an image would be in two splits, or a list names
-    images that are not there (more than `max_bad_fraction` of it).
+    where training or validation would be empty, an image would be in two splits, or more than
+    `max_bad_fraction` of a list names unknown images.
     """
     rows = _divide(data, packed)
     left_out: dict[str, list[str]] = {}
@@ -140,9 +140,9 @@ def stratify(
 ) -> npt.NDArray[np.int64]:
     """The part (0 .. len(shares) - 1) of each image, every part with its share of every label: (N,).
 
-    Iterative stratification: the label with the fewest images left is dealt out first, each image to
+    Iterative stratification: the label with the fewest images left is assigned first, each image to
     the part that lacks that label most (K. Sechidis, G. Tsoumakas, I. Vlahavas, "On the Stratification
-    of Multi-Label Data", ECML PKDD 2011). Images without a label are dealt out last, as one more label.
+    of Multi-Label Data", ECML PKDD 2011). Negative images are assigned last, as one more label.
     """
     images = len(labels_NK)
     negative_N1 = (labels_NK.sum(axis=1, keepdims=True) == 0).astype(np.uint8)
@@ -156,7 +156,7 @@ def stratify(
     while left_K.any():
         label = int(np.where(left_K > 0, left_K, images + 1).argmin())
         for row in order[(labels_NK[order, label] == 1) & (part_N[order] < 0)]:
-            # most lacking of this label, then most room, then by lot
+            # the part that lacks this label most, then the one that lacks most images, then at random
             best = max(range(len(share_S)), key=lambda s: (wanted_SK[s, label], room_S[s], rng.random()))
             part_N[row] = best
             wanted_SK[best] -= labels_NK[row]

@@ -1,4 +1,4 @@
-"""Images and labels into a packed set: decoded once, upright and RGB, in one pass over all cores."""
+"""Pack images and labels: every image is decoded once, upright and RGB, in one pass over all cores."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ from pipeline.storage.files import (
 from pipeline.storage.host import cores
 
 # N images, K labels
-_CHUNK = 64  # images a task: large enough to hide its hand-over, small enough for even work
+_CHUNK = 64  # images per task: large enough to hide the cost of passing it on, small enough for an even load
 
 
 def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int | None = None) -> Path:
     """Pack the images and labels of a spec under `data_root`, unless that is done; returns the folder.
 
     The folder appears complete or not at all. Raises DataError when more than `max_bad_fraction` of the
-    images cannot be used, or of the labels' references name no image; what is below is set aside and
-    listed in `wrangle_report.json`.
+    images are unusable, or of the labels' references name no image. Fewer are set aside and listed in
+    `wrangle_report.json`.
     """
     identity = packed_identity(data, data_root / "digests", test=test)
     target = packed_path(data_root, identity)
@@ -121,7 +121,7 @@ def _labels(part: DataSpec | TestSpec, images_source: Source) -> LabelTable:
 
 
 def _flushed(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Size and digest of each file, which is on the disk then: it writes while the digests are made."""
+    """Size and digest of each file, all flushed: the disk writes while the digests are computed."""
     with ThreadPoolExecutor() as pool:
         written = [pool.submit(flush, path) for path in paths]
         digests = list(pool.map(sha256_file, paths))
@@ -134,7 +134,7 @@ def _flushed(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 
 def _mentioned(images: list[ImageRef], table: LabelTable) -> tuple[list[ImageRef], list[str]]:
-    """The images the label file speaks of, and the names of those it does not: not negative, but unknown."""
+    """The images the label file mentions, and the names of the others: unknown labels, not negative images."""
     if table.mentioned is None:
         return images, []
     find = finder(images)
@@ -143,7 +143,7 @@ def _mentioned(images: list[ImageRef], table: LabelTable) -> tuple[list[ImageRef
     if not inside:
         place = next(iter(table.read_from.values()), "the label file")
         raise DataError(
-            f"{place}: names no image that is there: it says {table.mentioned[0]!r}, images are called "
+            f"{place}: names none of the images: it has {table.mentioned[0]!r}, images are called "
             f"{images[0].id!r} ({images[0].name}); correct data.images or the ids"
         )
     return inside, [image.name for row, image in enumerate(images) if row not in rows]
@@ -151,7 +151,7 @@ def _mentioned(images: list[ImageRef], table: LabelTable) -> tuple[list[ImageRef
 
 @dataclass
 class _Packed:
-    """What the decoding came to; rows and digests are of the good images, in their order."""
+    """The result of decoding; rows and digests are those of the good images, in their order."""
 
     good: list[int] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
@@ -222,7 +222,7 @@ def _put_in_place(folder: Path, target: Path, digest: str) -> None:
 
 
 def _remove_left_behind(target: Path) -> None:
-    """Folders of wrangles that were killed: nobody has written to them for an hour."""
+    """Remove the folders of killed wrangles: nothing was written to them for an hour."""
     for folder in target.parent.glob(f".{target.name}.*"):
         with contextlib.suppress(OSError):
             newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))

@@ -1,4 +1,4 @@
-"""What wrangle found: counts and examples of all that is wrong, and of the labels. Torch-free."""
+"""The report of wrangle: counts and examples of every problem, and label statistics. Torch-free."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def build_report(
     table: LabelTable,
     labels_NK: npt.NDArray[np.uint8],
 ) -> dict[str, Any]:
-    """The report of a packed set of N images: what is left out and why, label counts and pairs, duplicates."""
+    """The report of a packed set of N images: problems, label counts, label pairs, exact duplicates."""
     groups: dict[str, list[str]] = {}
     for name, pixels in zip(names, pixel_digests, strict=True):
         groups.setdefault(pixels, []).append(name)
@@ -70,7 +70,7 @@ def _listed(entries: Sequence[str]) -> dict[str, Any]:
 def refuse_if_bad(
     report: dict[str, Any], table: LabelTable, data: DataSpec, source: Path, *, test: bool
 ) -> None:
-    """Raise a DataError where more is wrong than `max_bad_fraction` allows, or a label has no image at all."""
+    """Raise a DataError where a problem exceeds `max_bad_fraction`, or a label has no image at all."""
     if not test:
         for label in table.labels:
             if not table.images_by_label[label]:
@@ -88,7 +88,7 @@ def refuse_if_bad(
             "images have no row in the label file",
             listed + report["without_label_row"]["count"],
         ),
-        ("labels_of_unknown_images", "labels are of images that are not there", references),
+        ("labels_of_unknown_images", "labels name unknown images", references),
     )
     for key, what, total in shares:
         count = report[key]["count"]

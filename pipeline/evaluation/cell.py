@@ -1,4 +1,4 @@
-"""What validation scores are worth: decided, measured in three variants, beside baselines. Torch-free."""
+"""Decide and measure validation scores, in three variants, beside baselines. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.storage.run_dir import RunDir
 
 @dataclass(frozen=True)
 class CellEvaluation:
-    """A measured cell: its row, what it was validated on, and `select_by` under each bootstrap resample."""
+    """A measured cell: its row, its validation scores, and `select_by` under each bootstrap resample."""
 
     row: Row
     validation: Validation
@@ -55,7 +55,7 @@ def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateS
     report = {
         "cell": run.name,
         "images": len(validation.ids),
-        "threshold": f"{rule.text}; what is tuned is cross-fitted in the metrics",
+        "threshold": f"{rule.text}; metrics are cross-fitted where the rule is tuned",
         "rule": rule.as_dict(),
         "absent_labels": absent_labels(labels, targets_NK),
         "metrics": metrics,
@@ -68,7 +68,7 @@ def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateS
 
 
 def baselines(packed: PackedSet, split: Split) -> list[Row]:
-    """Two rows to beat: never any label, and each label drawn at its share of the training images."""
+    """Two rows to beat: no label at all, and each label drawn at its frequency in training."""
     targets_NK = packed.labels_NK[split.validation]
     blank_NK = np.zeros(targets_NK.shape, np.uint8)
     prevalence_K = packed.labels_NK[split.train].mean(axis=0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Evaluate a whole experiment: every finished cell decided, measured and ranked, one selected. Torch-free."""
+"""Evaluate an experiment: decide, measure and rank every finished cell, and select one. Torch-free."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def evaluate_experiment(
 ) -> None:
     """Write report.json of every finished cell, the tables, selected.json, report.html.
 
-    A cell that is not complete has a row that says why, and stops nobody; `reasons` knows more than its
-    manifest, where its process could not say.
+    An incomplete cell gets a row with its reason and does not stop the others. `reasons` explains cells
+    whose own process could not record why it ended.
     """
     experiment, evaluate = evaluation.experiment, evaluation.evaluate
     rows: list[Row] = []
@@ -60,7 +60,7 @@ def evaluate_experiment(
         rows.append(cell_evaluation.row)
         codes.add(run.code_digest())
         measured.setdefault(without_seed, []).append(cell_evaluation)
-    # every byte of the pixels was verified where they were read; here only labels are used
+    # training verified every byte of the pixels; here only labels are used
     rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
     ensemble = _ensemble(evaluation, measured)
     rows += [ensemble.evaluated.row] if ensemble.evaluated else []
@@ -100,9 +100,9 @@ def evaluate_experiment(
 
 @dataclass(frozen=True)
 class _Ensemble:
-    members: list[str] = field(default_factory=list)  # none: the best cell alone
+    members: list[str] = field(default_factory=list)  # empty: the best cell alone
     evaluated: CellEvaluation | None = None
-    problem: str | None = None  # why what `submission.cells` asks for cannot be
+    problem: str | None = None  # why `submission.cells` cannot be fulfilled
 
 
 def _ensemble(evaluation: EvaluationInputs, measured: Mapping[str, Sequence[CellEvaluation]]) -> _Ensemble:
@@ -139,7 +139,7 @@ def _ensemble(evaluation: EvaluationInputs, measured: Mapping[str, Sequence[Cell
 
 
 def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[CellEvaluation]]) -> None:
-    """Mean and spread of every cell that was trained with several seeds; no file where none was."""
+    """Mean and spread of every cell that was trained with several seeds; no file where there is none."""
     table = [
         {
             "cell": name,
@@ -158,7 +158,7 @@ def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Cell
 def _write_comparisons(
     experiment: ExperimentDir, measured: Mapping[str, Sequence[CellEvaluation]], metric: str
 ) -> None:
-    """The best cells two by two, the seeds of one taken together."""
+    """Compare the best cells in pairs; the seeds of a cell count as one."""
     contenders = []
     for name, group in measured.items():
         values = tuple(cell_evaluation.row.metrics[metric] for cell_evaluation in group)
@@ -171,7 +171,7 @@ def _write_comparisons(
 
 
 def _row_without_metrics(name: str, why: str, *, known: bool) -> Row:
-    """`failed` or `diverged` as `why` begins, `failed` where the reason is known, else `missing`."""
+    """The state that `why` begins with (`failed`, `diverged`), else `failed` if `known`, else `missing`."""
     state, _, error = why.partition(": ")
     if state in ("failed", "diverged"):
         return Row(name, state, error=error)
@@ -179,6 +179,6 @@ def _row_without_metrics(name: str, why: str, *, known: bool) -> Row:
 
 
 def _why(reason: str, known: str | None) -> str:
-    """What the cell itself said, unless it only says that it was killed and somebody knows more."""
+    """The cell's own reason, unless it only says that it was killed and `known` says more."""
     explained = reason.startswith(("failed: ", "diverged: ")) and not reason.startswith("failed: killed by")
     return reason if explained or not known else known

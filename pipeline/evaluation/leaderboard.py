@@ -1,6 +1,6 @@
 """The tables of results: `leaderboard.csv`, `leaderboard_seeds.csv`, `comparisons.csv`, and their text.
 
-No times or hosts stand in them, so equal results are equal bytes.
+They contain no times or hosts, so equal results are equal bytes.
 """
 
 from __future__ import annotations

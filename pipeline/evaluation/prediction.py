@@ -30,14 +30,14 @@ def load_scorer(best: dict[str, Any], device: str) -> Scorer:
     net.load_state_dict(best["model"])
     net = net.to(execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
     preprocessing = best["preprocessing"]
-    flips = preprocessing.get("flips", False)  # checkpoints of before 24 November 2026 have none
+    flips = preprocessing.get("flips", False)  # checkpoints from before 24 November 2026 lack it
     return Scorer(net, preprocessing["image_px"], execution, flips)
 
 
 def predict(runs: Sequence[RunDir], tests: Mapping[str, TestImages], *, device: str = "auto") -> None:
     """Write `scores_test.npz` of every cell whose test images (by cell name) are not scored yet.
 
-    It holds ids, names, labels, scores (N, K) float32, and what it is made of. Cells that predict the same
+    It holds ids, names, labels, scores (N, K) float32, and `made_of`. Cells that predict the same
     images share one pass over them. Raises CheckpointError when a checkpoint is damaged or its pictures
     were packed in another way than these.
     """

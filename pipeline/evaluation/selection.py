@@ -1,4 +1,4 @@
-"""What an experiment came to: the selected cell, and whether the tables are those of its cells. No numpy.
+"""The selected cell of an experiment, and whether its tables belong to its cells. No numpy.
 
 Planning and status read this module; `pipeline.evaluation.experiment` writes what it reads.
 """
@@ -17,7 +17,7 @@ from pipeline.storage.files import sha256_file, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
 
-FORMAT = 2  # of the tables: an experiment evaluated by another format is evaluated anew
+FORMAT = 2  # of the tables: an experiment evaluated in another format is evaluated again
 ENSEMBLE = "ensemble"  # the row and folder of several cells' mean scores
 
 
@@ -48,7 +48,7 @@ class EvaluationInputs:
 
     @property
     def is_done(self) -> bool:
-        """True when leaderboard, selection and report are there and made of just these inputs."""
+        """True when leaderboard, selection and report exist and were made from these inputs."""
         selected = self.experiment.read_selected()
         made = selected.get("inputs") == self.inputs and self.experiment.report.exists()
         return made and selected.get("tables") == tables(self.experiment)
@@ -75,7 +75,7 @@ def format_leaderboard(experiment: ExperimentDir, select_by: str) -> str:
         table += "\nnote: these cells were validated on different images; compare them with care"
     if len(selected.get("codes", ())) > 1:
         versions = ", ".join(code[:8] for code in selected["codes"])
-        table += f"\nnote: these cells come from different code ({versions}); `make retry` trains one anew"
+        table += f"\nnote: these cells come from different code ({versions}); `make retry` trains one again"
     return table
 
 
@@ -88,7 +88,7 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
     if "select_by" not in selected:
         raise SubmissionError(f"{experiment.path}: nothing is ranked yet; run `make grid` first")
     if selected.get("tables") != tables(experiment):
-        raise SubmissionError(f"{experiment.leaderboard}: is damaged or edited; `make grid` writes it anew")
+        raise SubmissionError(f"{experiment.leaderboard}: is damaged or edited; `make grid` writes it again")
     chosen = resolve_selection(experiment, selected | {"picked_by": "best"}, picked)
     if "cell" not in chosen:
         raise SubmissionError(
@@ -100,8 +100,8 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
 
 
 def rewrite_report(experiment: ExperimentDir, planned: Sequence[str] = ()) -> None:
-    """Write report.html anew; `planned` names the cells that are still to come."""
-    from pipeline.report import write_report  # which draws, with what planning need not import
+    """Write report.html again; `planned` names all cells of the grid."""
+    from pipeline.report import write_report  # it imports matplotlib, which planning does not need
 
     write_report(experiment, planned)
 
@@ -120,7 +120,7 @@ def selected_cells(experiment: ExperimentDir) -> list[RunDir]:
 def resolve_selection(
     experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir | None
 ) -> dict[str, Any]:
-    """`selected` with the user's pick while it is valid, else the ensemble asked for, else the best cell."""
+    """`selected` with the user's pick while it is valid, else the requested ensemble, else the best cell."""
     rows = read_leaderboard(experiment.leaderboard)
     done = {row["cell"]: row for row in rows if row["state"] == "done"}
     if picked is not None and picked.name not in done:
@@ -148,7 +148,7 @@ def resolve_selection(
 
 
 def tables(experiment: ExperimentDir) -> dict[str, str]:
-    """The digest of each table that is there."""
+    """The digest of each existing table."""
     tables = (experiment.leaderboard, experiment.seeds, experiment.comparisons)
     return {path.name: sha256_file(path) for path in tables if path.exists()}
 

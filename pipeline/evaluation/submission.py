@@ -22,7 +22,7 @@ from pipeline.storage.files import write_csv
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
 # N images, K labels
-TestImages = tuple[Path, Path | None]  # packed, and where it has the rows to predict, the split
+TestImages = tuple[Path, Path | None]  # the packed set, and the split if that names the rows to predict
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Submission:
 
 
 def test_rows(packed: PackedSet, split_file: Path | None) -> Rows:
-    """The rows to predict: the split's test rows, or the whole set."""
+    """The rows to predict: the split's test rows, or all rows."""
     return np.arange(len(packed.ids)) if split_file is None else read_split(split_file).test
 
 
@@ -45,7 +45,7 @@ def made_of(run: RunDir, packed_dir: Path, split_file: Path | None) -> str:
 
 
 def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool:
-    """True when `scores_test.npz` is there, complete, and made of the present checkpoint and images."""
+    """True when `scores_test.npz` is there, complete, and made from the current checkpoint and images."""
     try:
         with run.scores_test.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in file.files}  # reading compares each with its CRC
@@ -62,8 +62,8 @@ def make_submission(
 ) -> Submission:
     """Decide on the mean test scores of `runs`, write `submission.csv`, and check what was written.
 
-    The rule is fitted on the mean validation scores of the same runs, as evaluate did; test scores that
-    are not of a run's present checkpoint are refused.
+    The rule is fitted on the mean validation scores of the same runs, as evaluate did; test scores of
+    another checkpoint than the run's current one are refused.
     """
     rule_of = Validation.mean([Validation.read(run) for run in runs])
     rule = DecisionRule.fit(evaluate, rule_of.scores_NK, rule_of.targets_NK)
@@ -74,7 +74,7 @@ def make_submission(
     for run in runs:
         if not is_predicted(run, *tests[run.name]):
             raise SubmissionError(
-                f"{run.scores_test}: is not made of the present checkpoint; run `make predict`"
+                f"{run.scores_test}: was not made from the current checkpoint; run `make predict`"
             )
         with np.load(run.scores_test) as file:
             if file["names"].tolist() != names or file["labels"].tolist() != rule_of.labels:
@@ -97,7 +97,7 @@ def make_submission(
     if list(packed.labels) == labels:
         metrics = all_metrics(scores_NK, decisions_NK, packed.labels_NK[rows])
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("f1_micro", "f1_macro", "map_macro"))
-        lines.append(f"  the truth of these images is known: {shown}")
+        lines.append(f"  the true labels of these images are known: {shown}")
     return Submission("\n".join(lines), metrics)
 
 

@@ -1,8 +1,8 @@
-"""How sure a metric is: bootstrap over the validation images, and comparisons corrected for their number. Torch-free.
+"""Uncertainty of metrics: bootstrap over the validation images, and corrected comparisons. Torch-free.
 
 Every cell of equally many images is resampled by the same draws, so that two cells validated on the same
-images are compared image by image (paired). The spread is that of the images; what another seed of training
-would give shows only where a cell was trained with several.
+images are compared image by image (paired). An interval covers the choice of images. It covers the seed of
+training only where a cell was trained with several.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _average_precision(
     ranked, actual_N = scores_N[order], actual_N[order]
     order = order if image_of is None else image_of[order]
     at = np.flatnonzero(actual_N)
-    # precision at a true image counts all that score as high: up to the last of its tie
+    # precision at a true image counts all images that score at least as high: up to the last of a tie
     last = (len(ranked) - np.searchsorted(ranked[::-1], ranked[at])) - 1
     result_R = np.full(len(weights_RN), np.nan)
     if not len(at):
@@ -100,7 +100,7 @@ def intervals(resampled: Resampled) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Contender:
-    """A cell, or one cell's seeds together: its name, the metric of each seed, and under each resample."""
+    """A cell, or the seeds of one cell together: name, metric of each seed, metric under each resample."""
 
     name: str
     values: tuple[float, ...]
@@ -113,7 +113,7 @@ class Contender:
 
     @property
     def seed_variance(self) -> float:
-        """Of the mean over the seeds; 0 where there is one, and nothing is known."""
+        """Variance of the mean over the seeds; 0 for a single seed, where it is unknown."""
         return float(np.var(self.values, ddof=1)) / len(self.values) if len(self.values) > 1 else 0.0
 
 
@@ -121,8 +121,8 @@ def compare(contenders: Sequence[Contender], metric: str, *, lower_is_better: bo
     """Every pair, the better first: difference, its 95 % interval, p, and p corrected by Holm (1979).
 
     The variance of a difference is that of its paired resamples, and of the seeds where there are
-    several; p is two-sided under a normal distribution, for resamples alone cannot show a p small
-    enough to survive the correction.
+    several; p is two-sided under a normal distribution, because resamples alone cannot give a p
+    small enough to survive the correction.
     """
     sign = -1 if lower_is_better else 1
     ranked = sorted(contenders, key=lambda c: (-sign * c.value, c.name))

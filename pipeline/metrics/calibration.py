@@ -1,4 +1,4 @@
-"""Whether scores are probabilities, and making them so: reliability, temperature and Platt scaling. Torch-free."""
+"""Calibration of scores to probabilities: reliability, temperature and Platt scaling. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.spec import CalibrationMethod
 
 # N images, K labels
 BINS = 10
-_RIDGE = 1e-3  # tiny beside the data of any label that is not separable
+_RIDGE = 1e-3  # negligible beside the data of any label that scores do not separate
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Calibration:
     intercept_K: npt.NDArray[np.float64]
 
     def __call__(self, scores_NK: Scores) -> Scores:
-        """(N, K) in [0, 1]; scores themselves where nothing was fitted."""
+        """(N, K) in [0, 1]; the scores themselves where nothing was fitted."""
         if (self.slope_K == 1).all() and (self.intercept_K == 0).all():
             return scores_NK
         z_NK = self.slope_K * _logit(scores_NK) + self.intercept_K
@@ -38,8 +38,8 @@ class Calibration:
 def fit_calibration(method: CalibrationMethod, scores_NK: Scores, targets_NK: Decisions) -> Calibration:
     """`temperature` fits a slope per label (Guo et al. 2017), `platt` an intercept too, `none` neither.
 
-    Platt's targets are smoothed as he did (1999), so that a label that scores separate keeps a finite
-    slope. A label without a positive image stays as it is.
+    Platt's targets are smoothed as in his paper (1999), so that a label that scores separate keeps a
+    finite slope. A label without a positive image is not calibrated.
     """
     labels = scores_NK.shape[1]
     found = Calibration(np.ones(labels), np.zeros(labels))
@@ -60,7 +60,7 @@ def fit_calibration(method: CalibrationMethod, scores_NK: Scores, targets_NK: De
 
 
 def _newton(x_ND: npt.NDArray[np.float64], t_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The logistic regression of t on x, begun at slope 1; a hair of ridge keeps separable labels finite."""
+    """Logistic regression of t on x from slope 1, by Newton steps; a small ridge keeps separable labels finite."""
     start_D = np.eye(x_ND.shape[1])[0]
 
     def loss(w_D: npt.NDArray[np.float64]) -> float:
@@ -90,10 +90,10 @@ def _logit(scores: Scores) -> npt.NDArray[np.float64]:
 
 
 def reliability(scores_NK: Scores, targets_NK: Decisions) -> dict[str, Any]:
-    """Of all scores together: `ece`, and `reliability`, a row per tenth of [0, 1] that holds scores.
+    """`ece` of all scores together, and `reliability`: a row per tenth of [0, 1] that holds scores.
 
     The expected calibration error (Naeini et al. 2015) is the mean distance of a bin's mean score from
-    its share of true labels, weighted by the scores in it.
+    its fraction of true labels, weighted by the number of scores in it.
     """
     scores, targets = scores_NK.ravel().astype(np.float64), targets_NK.ravel()
     bin_of = np.minimum((scores * BINS).astype(np.int64), BINS - 1)

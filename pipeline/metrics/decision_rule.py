@@ -1,7 +1,7 @@
 """The rule that turns scores into decisions: fitted on validation, the same in evaluate and submission. Torch-free.
 
-It is nowhere stored to be read back: a pure function of the spec's `evaluate` and the verified
-`scores_val.npz`, it is fitted where it is needed, and cannot belong to other scores.
+It is never stored to be read back. It is a pure function of the spec's `evaluate` and the verified
+`scores_val.npz`, so it is fitted where it is needed and cannot belong to other scores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOLDS = 5
 
 
 def mean_scores(several: Sequence[Scores]) -> Scores:
-    """Mean of the scores of several cells; of one cell, those very scores."""
+    """Mean of the scores of several cells; the scores themselves for one cell."""
     return np.asarray(np.mean(several, axis=0, dtype=np.float64), np.float32)
 
 
@@ -43,12 +43,12 @@ class Validation:
 
     @property
     def digest(self) -> str:
-        """Of the images and their truth: cells with an equal one can be compared."""
+        """Digest of the images and their labels; cells with equal digests can be compared."""
         return digest([self.ids, self.labels, self.targets_NK.tolist()])
 
     @classmethod
     def read(cls, run: RunDir) -> Validation:
-        """Verified against the manifest first; raises CheckpointError."""
+        """Read it after verifying it against the manifest; raises CheckpointError."""
         with np.load(run.verify(run.scores_val)) as file:
             return cls(file["ids"].tolist(), file["labels"].tolist(), file["scores"], file["targets"])
 
@@ -81,7 +81,7 @@ class DecisionRule:
         thresholds_K = None
         empty_f1 = 0.0 if evaluate.tuned_for == "f1_samples_empty0" else 1.0
         if evaluate.threshold == "expected_f1":
-            text = f"highest expected F1 of each image, a rightly empty decision counting {empty_f1:g}"
+            text = f"highest expected F1 of each image, a correctly empty decision counts {empty_f1:g}"
         elif evaluate.threshold == "per_label":
             expected = evaluate.tune_on == "expected"
             thresholds_K = tune(evaluate.tuned_for, calibrated_NK, calibrated_NK if expected else targets_NK)
@@ -95,7 +95,7 @@ class DecisionRule:
         return cls(text, calibration, thresholds_K, empty_f1)
 
     def __call__(self, scores_NK: Scores) -> Decisions:
-        """Decisions (N, K) of 0 and 1. Every label may stay out: an image gets none where none reaches."""
+        """Decisions (N, K) of 0 and 1. An image gets no label where no score reaches its threshold."""
         calibrated_NK = self.calibration(scores_NK)
         if self.thresholds_K is None:
             return maximise_expected_f1(calibrated_NK, self.empty_f1)
@@ -110,9 +110,9 @@ class DecisionRule:
 def out_of_fold_decisions(
     evaluate: EvaluateSpec, scores_NK: Scores, targets_NK: Decisions
 ) -> tuple[Decisions, Scores]:
-    """Decisions and calibrated scores of each fifth of the images under the rule fitted on the other four.
+    """Cross-fitting: decisions and calibrated scores (N, K), each fifth under the rule fitted on the other four.
 
-    Fitting and measuring on the same images flatters rare labels; this does not.
+    Fitting and measuring on the same images would overestimate rare labels.
     """
     images = len(scores_NK)
     fold_N = seeded(0, "threshold folds").permutation(np.arange(images) % min(FOLDS, max(images, 1)))

@@ -15,8 +15,8 @@ def maximise_expected_f1(scores_NK: Scores, empty_f1: float = 1.0) -> Decisions:
     """For each image the labels whose expected F1 is highest: (N, K) of 0 and 1.
 
     The general F-measure maximiser (Dembczynski, Waegeman, Cheng & Huellermeier 2011) with labels taken
-    as independent given the image; `empty_f1` is what a rightly empty decision counts (1, or scikit-learn's
-    0). At equal expectation fewer labels are predicted.
+    as independent given the image. `empty_f1` is the F1 of a correctly empty decision (1, or 0 as in
+    scikit-learn). At equal expectation fewer labels are predicted.
     """
     decisions_NK = np.zeros(scores_NK.shape, np.uint8)
     for start in range(0, len(scores_NK), _CHUNK):

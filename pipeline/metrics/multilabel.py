@@ -1,9 +1,9 @@
 """Multi-label metrics as pure functions of scores, decisions and targets. Torch-free.
 
 Conventions where a ratio is 0 / 0:
-- a label without a true image tells nothing about a classifier: it is left out of all macro averages,
-  of F1, precision, recall and average precision alike (`absent_labels` names it); what is wrongly
-  predicted of it counts in the micro averages;
+- a label without a true image says nothing about a classifier: all macro averages (F1, precision,
+  recall and average precision) leave it out, and `absent_labels` names it; its wrong predictions count
+  in the micro averages;
 - precision of a label that is never predicted is 0, as in scikit-learn;
 - the F1 of an image with neither true nor predicted labels is 0 in `f1_samples_empty0` (scikit-learn's
   choice) and 1 in `f1_samples_empty1`: where half of the images are negative, the two differ a lot.
@@ -101,7 +101,7 @@ def f1_weighted_both_classes(
 ) -> npt.NDArray[np.float64]:
     """The original work's "weighted F1": per image, F1 of the ones and of the zeros, weighted by their numbers.
 
-    The zeros are most of every image, so guessing nothing at all scores high.
+    Most labels of an image are 0, so predicting no label at all scores high.
     """
     ones = WeightedCounts((predicted_NK & actual_NK).sum(1), predicted_NK.sum(1), actual_NK.sum(1))
     zeros = WeightedCounts((~predicted_NK & ~actual_NK).sum(1), (~predicted_NK).sum(1), (~actual_NK).sum(1))

@@ -13,7 +13,7 @@ from pipeline.spec import TunedMetric
 # N images, K labels
 Truth = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # labels, or the probability of each
 Thresholds = npt.NDArray[np.float32]
-_ROUNDS = 30  # each changes something, or is the last
+_ROUNDS = 30  # at most; it ends earlier once a round improves nothing
 
 
 def decide(scores_NK: Scores, thresholds_K: Thresholds) -> Decisions:
@@ -22,11 +22,11 @@ def decide(scores_NK: Scores, thresholds_K: Thresholds) -> Decisions:
 
 
 def tune(metric: TunedMetric, scores_NK: Scores, targets_NK: Truth) -> Thresholds:
-    """The threshold of each label that together give `metric` its highest value on these images: (K,).
+    """The thresholds (K,) that maximise `metric` on these images.
 
-    `f1_macro` and `f1_micro` exactly, the two `f1_samples_*` to where no single label's threshold
-    improves it. A threshold lies midway between two scores; of equally good ones the highest is taken.
-    A label without a positive image has nothing to tune on and keeps 0.5 (0 labels are right for it).
+    For `f1_macro` and `f1_micro` the maximum is exact. For the two `f1_samples_*` it is local: no single
+    label's threshold improves it. A threshold lies midway between two scores; of equally good ones the
+    highest is taken. A label without a positive image has nothing to tune on and keeps 0.5.
     For `f1_macro` and `f1_micro` the targets may be probabilities: their F1 is then the ratio of expected
     counts, whose best threshold is half of the F1 reached (Lipton, Elkan and Naryanaswamy 2014).
     """
@@ -63,8 +63,8 @@ def tune_per_label(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
 def _tune_micro(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
     """2 true positives / (predicted + actual) over all labels is a ratio of sums: Dinkelbach's method (1967) is exact.
 
-    For a value F it maximises 2 true positives - F predicted, which every label can do by itself; F is then the
-    value reached, until it rises no more.
+    For a value F it maximises 2 true positives - F predicted, which every label can do by itself; F then becomes
+    the value reached, until it stops rising.
     """
     thresholds_K = np.full(scores_NK.shape[1], 0.5, np.float32)
     ranked = [_ranked(s, t) for s, t in zip(scores_NK.T, targets_NK.T, strict=True)]
@@ -87,7 +87,7 @@ def _tune_micro(scores_NK: Scores, targets_NK: Truth) -> Thresholds:
 def _tune_samples(
     scores_NK: Scores, targets_NK: Decisions, start_K: Thresholds, empty_f1: float
 ) -> tuple[Thresholds, float]:
-    """Mean F1 over images, one label's threshold after another at its best while the others stay."""
+    """Coordinate ascent of the mean F1 over images: one label's threshold at a time, the others fixed."""
     thresholds_K = start_K.copy()
     predicted_NK = decide(scores_NK, thresholds_K)
     actual_N = targets_NK.sum(axis=1, dtype=np.int64)
@@ -126,13 +126,13 @@ def _tune_samples(
 
 
 def _ranked(scores_N: Scores, targets_N: Truth) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The images by falling score, and the (expected) true positives among the first 0, 1, ... N of them."""
+    """The images by decreasing score, and the (expected) true positives among the first 0, 1, ... N of them."""
     order = np.argsort(-scores_N, kind="stable")
     return order, np.concatenate([[0.0], np.cumsum(targets_N[order], dtype=np.float64)])
 
 
 def _cut(ranked: Scores, values: npt.NDArray[np.float64]) -> np.float32:
-    """The threshold under which the first n are predicted, n the best by `values` (of n = 0, 1, ... N)."""
+    """The threshold that predicts the first n images, for the n with the highest of `values` (n = 0, 1, ... N)."""
     values = np.array(values, np.float64)
     values[1:-1][ranked[:-1] == ranked[1:]] = -np.inf  # equal scores are predicted alike
     n = int(values.argmax())

@@ -1,4 +1,4 @@
-"""`report.html`: what an experiment found, on one page that can be copied anywhere; at any time. Torch-free."""
+"""`report.html`: the results of an experiment on one page that can be copied anywhere. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.storage.tables import write_table
 
 
 def write_report(experiment: ExperimentDir, planned: Sequence[str] = (), *, files: bool = False) -> None:
-    """Write the page anew from what is there; `planned` names the cells that should be there in the end.
+    """Write the page from the results so far; `planned` names all cells of the grid.
 
     With `files`, also every figure as PDF and PNG and every table as CSV under `figures/`.
     """

@@ -1,4 +1,4 @@
-"""What is known of an experiment, read from its files: half-way through a sweep as well as at its end."""
+"""The facts of an experiment, read from its files, during a sweep as well as after it. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
 
-_TOGETHER = 3  # settings named of those that change together
+_TOGETHER = 3  # so many settings are named of those that change together
 _SHORT = {"train.optimizer.": "", "train.model.": "model ", "train.": "", "data.": ""}
 
 
 @dataclass(frozen=True)
 class CellFacts:
-    """One cell: its row of the leaderboard (empty before it is ranked), and what its folder says."""
+    """One cell: its row of the leaderboard (empty before it is ranked), and the content of its folder."""
 
     name: str
-    state: str  # done, failed, diverged, missing, ensemble; unfinished: running or killed, files cannot tell
+    state: str  # done, failed, diverged, missing, ensemble, or unfinished (running or killed)
     error: str
     row: dict[str, str]
     settings: dict[str, Any]  # dotted key -> value
@@ -53,7 +53,7 @@ class CellFacts:
 
     @property
     def device(self) -> str:
-        """`cpu` or `cuda`, as chosen at its start; empty where unknown."""
+        """`cpu` or `cuda`, as chosen at its first start; empty where unknown."""
         return str(self.provenance.get("execution", {}).get("device", ""))
 
 
@@ -79,7 +79,7 @@ class Facts:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether `by` is an error."""
+        """Whether a lower value of `by` is better."""
         return self.by in LOWER_IS_BETTER
 
     def split_counts(self) -> dict[str, dict[str, Any]]:
@@ -87,7 +87,7 @@ class Facts:
         return dict(_json(Path(self.selected.get("split") or "-")).get("counts", {}))
 
     def wrangle_report(self) -> dict[str, Any]:
-        """What wrangle found; {} where the packed set is not at hand."""
+        """The report of wrangle; {} where the packed set is not available."""
         return _json(Path(self.selected.get("packed") or "-") / "wrangle_report.json")
 
 
@@ -98,7 +98,7 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     baselines = [row for row in rows if row["state"] == "baseline"]
     by_name = {row["cell"]: row for row in rows if row["state"] != "baseline"}
     existing = planned or by_name or sorted(p.parent.name for p in experiment.path.glob("*/spec.yaml"))
-    names = dict.fromkeys([*by_name, *existing])  # the leaderboard's come first, the best ahead
+    names = dict.fromkeys([*by_name, *existing])  # those of the leaderboard come first, in its order
     prices = {
         event["cell"]: (float(event["cost_per_hour"]), str(event["unit"]))
         for event in read_jsonl(experiment.ledger)
@@ -114,7 +114,7 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
 
 
 def short(key: str) -> str:
-    """A setting's name without the section everybody knows."""
+    """A setting's name without its common prefix."""
     for prefix, instead in _SHORT.items():
         if key.startswith(prefix):
             return instead + key.removeprefix(prefix)
@@ -128,10 +128,10 @@ def _cell(run: RunDir, row: dict[str, str], cost_per_hour: tuple[float, str] | N
     if manifest_state == "started" and state in (
         "missing",
         manifest_state,
-    ):  # perhaps since the leaderboard was made
+    ):  # perhaps after the leaderboard was written
         state = "unfinished"
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of a sweep's thousand specs
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # fast: a sweep has a thousand specs
         spec = yaml.load(run.spec.read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe loader
     except (OSError, yaml.YAMLError):
         spec = {}
@@ -150,14 +150,14 @@ def _cell(run: RunDir, row: dict[str, str], cost_per_hour: tuple[float, str] | N
 def _axes(cells: Sequence[CellFacts]) -> dict[str, dict[str, list[CellFacts]]]:
     """Settings of data and training in which the cells differ, each with the cells of every value.
 
-    Settings that always change together are one axis; what only some cells have, as an optimizer's momentum,
-    is part of what they chose.
+    Settings that always change together are one axis. A setting that only some cells have, like an optimizer's
+    momentum, belongs to the setting that brings it.
     """
     known = [cell for cell in cells if cell.settings]
     everywhere = set.intersection(*(set(cell.settings) for cell in known)) if known else set()
     keys = [key for key in sorted(everywhere) if key.startswith(("train.", "data."))]
     alike: dict[tuple[int, ...], list[str]] = {}
-    for key in sorted(keys, key=lambda key: not key.endswith(".name")):  # a name says more than its settings
+    for key in sorted(keys, key=lambda key: not key.endswith(".name")):  # names first
         texts = [json.dumps(cell.settings.get(key)) for cell in known]
         numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         if len(numbers) > 1:

@@ -18,7 +18,7 @@ from pipeline.metrics.multilabel import Decisions, Scores
 from pipeline.report.facts import CellFacts, Facts
 from pipeline.storage.files import atomic_write
 
-# Okabe & Ito's colours, told apart by colour-blind readers too; with dashes for those who see none
+# Okabe & Ito's colours, which colour-blind readers can distinguish; dashes for readers who see no colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B0A100")
 _DASHES = ("-", "--", ":")
 _INK = "#010203"  # becomes the page's own text colour
@@ -44,7 +44,7 @@ class Plots:
         self.drawn: dict[str, Figure] = {}
 
     def add(self, name: str, what: str, draw: Callable[[], Figure | None]) -> str:
-        """Draw one; its SVG for the page, empty where there is nothing to draw. `what` is said to who cannot see."""
+        """Draw one; its SVG for the page, empty where there is nothing to draw. `what` is its text alternative."""
         with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
             figure = draw()
             if figure is None:
@@ -126,7 +126,7 @@ def _curve(axes: Axes, cell: CellFacts, tag: str, **look: Any) -> None:
 
 
 def _without_outliers(axes: Axes, values: Sequence[float]) -> None:
-    """A cell that blew up would flatten all others."""
+    """Limit the axis: a cell that diverged would flatten all other curves."""
     high = float(np.percentile(values, 98)) if values else 0.0
     if high and max(values) > 3 * high:
         axes.set_ylim(top=1.1 * high)
@@ -173,7 +173,7 @@ def _numbers(texts: Iterable[str]) -> list[float]:
 
 
 def _many(axes: Axes, facts: Facts, groups: Mapping[str, Sequence[CellFacts]]) -> None:
-    """Values too many for a place each, as of a random search: where they lie on a scale."""
+    """Many values, as of a random search, on a numeric scale instead of a place for each."""
     numbers = _numbers(groups)
     pairs = [
         (x, cell.value(facts.by)) for x, cells in zip(numbers, groups.values(), strict=True) for cell in cells
@@ -185,7 +185,7 @@ def _many(axes: Axes, facts: Facts, groups: Mapping[str, Sequence[CellFacts]]) -
 
 
 def pr_curves(entries: Sequence[dict[str, Any]], scores_NK: Scores, targets_NK: Decisions) -> Figure | None:
-    """Precision against recall of each label, the dot where its threshold decides."""
+    """Precision against recall of each label; the diamond marks its decisions."""
     shown = sorted(range(len(entries)), key=lambda k: -entries[k]["support"])[:_LABELS]
     shown = sorted(k for k in shown if entries[k]["support"])
     if not shown:
@@ -213,7 +213,7 @@ def pr_curves(entries: Sequence[dict[str, Any]], scores_NK: Scores, targets_NK: 
 
 
 def confusion(labels: Sequence[str], decisions_NK: Decisions, targets_NK: Decisions) -> Figure | None:
-    """How often labels really go together, beside how often one is decided wrongly where the other is true."""
+    """How often labels occur together, beside how often one is wrongly predicted where the other is true."""
     shown = np.sort(np.argsort(-targets_NK.sum(axis=0), kind="stable")[:40])
     actual, predicted = (array[:, shown].astype(np.float64) for array in (targets_NK, decisions_NK))
     count_K = np.maximum(actual.sum(axis=0), 1)
@@ -225,7 +225,7 @@ def confusion(labels: Sequence[str], decisions_NK: Decisions, targets_NK: Decisi
     figure = Figure(figsize=(2 * side + 0.6, side + 0.4), layout="constrained")
     panels = (
         (together_KK, "of images with the row's label,\nfraction that has the column's"),
-        (confused_KK, "of images with the row's label and without\nthe column's, share given the column's"),
+        (confused_KK, "of images with the row's label, not the column's,\nfraction predicted with the column's"),
     )
     for axes, (matrix_KK, title) in zip(figure.subplots(1, 2), panels, strict=True):
         _heat(figure, axes, matrix_KK, names)
@@ -250,7 +250,7 @@ def _heat(figure: Figure, axes: Axes, matrix_KK: npt.NDArray[np.float64], names:
 
 
 def calibration(result: dict[str, Any]) -> Figure | None:
-    """The share of true labels against the score that was given, and how many scores there are."""
+    """The fraction of true labels against the mean score, and the histogram of scores."""
     bins = result.get("reliability") or []
     if not bins:
         return None
@@ -258,7 +258,7 @@ def calibration(result: dict[str, Any]) -> Figure | None:
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
     left.plot([b["mean_score"] for b in bins], [b["share_true"] for b in bins], "o-", color=COLOURS[0])
-    left.set(xlabel="mean score", ylabel="share true", xlim=(0, 1), ylim=(0, 1))
+    left.set(xlabel="mean score", ylabel="fraction true", xlim=(0, 1), ylim=(0, 1))
     left.set_title(f"expected calibration error {result['ece']:.4f}")
     widths = [b["high"] - b["low"] for b in bins]
     right.bar([b["low"] for b in bins], [b["count"] for b in bins], widths, align="edge", color=COLOURS[0],

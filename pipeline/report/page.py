@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-_NUMBER = re.compile(r"[+-]?\d[\d.:]*\b(?!-)")  # a number comes first: set to the right
+_NUMBER = re.compile(r"[+-]?\d[\d.:]*\b(?!-)")  # starts with a number: aligned to the right
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def plain(value: Any) -> str:
 
 
 def fold(summary: str, html: str) -> str:
-    """Something to open by a click."""
+    """A part of the page that a click opens."""
     return f"<details><summary>{escape(summary)}</summary>{html}</details>"
 
 
@@ -88,7 +88,7 @@ def page(title: str, top: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def _asset(name: str) -> str:
-    """A file beside this one, also where the code is a zip."""
+    """A file beside this one, also where the code runs from a zip."""
     return (pkgutil.get_data(__name__, name) or b"").decode()
 
 

@@ -20,9 +20,9 @@ _SHOWN = (
     "label_accuracy", "exact_match", "f1_micro_at50", "f1_micro_labelled",
 )  # fmt: skip
 _CELLS = (
-    "cell", "state", "epochs", "best epoch", "device", "images/s", "training", "units", "again by",
+    "cell", "state", "epochs", "best epoch", "device", "images/s", "training", "units", "command",
 )  # fmt: skip
-_SPECS = 10  # cells whose spec stands in the page in full
+_SPECS = 10  # cells whose full spec is in the page
 
 
 class Report:
@@ -34,7 +34,7 @@ class Report:
         self.tables: dict[str, Table] = {}
 
     def summary(self) -> str:
-        """The answer in a few words: what won, by how much, whether that is sure, and what it cost."""
+        """The answer in a few words: what won, by how much, whether that is significant, and what it cost."""
         facts, best = self.facts, self.facts.best
         states = Counter(cell.state for cell in facts.trained)
         entries = [("Cells", f"{states['done']} of {len(facts.trained)} done", plain(states))]
@@ -49,7 +49,7 @@ class Report:
                 *entries,
             ]
         if facts.comparisons:
-            entries.append(("Is the difference real?", *_verdict(facts)))
+            entries.append(("Significantly better?", *_verdict(facts)))
         hours = sum(cell.hours for cell in facts.cells)
         if hours:
             gpu = sum(cell.hours for cell in facts.cells if cell.device.startswith("cuda"))
@@ -100,7 +100,7 @@ class Report:
             "without any true or predicted label counts 0 in <code>empty0</code>, 1 in <code>empty1</code>. "
             "95 %: bootstrap over the images."
             if ranked
-            else "Nothing is ranked yet: this is how the cells stand, with their best epoch so far at threshold 0.5."
+            else "No cell is ranked yet: the table shows each cell's status and its best epoch so far at threshold 0.5."
         )
         return plot + table + note(text) + self._seeds() + self._comparisons()
 
@@ -128,7 +128,7 @@ class Report:
         text = (
             "Paired bootstrap over the validation images; p corrected for the number of comparisons (Holm)."
         )
-        return html and "<h3>Is the difference real?</h3>" + html + note(text)
+        return html and "<h3>Which differences are significant?</h3>" + html + note(text)
 
     def _training(self) -> str:
         facts = self.facts
@@ -195,7 +195,7 @@ class Report:
                     e if isinstance(e, str) else " = ".join(map(str, e)) for e in entry["examples"][:5]
                 ]
                 rows.append([key.replace("_", " "), str(count), "; ".join(examples)[:300]])
-        return self._table("problems", Table(("what wrangle found", "number", "for example"), rows))
+        return self._table("problems", Table(("problem", "number", "for example"), rows))
 
     def _cells(self) -> str:
         facts = self.facts

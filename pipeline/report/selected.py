@@ -1,4 +1,4 @@
-"""What is known of the selected cell alone: its labels, confusion, calibration, and pictures. Torch-free."""
+"""Sections about the selected cell: its labels, confusion, calibration, and pictures. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.storage.run_dir import RunDir
 from pipeline.tracking.pictures import jpeg
 
 _COLUMNS = ("label", "support", "predicted", "precision", "recall", "f1", "ap", "threshold")
-_CONFUSION = "In per cent. A pair bright on the right but dark on the left is seen together where it is not."
+_CONFUSION = "In per cent. Bright on the right but dark on the left: predicted together, but rarely true together."
 _CALIBRATION = "All labels together. On the dashed line a score is a probability."
 _EACH = 12
 _PX = 128
@@ -33,7 +33,7 @@ _EPS = 1e-6
 
 
 def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]) -> list[tuple[str, str]]:
-    """(heading, HTML) of its sections; none before it is evaluated. `table` keeps a table and gives its HTML."""
+    """(heading, HTML) of its sections; none before it is evaluated. `table` stores a table, returns its HTML."""
     if facts.best is None:
         return []
     run, chosen = RunDir(facts.experiment.path / facts.best.name), facts.selected
@@ -54,7 +54,7 @@ def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]
                           lambda: figures.confusion(labels, decisions_NK, targets_NK))  # fmt: skip
     calibration = plots.add("calibration", "reliability", lambda: figures.calibration(result))
     which = note(f"Of the selected cell, {escape(run.name)}; {len(validation.ids)} validation images.")
-    rule = note(f"Decided by: {escape(report['threshold'])}. The diamond is what the decisions come to.")
+    rule = note(f"Decided by: {escape(report['threshold'])}. The diamond marks the decisions.")
     return [
         ("Labels", which + table("labels", Table(_COLUMNS, rows)) + rule + curves),
         ("Confusion", confusion and confusion + note(_CONFUSION)),
@@ -64,12 +64,12 @@ def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]
 
 
 def gallery(validation: Validation, decisions_NK: Decisions, packed_dir: Path) -> str:
-    """Three rows of thumbnails out of the packed set; a sentence where that is not at hand."""
+    """Three rows of thumbnails from the packed set; a sentence where it is not available."""
     try:
         packed = PackedSet.open(packed_dir, verify=False)
     except DataError:
         return note(
-            f"The packed images ({escape(str(packed_dir))}) are not at hand, so there are no pictures."
+            f"The packed images ({escape(str(packed_dir))}) are not available, so there are no pictures."
         )
     row_of = {image: row for row, image in enumerate(packed.ids)}
     known_N = np.array([image in row_of for image in validation.ids], bool)
@@ -82,8 +82,8 @@ def gallery(validation: Validation, decisions_NK: Decisions, packed_dir: Path) -
     worst = _first(likelihood_N, known_N)
     surest = _first(-error_N, (error_N > 0) & known_N)
     groups = (
-        ("Best: all labels right, by likelihood, among images that have one", best),
-        ("Worst: the least likely labels under their scores", worst),
+        ("Best: all labels correct, by likelihood, among images with a label", best),
+        ("Worst: the true labels are least likely under the scores", worst),
         ("Most confident mistakes: the highest score without the label, or the lowest with it", surest),
     )
     html = []
@@ -111,13 +111,13 @@ def _figure(
     parts = []
     for kind, mark, chosen in (
         ("ok", "✓", predicted & actual),
-        ("wrong", "✗ not", predicted & ~actual),
-        ("wrong", "false_negatives", ~predicted & actual),
+        ("wrong", "✗ false positive", predicted & ~actual),
+        ("wrong", "✗ false negative", ~predicted & actual),
     ):
         labels = [f"{escape(validation.labels[k])} {scores[k]:.2f}" for k in np.flatnonzero(chosen)]
         if labels:
             parts.append(f"<span class={kind}>{mark} {', '.join(labels)}</span>")
-    caption = "<br>".join(parts) or "no label, rightly"
+    caption = "<br>".join(parts) or "no label, correctly"
     name = escape(validation.ids[i])
     image = f'<img src="data:image/jpeg;base64,{data}" alt="image {name}">'
     return f"<figure>{image}<figcaption>{name}<br>{caption}</figcaption></figure>"

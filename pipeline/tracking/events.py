@@ -30,7 +30,7 @@ Value = Any  # a Summary.Value; protocol buffers carry no types
 
 
 def kept(paths: Iterable[Path], rows: Sequence[Mapping[str, Any]], until: int) -> list[Any]:
-    """The events of the files up to step `until`, in order, each step of a tag once; `rows` fills what they lack."""
+    """The events of the files up to step `until`, in order, each (tag, step) once; `rows` adds what they lack."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     found: dict[tuple[str, int], Any] = {}
@@ -57,13 +57,13 @@ def scalar(tag: str, value: float) -> Value:
 
 
 def picture(tag: str, jpeg: bytes, size: tuple[int, int]) -> Value:
-    """A picture as it is, `size` being (width, height)."""
+    """An encoded picture; `size` is (width, height)."""
     image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=jpeg)
     return Summary.Value(tag=tag, image=image)
 
 
 def score_histogram(tag: str, scores: npt.NDArray[np.float32]) -> Value:
-    """How often which score in [0, 1] was given."""
+    """The histogram of scores in [0, 1]."""
     counts, edges = np.histogram(scores, bins=_BINS, range=(0, 1))
     exact = scores.astype(np.float64)
     low, high = (exact.min(), exact.max()) if exact.size else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Small pictures to look at: JPEGs, sheets of several, and which images a network got most wrong. Torch-free."""
+"""Small pictures: JPEGs, sheets of several images, and the images with the worst mistakes. Torch-free."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def jpeg(picture: Image.Image, px: int | None = None) -> bytes:
 
 
 def sheet(images: Sequence[Pixels], columns: int, px: int, captions: Sequence[str] = ()) -> Image.Image:
-    """Images (H, W, 3) side by side, each scaled to fit `px`, with what is said of it below."""
+    """Images (H, W, 3) side by side, each scaled to fit `px`, with its caption below."""
     line = 12 if captions else 0
     rows = -(-len(images) // columns)
     step_x, step_y = px + _GAP, px + line + _GAP

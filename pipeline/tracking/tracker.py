@@ -1,11 +1,11 @@
 """Curves of a cell: TensorBoard events and `metrics.jsonl`, the same tags in both.
 
-After a resume both go on from the checkpoint's step: what was logged beyond it is dropped, since it
-will be logged again. Settings, pictures, score histograms and PR curves are TensorBoard's alone.
+After a resume both continue from the checkpoint's step. Later rows are dropped, because they will be
+logged again. Settings, pictures, score histograms and PR curves are in TensorBoard alone.
 
-One event file holds all, begun anew at each start with what is kept, and older ones are emptied: of
-several files some readers show every step they find, others hide what a later file purges, and the
-curve would depend on the reader.
+There is one event file. Each start writes a new one with the events to keep, and empties older ones.
+With several files, some readers show every step they find and others hide what a later file purges, so
+the curve would depend on the reader.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Tracker:
     def __init__(
         self, run: RunDir, resumed_at: int, settings: Mapping[str, Any], digest: str | None = None
     ) -> None:
-        """`digest`: of `metrics.jsonl` when the state of step `resumed_at` was saved."""
+        """`digest` is that of `metrics.jsonl` when the state of step `resumed_at` was saved."""
         kept = [row for row in read_jsonl(run.metrics) if row["step"] <= resumed_at]
         lines = "".join(json.dumps(row) + "\n" for row in kept)
         if digest is not None and digest != hashlib.sha256(lines.encode()).hexdigest():
-            print(f"{run.metrics}: is damaged; the curves begin anew after step {resumed_at}", flush=True)
+            print(f"{run.metrics}: is damaged; the curves start again after step {resumed_at}", flush=True)
             kept, lines = [], ""
         self._hash = hashlib.sha256(lines.encode())
         with atomic_write(run.metrics, "w") as file:
@@ -56,14 +56,14 @@ class Tracker:
         kept_events = events.kept(before, kept, resumed_at) if resumed_at else []
         self._events = EventFileWriter(str(run.path))
         if before:
-            # a TensorBoard that is looking on forgets what it saw of the files before this one
+            # an open TensorBoard then drops what it read from earlier files
             restart = SessionLog(status=SessionLog.START)
             self._events.add_event(Event(wall_time=time.time(), step=0, session_log=restart))
         for event in kept_events:
             self._events.add_event(event)
         self._events.flush()
         for path in before:
-            os.truncate(path, 0)  # not removed: a TensorBoard that reads it would stay there for ever
+            os.truncate(path, 0)  # not removed: an open TensorBoard would wait for it for ever
         if resumed_at == 0:
             self._add(0, events.session_start(run.name, settings))
 
@@ -81,7 +81,7 @@ class Tracker:
         self._picture(0, "augmented/first_batch", list(images_BHWC), columns=8, px=px)
 
     def score_histograms(self, step: int, scores_NK: Scores, targets_NK: Decisions) -> None:
-        """How far apart the scores of true and of absent labels lie."""
+        """Histograms of the scores of true and of absent labels."""
         for name, wanted in (("true", 1), ("absent", 0)):
             tag = f"validation/scores_of_{name}_labels"
             self._add(step, events.score_histogram(tag, scores_NK[targets_NK == wanted]))
@@ -97,7 +97,7 @@ class Tracker:
     ) -> None:
         """The best epoch on validation: metrics, PR curves, worst mistakes; `images` gives pixels by position.
 
-        Logged one step beyond the last: a start that has to finish again drops it like any later step.
+        Logged one step beyond the last: a restart that finishes the cell again drops it like any later step.
         """
         step += 1
         metrics = all_metrics(scores_NK, (scores_NK >= 0.5).astype(np.uint8), targets_NK)
@@ -119,7 +119,7 @@ class Tracker:
         self._add(step, events.session_end())
 
     def flush(self) -> str:
-        """Bring to the files what a resume from this moment must find there; the digest of `metrics.jsonl`."""
+        """Flush all that a resume from this step needs; returns the digest of `metrics.jsonl`."""
         self._events.flush()
         return self._hash.hexdigest()
 

@@ -56,7 +56,7 @@ def test_the_demo_learns_far_beyond_the_prior_and_says_what_to_type_next(tmp_pat
     prior = float(rows["baseline-prior"]["f1_micro"])
     assert len(cells) == 4
     assert max(cells) > 3 * prior
-    held_out = float(re.search(r"truth of these images is known: f1_micro ([\d.]+)", printed)[1])
+    held_out = float(re.search(r"true labels of these images are known: f1_micro ([\d.]+)", printed)[1])
     assert held_out > 3 * prior
     for verb in re.findall(r"^  make (\w+)", printed, re.M):
         assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.M)

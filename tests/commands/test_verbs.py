@@ -54,7 +54,7 @@ def test_one_command_goes_from_a_zip_to_a_checked_submission(finished):
     assert [row[0] for row in rows] == [f"im{i}.jpg" for i in range(241, 281)]
     assert {value for row in rows for value in row[1:]} <= {"0", "1"}
     assert "40 images x 14 labels" in printed
-    assert "the truth of these images is known: f1_micro" in printed
+    assert "the true labels of these images are known: f1_micro" in printed
     promised = {"ledger.jsonl", "leaderboard.csv", "report.html", "selected.json", "submission.csv"}
     assert promised <= {path.name for path in results.iterdir()}
     leaderboard = rows_of(results / "leaderboard.csv")

@@ -151,7 +151,7 @@ def test_links_are_followed_and_circles_and_pipes_end_nothing(tmp_path):
     packed, _ = pack(folder, tmp_path)
     assert packed.ids == ("1", "2")
     reasons = sorted(report(packed)["quarantined"]["examples"])
-    assert reasons == ["im3.jpg: not an image file that Pillow knows", "im4.jpg: is no regular file"]
+    assert reasons == ["im3.jpg: not an image file that Pillow knows", "im4.jpg: not a regular file"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_100_000_labels_are_more_than_the_stated_limit(tmp_path):
         labelled(tmp_path, f"{header}\n1{',1' * 100_000}\n", format="onehot_csv")
     files = {f"annotations/l{i}.txt": "1\n" for i in range(labels_room.MAX_LABELS + 1)}
     source = open_source(write_zip(tmp_path / "b.zip", files))
-    with pytest.raises(DataError, match=r"is one of 5001 labels, more than 5000"):
+    with pytest.raises(DataError, match=r"is one of 5001 label files, more than 5000"):
         read_labels(source, data_spec("x", labels={"format": "id_lists", "files": LIST}).labels)
 
 
@@ -216,7 +216,7 @@ def test_duplicate_ids_are_refused(tmp_path):
 
 
 def test_label_ids_beyond_the_images_are_counted_against_the_allowance(tmp_path):
-    with pytest.raises(DataError, match=r"3 of 4 labels are of images that are not there"):
+    with pytest.raises(DataError, match=r"3 of 4 labels name unknown images"):
         labelled(
             tmp_path, "id,dog\n1,1\n2,0\n3,0\n4,0\n7,1\n8,1\n99999999999999999999,1\n", format="onehot_csv"
         )

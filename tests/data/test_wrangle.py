@@ -66,7 +66,7 @@ def test_a_set_of_several_shards_reads_like_one(photos, tmp_path, monkeypatch):
     parts = PixelFiles(folder, 16)
     np.testing.assert_array_equal(parts.read([7, 0, 5, 4, 4]), images_NHWC[[10, 0, 8, 7, 7]])
     (folder / "images-001.npy").write_bytes(b"cut")
-    with pytest.raises(DataError, match=r"images-001.npy: ended early"):
+    with pytest.raises(DataError, match=r"images-001.npy: ends early"):
         PixelFiles(folder, 16).read([6])
 
 
@@ -156,7 +156,7 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
 
 def test_labels_that_name_no_image_at_all_say_what_images_are_called(photos, tmp_path):
     source = photos_with(photos, tmp_path, **{"y.csv": "ids,dog\nphoto_1,1\nphoto_2,0\n"})
-    error = r"y.csv: names no image that is there: it says 'photo_1', images are called '1' \(im1.jpg\)"
+    error = r"y.csv: names none of the images: it has 'photo_1', images are called '1' \(im1.jpg\)"
     with pytest.raises(DataError, match=error):
         pack(source, tmp_path, labels={"format": "onehot_csv", "file": "y.csv"})
 
@@ -233,7 +233,7 @@ def test_an_image_whose_bytes_do_not_match_the_archive_is_set_aside(photos, tmp_
 
 def test_labels_of_images_that_are_not_there(photos, tmp_path):
     source = photos_with(photos, tmp_path, **{"annotations__dog.txt": "1\n2\n3\n4\n5\n77\n"})
-    with pytest.raises(DataError, match=r"(?s)1 of 12 labels are of images that are not there.*dog.txt: 77"):
+    with pytest.raises(DataError, match=r"(?s)1 of 12 labels name unknown images.*dog.txt: 77"):
         pack(source, tmp_path)
     report = report_of(pack(source, tmp_path, max_bad_fraction=0.1))
     assert report["labels_of_unknown_images"]["by_label"] == {"dog": 1}

@@ -130,7 +130,7 @@ def test_a_loader_that_hangs_is_told_from_one_that_is_slow(drawn, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr("pipeline.data.loading._HUNG_S", 0.3)
     monkeypatch.setattr(PackedSet, "gather", lambda *_: released.wait(30))
-    with pytest.raises(DataError, match=r"drawn-32px-\w+: no batch came in 0.3 s; the file system hangs"):
+    with pytest.raises(DataError, match=r"drawn-32px-\w+: no batch arrived in 0.3 s; the file system hangs"):
         next(Stream(packed, np.arange(20), 8, 0).batches(0))
     released.set()
 
@@ -163,7 +163,7 @@ def test_pixels_that_vanish_are_named(drawn, tmp_path):
         packed.gather([0])
     folder.mkdir()
     (folder / "images-000.npy").write_bytes(bytes(500))
-    with pytest.raises(DataError, match=r"images-000.npy: ended early"):
+    with pytest.raises(DataError, match=r"images-000.npy: ends early"):
         PackedSet.gather(packed, [200])
 
 
