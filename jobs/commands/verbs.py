@@ -45,7 +45,9 @@ class Verb:
     group: str
     help: str  # a sentence
     example: str  # what is typed after the program's name
-    function: str  # module:name under jobs.commands; takes the Request, or `arguments` where those are its own
+    function: (
+        str  # module:name under jobs.commands; takes the Request, or `arguments` where those are its own
+    )
     on_slurm: str | None = None  # the same for a profile whose scheduler is Slurm, where that differs
     arguments: Arguments = field(default_factory=lambda: SPEC_ARGUMENTS)
 
