@@ -74,10 +74,14 @@ def _run(arguments: list[str]) -> int:
         options = _parser(program, name).parse_args(rest)
     except SystemExit as end:  # argparse has said why
         return int(end.code or 0)
-    return _call(VERBS[name], options)
+    result = _call(VERBS[name], options)
+    if isinstance(result, str):
+        print(result)
+        return 0
+    return result
 
 
-def _call(verb: Verb, options: argparse.Namespace) -> int:
+def _call(verb: Verb, options: argparse.Namespace) -> int | str:
     if not verb.takes_spec:
         return _started(verb.function)(**vars(options))
     from jobs.clusters.profile import default_cluster, load_profile
@@ -93,10 +97,10 @@ def _call(verb: Verb, options: argparse.Namespace) -> int:
     return _started(on_slurm or verb.function)(Request(loaded, cluster, profile, options.run))
 
 
-def _started(function: str) -> Callable[..., int]:
+def _started(function: str) -> Callable[..., int | str]:
     """The function `module:name` of jobs.commands; with its import the start is over."""
     module, _, name = function.partition(":")
-    found: Callable[..., int] = getattr(import_module(f"jobs.commands.{module}"), name)
+    found: Callable[..., int | str] = getattr(import_module(f"jobs.commands.{module}"), name)
     gc.enable()
     return found
 

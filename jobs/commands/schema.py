@@ -1,4 +1,4 @@
-"""The JSON Schema of a spec, printed."""
+"""The JSON Schema of a spec, as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from pipeline.spec.reading import json_schema
 
 
-def schema() -> int:
-    """Print the JSON Schema of a spec, for completion in an editor."""
-    print(json.dumps(json_schema(), indent=1))
-    return 0
+def schema() -> str:
+    """The JSON Schema of a spec, for completion in an editor."""
+    return json.dumps(json_schema(), indent=1)

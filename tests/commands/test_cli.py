@@ -87,7 +87,8 @@ def test_the_example_of_each_verb_reaches_its_function_for_this_cluster(name, mo
         assert request.run == ("sgd" if "--run sgd" in verb.example else None)
         assert str(request.loaded.path) in verb.example
     else:
-        assert named == ({"folder": Path("data/raw")} if name == "data" else {})
+        own = {"data": {"folder": Path("data/raw")}, "keys": {"prefix": "train.augment"}}
+        assert named == own.get(name, {})
 
 
 # ---------------------------------------------------------------- mistakes
