@@ -1,69 +1,156 @@
-"""The command line: `python -m jobs <verb> SPEC [--cluster NAME] [--set key=value ...] [--run CELL]`."""
+"""The command line: `labelgrid VERB ...`, which is `python -m jobs VERB ...`."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import gc
+import os
+import select
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
-from jobs.clusters.profile import default_cluster, load_profile
-from jobs.commands.request import Request
-from jobs.commands.verbs import VERBS
+from jobs.commands.verbs import OTHER_NAMES, VERBS, Verb
+from pipeline import __version__
 from pipeline.errors import PipelineError
-from pipeline.spec.reading import read_spec
+
+WRONG_REQUEST = 2
+INTERRUPTED = 128 + signal.SIGINT  # what shells call the end by a signal
+NOBODY_READS = 128 + signal.SIGPIPE
+
+_STATUSES = """\
+exit status:
+  0  everything asked for is done, or queued
+  1  a cell or a stage failed
+  2  the request cannot be carried out; the message says why"""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; 0 when everything asked for is done, 1 when something failed, 2 for a wrong request."""
-    parser = argparse.ArgumentParser(prog="python -m jobs", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, verb in VERBS.items():
-        command = verbs.add_parser(name, help=(verb.__doc__ or "").splitlines()[0])
-        command.add_argument("spec", type=Path, metavar="SPEC")
-        command.add_argument("--cluster", metavar="NAME", help="a profile; default: local")
-        command.add_argument("--set", action="append", nargs="*", default=[], metavar="KEY=VALUE")
-        command.add_argument("--run", metavar="CELL", help="a cell's folder name or a unique prefix of it")
-    verbs.add_parser("demo", help="draw a data set and run the whole pipeline on it")
-    data = verbs.add_parser("data", help="download MIRFLICKR-25000 and its annotations")
-    data.add_argument("--folder", type=Path, default=Path("data/raw"))
-    verbs.add_parser("schema", help="print the JSON Schema of a spec, for editors")
-    keys = verbs.add_parser("keys", help="print what the keys of a spec mean")
-    keys.add_argument("prefix", nargs="?", metavar="PREFIX", help="e.g. train.augment; default: all sections")
-    verbs.add_parser("reference", help="print the reference of all keys: docs/spec.md")
-    options = parser.parse_args(arguments)
     try:
-        return _dispatch(options)
+        status = _answer(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if not _is_read(stream)]
+        if not closed:
+            raise  # another pipe, which is an error of ours
+        for stream in closed:  # `| head` has read enough; the last flush of the interpreter must not complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return NOBODY_READS
+    return status
+
+
+def _answer(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return WRONG_REQUEST
+    except KeyboardInterrupt:
+        print("Interrupted. Run the same command to resume; completed work is not repeated.", file=sys.stderr)
+        return INTERRUPTED
 
 
-def _dispatch(options: argparse.Namespace) -> int:
-    if options.verb == "demo":
-        from jobs.commands.demo import demo
-
-        return demo()
-    if options.verb == "data":
-        from pipeline.data.download import MIRFLICKR, download
-
-        for path in download(MIRFLICKR, options.folder):
-            print(path)
+def _run(arguments: list[str]) -> int:
+    program = _program()
+    if not arguments:
+        print(_overview(program), file=sys.stderr)
+        return WRONG_REQUEST
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        print(_overview(program))
         return 0
-    if options.verb == "schema":
-        import json
-
-        from pipeline.spec.reading import json_schema
-
-        print(json.dumps(json_schema(), indent=1))
+    if name == "--version":
+        print(f"labelgrid {__version__}")
         return 0
-    if options.verb in ("keys", "reference"):
-        from jobs.commands.reference import keys, reference
-
-        print(reference() if options.verb == "reference" else keys(options.prefix))
+    if name not in VERBS:
+        print(f"error: {_unknown(name)}\n`{program} --help` lists the verbs", file=sys.stderr)
+        return WRONG_REQUEST
+    try:
+        options = _parser(program, name).parse_args(rest)
+    except SystemExit as end:  # argparse has said why
+        return int(end.code or 0)
+    result = _call(VERBS[name], options)
+    if isinstance(result, str):
+        print(result)
         return 0
+    return result
+
+
+def _call(verb: Verb, options: argparse.Namespace) -> int | str:
+    if not verb.takes_spec:
+        return _started(verb.function)(**vars(options))
+    from jobs.clusters.profile import default_cluster, load_profile
+    from jobs.commands.request import Request
+    from pipeline.spec.reading import read_spec
+
     overrides = [text for texts in options.set for text in texts]
     of_cluster = [text for text in overrides if text.startswith("cluster.")]
-    name = options.cluster or default_cluster()
-    profile = load_profile(name, of_cluster)
+    cluster = options.cluster or default_cluster()
+    profile = load_profile(cluster, of_cluster)
     loaded = read_spec(options.spec, [text for text in overrides if text not in of_cluster])
-    return VERBS[options.verb](Request(loaded, name, profile, options.run))
+    on_slurm = verb.on_slurm if profile.scheduler == "slurm" else None
+    return _started(on_slurm or verb.function)(Request(loaded, cluster, profile, options.run))
+
+
+def _started(function: str) -> Callable[..., int | str]:
+    """The function `module:name` of jobs.commands; with its import the start is over."""
+    module, _, name = function.partition(":")
+    found: Callable[..., int | str] = getattr(import_module(f"jobs.commands.{module}"), name)
+    gc.enable()
+    return found
+
+
+# ---------------------------------------------------------------- texts
+
+
+def _program() -> str:
+    """What the user typed to start this."""
+    typed = Path(sys.argv[0])
+    return f"{sys.orig_argv[0]} -m jobs" if typed.name == "__main__.py" else typed.name
+
+
+def _parser(program: str, name: str) -> argparse.ArgumentParser:
+    verb = VERBS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"{program} {name}",
+        description=verb.help,
+        epilog=f"example:\n  {program} {verb.example}\n\n{_STATUSES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for argument, settings in verb.arguments.items():
+        parser.add_argument(argument, **settings)
+    return parser
+
+
+def _overview(program: str) -> str:
+    groups: dict[str, list[str]] = {}
+    for name, verb in VERBS.items():
+        groups.setdefault(verb.group, []).append(f"  {name:<11} {verb.help}")
+    listed = "\n\n".join("\n".join((f"{group}:", *lines)) for group, lines in groups.items())
+    return (
+        f"usage: {program} VERB ...\n\n"
+        "Train multi-label image classifiers as a grid of experiments: wrangle, train, evaluate, predict.\n\n"
+        f"{listed}\n\n"
+        f"examples:\n  {program} demo\n  {program} grid --help\n  {program} --version\n\n{_STATUSES}"
+    )
+
+
+def _unknown(name: str) -> str:
+    if name.startswith("-"):
+        return f"the verb comes first, `{name}` is an option"
+    meant = OTHER_NAMES.get(name.lower())
+    if meant is None and (near := difflib.get_close_matches(name.lower(), VERBS, n=1)):
+        meant = f"did you mean `{near[0]}`?"
+    return f"no verb `{name}`" + (f"; {meant}" if meant else "")
+
+
+def _is_read(stream: TextIO) -> bool:
+    """Whether the other end of its pipe is open; a flush tells nothing once Python has dropped what it held."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -246,7 +247,7 @@ def _run_one(plan: Plan, name: str, task: Task) -> int:
     status = outcome.status.get(name, EXIT_STOPPED)
     ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
     if status not in (0, EXIT_STOPPED):
-        print(f"error: {name} failed: {_error_text(log)}\nlog: {display_path(log)}", flush=True)
+        print(f"error: {name} failed: {_error_text(log)}\nlog: {display_path(log)}", file=sys.stderr)
     return FAILED if status else 0
 
 

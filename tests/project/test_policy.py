@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from jobs.commands.verbs import VERBS
+from pipeline import __version__
 from tests.conftest import ROOT
 
 TRACKED = [
@@ -47,13 +49,35 @@ def lines_of_code(text):
     return len(lines)
 
 
-def test_rooms_stay_small():
+def functions(text):
+    return [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def parameters(function):
+    """Names of the parameters, without `self` and `cls`."""
+    of = function.args
+    named = [*of.posonlyargs, *of.args, *of.kwonlyargs, *filter(None, (of.vararg, of.kwarg))]
+    return [parameter.arg for parameter in named if parameter.arg not in ("self", "cls")]
+
+
+def test_files_and_functions_stay_small():
     texts = {path: (ROOT / path).read_text() for path in SOURCES}
     assert texts
     assert {path for path, text in texts.items() if len(text.splitlines()) > 320} == set()
-    # the aim is 7,000; faults, speed, recipes and pictures took it beyond. Raising this is a decision: say why
-    assert sum(lines_of_code(text) for text in texts.values()) < 9300
+    # the loop is one visible function
+    limits = {(Path("pipeline/training/loop.py"), "train"): 120}
+    found = [(path, function) for path, text in texts.items() for function in functions(text)]
+    lengths = {(path, one.name, one.lineno): one.end_lineno - one.lineno + 1 for path, one in found}
+    assert {where: n for where, n in lengths.items() if n > limits.get(where[:2], 60)} == {}
+    assert {(path, one.name): len(parameters(one)) for path, one in found if len(parameters(one)) > 6} == {}
     assert not [path for path in SOURCES if path.stem in ("utils", "helpers", "misc", "common")]
+
+
+def test_the_code_stays_small():
+    # 9,400 lines when this was set; the rest is for features. Raising it is a decision: say why
+    assert sum(lines_of_code((ROOT / path).read_text()) for path in SOURCES) <= 12_500
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=str)
@@ -71,6 +95,16 @@ def test_commands_of_the_texts_name_verbs_that_exist():
     named = {verb for path in TEXTS for verb in re.findall(r"\bmake (\w+)", (ROOT / path).read_text())}
     assert named
     assert named <= verbs
+    options = r"(?:labelgrid|-m jobs) (\w+)"
+    named = {verb for path in TEXTS for verb in re.findall(options, (ROOT / path).read_text())}
+    assert named
+    assert named <= VERBS.keys()
+
+
+def test_the_version_stands_in_the_citation_and_heads_the_changelog():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (.+)$", citation, re.M) == [__version__]
+    assert re.findall(r"^## \[(.+)\]$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == __version__
 
 
 def test_nothing_large_is_tracked():
