@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from jobs.local.endings import Mark, cell_ending, death_reason, record_failure, stage_ending
 from jobs.local.progress import Progress
@@ -158,19 +157,22 @@ class Process:
             self.marks = [Mark.of(log) for log in logs]
             for log in logs:
                 log.parent.mkdir(parents=True, exist_ok=True)
-            self.log: IO[bytes] = job.log.open("ab")
-            # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
-            self.process = subprocess.Popen(
-                # -P: not from the current folder
-                [sys.executable, "-u", "-P", "-m", "jobs.stages", *needed_imports(job.task)],
-                stdin=subprocess.PIPE,
-                stdout=self.log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment,
-            )
+            with job.log.open("ab") as log:
+                # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
+                self.process = subprocess.Popen(
+                    # -P: not from the current folder
+                    [sys.executable, "-u", "-P", "-m", "jobs.stages", *needed_imports(job.task)],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=environment,
+                )
         except OSError as error:
-            raise LaunchError(f"{job.name}: cannot be started with its log {job.log}: {error}") from error
+            raise LaunchError(
+                f"its process or its log {job.log} cannot be opened: {error}; "
+                "see to free memory and disk space, then run the same command"
+            ) from error
 
     def begin(self) -> None:
         """Give it the task."""
@@ -198,7 +200,6 @@ class Process:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        self.log.close()
 
     def discard(self) -> None:
         """End one that has not begun, and take the folders away that it made and nobody else uses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import get_args
 
 from pydantic import TypeAdapter
@@ -38,7 +39,7 @@ _TASKS: dict[str, type[Task]] = {task.__name__: task for task in get_args(Task)}
 
 def encode(task: Task) -> str:
     """One line, the task's name and its fields as JSON, that `decode` turns back into the task."""
-    fields = TypeAdapter(type(task)).dump_json(task).decode()
+    fields = _adapter(type(task).__name__).dump_json(task).decode()
     return f"{type(task).__name__} {fields}\n"
 
 
@@ -47,7 +48,12 @@ def decode(line: str) -> Task:
     name, _, fields = line.partition(" ")
     if name not in _TASKS:
         raise ValueError(f"no task is called {name[:40]!r}")
-    return TypeAdapter(_TASKS[name]).validate_json(fields)
+    return _adapter(name).validate_json(fields)
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Task]:
+    return TypeAdapter(_TASKS[name])
 
 
 def run_task(task: Task) -> int:
