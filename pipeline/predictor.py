@@ -30,6 +30,7 @@ from pipeline.data.decoding import DECODE_ERRORS, decode, to_pixels
 from pipeline.data.sources import open_source
 from pipeline.errors import CheckpointError, DataError, PipelineError
 from pipeline.evaluation.prediction import load_scorer
+from pipeline.evaluation.selection import Selection
 from pipeline.metrics.decision_rule import DecisionRule, Validation, mean_scores
 from pipeline.metrics.multilabel import Scores
 from pipeline.models.checkpoint import load_checkpoint
@@ -73,10 +74,9 @@ class Predictor:
         CheckpointError where there is no finished cell.
         """
         path = Path(folder)
-        selected = ExperimentDir(path).read_selected()
-        if selected.get("cells"):
-            runs = [RunDir(path / name) for name in selected["cells"]]
-            return cls(runs, EvaluateSpec.model_validate(selected["evaluate"]), device)
+        selection = Selection.read(ExperimentDir(path))
+        if selection.cells:
+            return cls([RunDir(path / name) for name in selection.cells], selection.evaluate, device)
         run = RunDir(path)
         if not run.manifest.exists():
             raise CheckpointError(

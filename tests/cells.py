@@ -53,9 +53,8 @@ def one_cell(spec_path, *overrides):
 
 def train_task(cell):
     """What trains it."""
-    spec = cell.cell.spec.model_dump_json()
-    data = (str(cell.data.packed), str(cell.data.split))
-    return TrainTask(str(cell.run.path), spec, cell.identity, *data, str(cell.run.path / "weights"))
+    data = (cell.data.packed, cell.data.split)
+    return TrainTask(cell.run, cell.cell.spec, cell.identity, *data, cell.run.path / "weights")
 
 
 def start(cell):

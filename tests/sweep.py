@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from pipeline.evaluation.leaderboard import COLUMNS
+from pipeline.evaluation.selection import Selection
 from pipeline.storage.run_dir import ExperimentDir
 from pipeline.storage.tables import write_table
 
@@ -15,8 +16,8 @@ from pipeline.storage.tables import write_table
 def make_sweep(finished, folder, cells, epochs=30):
     """`cells` cells of `epochs` epochs with an axis of rates, optimizers and seeds, ranked."""
     source = ExperimentDir(finished)
-    selected = source.read_selected()
-    best = finished / selected["cell"]
+    selection = Selection.read(source)
+    best = finished / selection.cell
     spec = yaml.safe_load((best / "spec.yaml").read_text())
     epoch = next(
         row
@@ -50,7 +51,6 @@ def make_sweep(finished, folder, cells, epochs=30):
         shutil.copy(best / file, folder / rows[0]["cell"] / file)
     experiment = ExperimentDir(folder)
     write_table(experiment.leaderboard, COLUMNS, rows)
-    experiment.selected.write_text(
-        json.dumps(selected | {"cell": rows[0]["cell"], "cells": [rows[0]["cell"]]})
-    )
+    name = rows[0]["cell"]
+    selection.model_copy(update={"cell": name, "cells": (name,)}).write(experiment)
     return experiment

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from jobs.commands import submit
 from jobs.commands.request import Request
-from jobs.planning.plan import Plan, data_root, make_plan
+from jobs.planning.plan import Plan, make_plan, weights_folder
 from jobs.slurm.sbatch import refuse_early
 from pipeline.data.packed import PackedSet
 from pipeline.errors import PipelineError
@@ -112,7 +112,7 @@ def _data(plan: Plan) -> Iterator[Check]:
 
 
 def _weights(plan: Plan) -> Iterator[Check]:
-    folder = data_root(plan.root) / "weights"
+    folder = weights_folder(plan.root)
     for model in plan.named_weights():
         existing = folder.exists() and any(folder.glob(f"{model.name}-*"))
         result = "fetched" if existing else "not there yet; `make grid` fetches them where there is internet"
@@ -157,7 +157,7 @@ def _slurm(request: Request, plan: Plan) -> Iterator[Check]:
             return
     try:
         grid_status = submit.grid_status_of(request, plan)
-        yield Check("slurm", True, f"answers; {len(grid_status.of('flight'))} cells active")
+        yield Check("slurm", True, f"answers; {len(grid_status.of('active'))} cells active")
         refuse_early(
             profile, request.cluster, submit.batches_of(request, plan, grid_status, submission=False)
         )

@@ -1,4 +1,4 @@
-"""Steering: cancel, retry, prune. Each says what it did; nothing a selection or a resume needs is lost."""
+"""Controlling jobs and results: cancel, retry, prune. Nothing a selection or a resume needs is lost."""
 
 from __future__ import annotations
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from jobs import ledger
 from jobs.commands.request import Request
-from jobs.local.processes import Job, Outcome, Slots, last_error, mark_killed, run_jobs, started_early
+from jobs.local.processes import Job, Outcome, run_jobs, started_early
 from jobs.local.progress import Progress
+from jobs.local.slots import Slots
 from jobs.local.snapshot import snapshot
 from jobs.local.train_groups import group_process, plan_processes
-from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root, experiment_dir, make_plan
-from jobs.planning.tasks import evaluate_task, train_task, wrangle_task
-from jobs.stages import EXIT_STOPPED, FetchWeightsTask, PredictTask, Task
+from jobs.planning.plan import Plan, PlannedCell, PlannedData, experiment_dir, make_plan
+from jobs.planning.tasks import (
+    evaluate_task,
+    predict_task,
+    submission_task,
+    train_task,
+    weights_task,
+    wrangle_task,
+)
+from jobs.stages import EXIT_STOPPED, Task
 from pipeline.errors import SubmissionError
 from pipeline.spec.reading import read_spec
 from pipeline.storage.files import display_path
@@ -72,8 +79,7 @@ def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
             raise SubmissionError(
                 f"{data.packed}: the packed data is {data.reason}; run `make wrangle` first"
             )
-        task = replace(evaluate_task(plan), reasons=dict(reasons or {}))
-        status = _run_one(plan, "evaluate", task)
+        status = _run_one(plan, "evaluate", evaluate_task(plan, reasons))
         if status:
             return status
     print(format_leaderboard(experiment, request.loaded.spec.evaluate.select_by), flush=True)
@@ -85,17 +91,19 @@ def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
 def select(request: Request) -> int:
     """Pick the cell the submission is made of (RUN=cell); without RUN, the best on validation again."""
     from pipeline.evaluation.selection import select_cell
+    from pipeline.report import write_report
 
     experiment = experiment_dir(request.loaded)
-    picked = experiment.find(request.run) if request.run else None
-    print(f"selected: {select_cell(experiment, picked)}")
+    selected = select_cell(experiment, experiment.find(request.run) if request.run else None)
+    write_report(experiment)
+    print(f"selected: {selected}")
     return 0
 
 
 def predict(request: Request) -> int:
     """Score the test images under the selected cell (or RUN=cell)."""
     plan = make_plan(request.loaded)
-    return _predict(plan, selected(plan, request.run))
+    return _predict(plan, _test_images(plan, selected(plan, request.run)))
 
 
 def submission(request: Request) -> int:
@@ -107,21 +115,8 @@ def submission(request: Request) -> int:
     if not ranked:
         return status
     plan = make_plan(request.loaded)
-    chosen = selected(plan, request.run)
-    return _predict(plan, chosen) or submission_file(request, plan, chosen) or status
-
-
-def submission_file(request: Request, plan: Plan, chosen: Sequence[RunDir]) -> int:
-    """Write and check submission.csv from scores that are there."""
-    from pipeline.evaluation.submission import make_submission
-
-    images = {run.name: _test_data(plan, run) for run in chosen}
-    tests = {name: (test.packed, test.split) for name, test in images.items()}
-    result = make_submission(plan.experiment, chosen, tests, request.loaded.spec.evaluate)
-    names = ", ".join(tests)
-    ledger.append(plan.experiment.ledger, "submission", cell=names, test=result.test_metrics)
-    print(f"submission: {display_path(plan.experiment.submission)}\n{result.text}", flush=True)
-    return 0
+    tests = _test_images(plan, selected(plan, request.run))
+    return _predict(plan, tests) or submission_task(plan, tests)() or status
 
 
 def report(request: Request) -> int:
@@ -156,8 +151,7 @@ def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False
 def fetch_weights(plan: Plan) -> int:
     """Download the pretrained weights the missing cells name; exit status."""
     for model in plan.named_weights():
-        task = FetchWeightsTask(model=model.model_dump_json(), folder=str(data_root(plan.root) / "weights"))
-        status = _run_one(plan, f"weights {model.name} {model.weights}", task)
+        status = _run_one(plan, f"weights {model.name} {model.weights}", weights_task(plan, model))
         if status:
             return status
     return 0
@@ -182,7 +176,6 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
         outcome = run_jobs(jobs, slots, progress, code=code, early=early)
     for planned in missing:
         run, status = planned.run, outcome.status.get(planned.run.name)
-        mark_killed(train_task(plan, planned), status)
         error = run.read_manifest().get("error") if status else None
         ledger.append(plan.experiment.ledger, "ended", cell=run.name, status=status, error=error)
     return outcome
@@ -194,13 +187,16 @@ def _processes(plan: Plan, missing: Sequence[PlannedCell]) -> tuple[list[Job], S
     tasks = [train_task(plan, planned) for planned in plan.cells]
     features = any(planned.cell.spec.train.cached_views for planned in plan.cells)
     groups, slots = plan_processes(tasks, spec.run, spec.grid.share_process, features=features)
-    cells, names = {}, {planned.run.name for planned in missing}
-    for planned, task in zip(plan.cells, tasks, strict=True):
-        epochs = planned.cell.spec.train.epochs
-        if planned.run.name in names:
-            cells[task] = Job(planned.run.name, task, planned.run.log, planned.run.metrics, epochs)
-    parts = [[cells[task] for task in group if task in cells] for group in groups]
-    return [group_process(part) for part in parts if part], slots
+    wanted = {planned.run for planned in missing}
+    jobs = [
+        [
+            Job(task.run.name, task, task.run.log, task.run.metrics, task.spec.train.epochs)
+            for task in group
+            if task.run in wanted
+        ]
+        for group in groups
+    ]
+    return [group_process(cells) for cells in jobs if cells], slots
 
 
 def selected(plan: Plan, run: str | None) -> list[RunDir]:
@@ -210,17 +206,19 @@ def selected(plan: Plan, run: str | None) -> list[RunDir]:
     return [plan.experiment.find(run)] if run else selected_cells(plan.experiment)
 
 
-def _predict(plan: Plan, runs: Sequence[RunDir]) -> int:
+def _predict(plan: Plan, tests: Mapping[RunDir, PlannedData]) -> int:
     from pipeline.evaluation.submission import is_predicted
 
-    found = {run: _test_data(plan, run) for run in runs}
-    status = _wrangle(plan, list({test.packed: test for test in found.values()}.values()), quiet=True)
-    missing = {run: test for run, test in found.items() if not is_predicted(run, test.packed, test.split)}
+    status = _wrangle(plan, list({test.packed: test for test in tests.values()}.values()), quiet=True)
+    missing = {run: test for run, test in tests.items() if not is_predicted(run, test.packed, test.split)}
     if status or not missing:
         return status
-    tests = {run.name: (str(t.packed), str(t.split) if t.split else None) for run, t in missing.items()}
-    task = PredictTask(str(plan.experiment.path), tests, plan.loaded.spec.run.device)
-    return _run_one(plan, f"predict {', '.join(tests)}", task)
+    names = ", ".join(run.name for run in missing)
+    return _run_one(plan, f"predict {names}", predict_task(plan, missing))
+
+
+def _test_images(plan: Plan, runs: Sequence[RunDir]) -> dict[RunDir, PlannedData]:
+    return {run: _test_data(plan, run) for run in runs}
 
 
 def _test_data(plan: Plan, run: RunDir) -> PlannedData:
@@ -247,14 +245,16 @@ def _run_one(plan: Plan, name: str, task: Task) -> int:
     status = outcome.status.get(name, EXIT_STOPPED)
     ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
     if status not in (0, EXIT_STOPPED):
-        print(f"error: {name} failed: {_error_text(log)}\nlog: {display_path(log)}", file=sys.stderr)
+        text = _error_text(log) or outcome.words[name]
+        print(f"error: {name} failed: {text}\nlog: {display_path(log)}", file=sys.stderr)
     return FAILED if status else 0
 
 
 def _error_text(log: Path) -> str:
-    """The whole error of a stage (it can be several lines), else the last line."""
-    _, found, text = log.read_text(encoding="utf-8", errors="replace").rpartition("error: ")
-    return text.strip() if found else (last_error(log) or "see the log")
+    """The whole error of a stage, which can be several lines; "" where its log has none."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    _, found, error = text.rpartition("error: ")
+    return error.strip() if found else ""
 
 
 def plural(number: int, what: str, plural: str = "s") -> str:

@@ -1,4 +1,4 @@
-"""Looking: status, plan (the dry run of grid), logs, doctor. Nothing is changed. Torch-free."""
+"""Monitoring: status, plan (the dry run of grid), logs, doctor. Nothing is changed. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from jobs.commands import run, submit
 from jobs.commands.request import Request
 from jobs.local.progress import clock, last_epoch, seconds_left
 from jobs.planning.cost import estimate
-from jobs.planning.plan import Plan, PlannedCell, make_plan
-from jobs.slurm.queue import JobState
+from jobs.planning.plan import Plan, make_plan
+from jobs.planning.status import CellStatus, local_status
 from jobs.slurm.sbatch import Submitter, refuse_early
-from jobs.slurm.status import CellStatus
 from pipeline.errors import SpecError
 from pipeline.spec import LOWER_IS_BETTER, in_training
 from pipeline.storage.files import display_path
-from pipeline.storage.ownership import owner
 from pipeline.storage.provenance import code
 
 _WATCH_S = {"local": 2.0, "slurm": 30.0}  # seconds between two looks
@@ -42,34 +40,18 @@ def status(request: Request) -> int:
 def table(request: Request, plan: Plan) -> str:
     """The status of all cells as text."""
     slurm = request.profile.scheduler == "slurm"
-    grid_status = submit.grid_status_of(request, plan) if slurm else None
-    cells = grid_status.cells if grid_status else [_local(cell) for cell in plan.cells]
+    grid_status = submit.grid_status_of(request, plan) if slurm else local_status(plan)
     by = plan.loaded.spec.train.monitor
     rows = [["cell", "state", "epoch", f"best {in_training(by)}", "elapsed", "left", "job", "reason"]]
-    rows += [_row(cell, by) for cell in cells]
+    rows += [_row(cell, by) for cell in grid_status.cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     counts = Counter(row[1] for row in rows[1:])
-    stages = []
-    if grid_status:
-        stages += [f"wrangle: job {job}" for job in sorted(set(grid_status.wrangle_jobs.values()))]
-        stages += [
-            f"evaluate: job {job} {grid_status.states[job].state.lower()}" for job in grid_status.final_jobs
-        ]
+    stages = [f"wrangle: job {job}" for job in sorted(set(grid_status.wrangle_jobs.values()))]
+    stages += [f"evaluate: job {job} {state.state}" for job, state in grid_status.final_jobs.items()]
     leaderboard = "up to date" if plan.evaluation.is_done else "not up to date"
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
     return "\n".join([*lines, "; ".join([summary, *stages, f"leaderboard {leaderboard}"])])
-
-
-def _local(cell: PlannedCell) -> CellStatus:
-    if cell.held is not None:
-        return CellStatus(cell, "held", cell.held)
-    worker = owner(cell.run.path) if cell.reason is not None else ""
-    if worker:
-        begun = cell.run.provenance
-        elapsed = max(0, int(time.time() - begun.stat().st_mtime)) if begun.exists() else 0
-        return CellStatus(cell, "active", state=JobState("RUNNING", worker, elapsed, in_queue=True))
-    return CellStatus(cell, "done" if cell.reason is None else "pending", cell.reason or "")
 
 
 def _row(cell: CellStatus, by: str) -> list[str]:
@@ -77,7 +59,7 @@ def _row(cell: CellStatus, by: str) -> list[str]:
     newest = last_epoch(run.metrics)
     epoch = newest.get("epoch", 0)
     words = {"done": "done", "held": "held", "pending": "missing"}
-    state = words.get(cell.kind) or (cell.state.state.lower() if cell.state else "queued")
+    state = words.get(cell.kind) or (cell.state.state if cell.state else "queued")
     elapsed = cell.state.elapsed_s if cell.state else 0
     left = ""
     if state == "running" and 0 < epoch < epochs:
@@ -117,9 +99,9 @@ def plan(request: Request) -> int:
         batches = submit.batches_of(request, planned, grid_status, submission=False)
         refuse_early(profile, request.cluster, batches)
         frozen = planned.experiment.code / f"code-{code()['digest'][:12]}.zip"
-        writer = Submitter(profile, request.cluster, planned.experiment, frozen, code()["digest"])
+        submitter = Submitter(profile, request.cluster, planned.experiment, frozen, code()["digest"])
         for batch in batches:
-            print(f"\n# ---- {batch.key}: {run.plural(len(batch.tasks), 'job')}\n{writer.script(batch)}")
+            print(f"\n# ---- {batch.key}: {run.plural(len(batch.tasks), 'job')}\n{submitter.script(batch)}")
         missing = [cell.planned for cell in grid_status.of("pending")]
     cost = estimate(planned, profile, missing)
     if missing and cost.known:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from jobs.clusters.profile import Profile
 from jobs.commands.request import Request
-from jobs.commands.run import FAILED, evaluate, fetch_weights, plural, selected, submission_file
+from jobs.commands.run import FAILED, evaluate, fetch_weights, plural, selected
 from jobs.local.snapshot import snapshot
 from jobs.planning.cost import estimate
 from jobs.planning.plan import Plan, data_root, make_plan
+from jobs.planning.status import GridStatus
 from jobs.planning.tasks import resources_for, submission_task
 from jobs.slurm.batches import Batch, build_batches
 from jobs.slurm.queue import cancel, max_array_size
 from jobs.slurm.sbatch import Submitter, launch_lock, refuse_early
-from jobs.slurm.status import GridStatus, read_grid_status
+from jobs.slurm.status import read_grid_status
 from pipeline.errors import SpecError, SubmissionError
 from pipeline.storage.files import display_path
 from pipeline.storage.provenance import code
@@ -45,7 +46,7 @@ def _submit(request: Request, *, submission: bool) -> int:
         _print_plan(request, plan, grid_status)
         batches = batches_of(request, plan, grid_status, submission=submission)
         if not batches and grid_status.of("active"):
-            print(f"all is queued already; evaluate waits as job {grid_status.final_jobs[0]}")
+            print(f"all is queued already; evaluate waits as job {next(iter(grid_status.final_jobs))}")
             return 0
         if not batches:
             status, batches = _rank_and_submit(request, plan, grid_status, submission=submission)
@@ -90,15 +91,8 @@ def batches_of(request: Request, plan: Plan, grid_status: GridStatus, *, submiss
 
 
 def _build_batches(request: Request, plan: Plan, grid_status: GridStatus, *, submission: bool) -> list[Batch]:
-    return build_batches(
-        plan,
-        request.profile,
-        [cell.planned for cell in grid_status.of("pending")],
-        active_jobs=sorted({str(cell.job).split("_")[0] for cell in grid_status.of("active")}),
-        wrangle_jobs=grid_status.wrangle_jobs,
-        max_array=request.profile.max_array or max_array_size(),
-        submission=submission,
-    )
+    max_array = request.profile.max_array or max_array_size()
+    return build_batches(plan, request.profile, grid_status, max_array=max_array, submission=submission)
 
 
 def link_storage(plan: Plan, profile: Profile) -> None:
@@ -164,11 +158,11 @@ def _rank_and_submit(
             raise SubmissionError(
                 f"{run.name}: not a cell of {display_path(plan.loaded.path)}; pick one that is"
             )
-    tests = [(run, plan.tests[run.name]) for run in chosen]
-    if all(test.reason is None and is_predicted(run, test.packed, test.split) for run, test in tests):
-        return submission_file(request, plan, chosen) or status, []
+    tests = {run: plan.tests[run.name] for run in chosen}
+    task = submission_task(plan, tests)
+    if all(t.reason is None and is_predicted(run, t.packed, t.split) for run, t in tests.items()):
+        return task() or status, []
     batches = _build_batches(request, plan, grid_status, submission=True)
     (final_job,) = batches[-1].tasks
-    task = submission_task(plan, tuple(run.name for run in chosen))
     last = replace(batches[-1], tasks=(replace(final_job, submission=task),))
     return status, [*batches[:-1], last]

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
+from jobs.local.endings import Mark, cell_ending, death_reason, record_failure, stage_ending
 from jobs.local.progress import Progress
-from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Task, TrainTask, encode, needed
+from jobs.local.slots import Slots
+from jobs.stages import EXIT_FAILED, Task, TrainTask, encode, needed_imports
 from pipeline.errors import LaunchError
-from pipeline.storage.host import cores
-from pipeline.storage.run_dir import RunDir
 
 _POLL_S = 0.1
 
@@ -53,19 +52,13 @@ class Job:
         """The jobs people know: its parts, or itself."""
         return self.parts or (self,)
 
-    def status_of(self, part: Job, status: int) -> int:
-        """Of a part, once this process has ended with `status`: what its manifest says."""
-        if not self.parts or not isinstance(part.task, TrainTask):
-            return status
-        state = RunDir(Path(part.task.run)).manifest_state(part.task.identity)
-        return {"done": 0, "failed": EXIT_FAILED, "diverged": EXIT_FAILED}.get(state, status)
-
 
 @dataclass
 class Outcome:
     """How the jobs ended: exit status by name; negative is the signal that killed it."""
 
     status: dict[str, int] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)  # the same for people
     stopped: bool = False  # by Ctrl-C or SIGTERM
 
     @property
@@ -73,44 +66,11 @@ class Outcome:
         """Names of the jobs that ended badly, in order."""
         return [name for name, status in self.status.items() if status != 0]
 
-
-@dataclass(frozen=True)
-class Slots:
-    """How many jobs run at once, with how many threads each, on which GPUs."""
-
-    count: int
-    threads: int
-    gpus: tuple[str, ...] = ()
-
-    @classmethod
-    def for_cells(cls, cells: int, parallel: int | None, threads: int | None, device: str) -> Slots:
-        """As many cells at once as there are GPUs, else cores; the cores are shared out evenly.
-
-        `cells` is the size of the whole grid, not of what is missing: a cell trained later alone
-        gets the same number of threads, and so the same bits.
-        """
-        usable = cores()
-        gpus = () if device == "cpu" else visible_gpus()
-        count = parallel or len(gpus) or max(1, min(cells, usable))
-        return cls(count=count, threads=threads or max(1, usable // count), gpus=gpus)
-
-    @property
-    def places(self) -> list[str | None]:
-        """The GPU of each job that runs at once; None without."""
-        return [self.gpus[i % len(self.gpus)] if self.gpus else None for i in range(self.count)]
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; found without torch."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return tuple(part for part in named.split(",") if part and part != "-1")
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return tuple(str(i) for i in range(len(gpus))) if listed.returncode == 0 else ()
+    def end(self, endings: Iterable[tuple[str, int, str]], progress: Progress) -> None:
+        """Jobs ended: (name, exit status, words) of each."""
+        for name, status, words in endings:
+            self.status[name], self.words[name] = status, words
+            progress.ended(name, words, ok=status == 0)
 
 
 def run_jobs(
@@ -138,20 +98,23 @@ def run_jobs(
         while waiting or running:
             while waiting and free and not stop.count:
                 job, gpu = waiting.pop(0), free.pop(0)
-                child = started.get(job.name) or Process(job, gpu, slots.threads, code)
-                running[job.name] = child
-                child.begin()
                 for part in job.reported:
                     progress.started(part.name, part.watch, part.epochs)
+                try:
+                    child = started.get(job.name) or Process(job, gpu, slots.threads, code)
+                except LaunchError as error:
+                    free.append(gpu)
+                    outcome.end(_never_started(job, str(error)), progress)
+                    continue
+                running[job.name] = child
+                child.begin()
             for name, child in list(running.items()):
                 status = child.process.poll()
                 if status is not None:
                     child.close()
                     free.append(child.gpu)
                     del running[name]
-                    for part, start in zip(child.job.reported, child.log_starts, strict=True):
-                        own = outcome.status[part.name] = child.job.status_of(part, status)
-                        progress.ended(part.name, _ending(own, part.log, start), ok=own == 0)
+                    outcome.end(child.endings(status, stopped=stop.count > 0), progress)
             if stop.count:
                 waiting.clear()
                 outcome.stopped = True
@@ -170,7 +133,8 @@ def started_early(jobs: Sequence[Job], slots: Slots, code: Path) -> Iterator[lis
     early: list[Process] = []
     try:
         for job, gpu in zip(jobs, slots.places, strict=False):
-            early.append(Process(job, gpu, slots.threads, code))
+            with contextlib.suppress(LaunchError):  # `run_jobs` tries again, and says it
+                early.append(Process(job, gpu, slots.threads, code))
         yield early
     finally:
         for process in early:
@@ -190,23 +154,25 @@ class Process:
         logs = [part.log for part in job.reported]
         self._new = [log for log in logs if not log.parent.exists()]
         try:
-            # what earlier attempts said is not a reason of this one
-            self.log_starts = [log.stat().st_size if log.exists() else 0 for log in logs]
+            self.marks = [Mark.of(log) for log in logs]
             for log in logs:
                 log.parent.mkdir(parents=True, exist_ok=True)
-            self.log: IO[bytes] = job.log.open("ab")
-            # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
-            self.process = subprocess.Popen(
-                # -P: not from the current folder
-                [sys.executable, "-u", "-P", "-m", "jobs.stages", *needed(job.task)],
-                stdin=subprocess.PIPE,
-                stdout=self.log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment,
-            )
+            with job.log.open("ab") as output:
+                # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
+                self.process = subprocess.Popen(
+                    # -P: not from the current folder
+                    [sys.executable, "-u", "-P", "-m", "jobs.stages", *needed_imports(job.task)],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=environment,
+                )
         except OSError as error:
-            raise LaunchError(f"{job.name}: cannot be started with its log {job.log}: {error}") from error
+            raise LaunchError(
+                f"its process or its log {job.log} cannot be opened: {error}; "
+                "see to free memory and disk space, then run the same command"
+            ) from error
 
     def begin(self) -> None:
         """Give it the task."""
@@ -216,12 +182,24 @@ class Process:
             self.process.stdin.write(encode(self.job.task).encode())
             self.process.stdin.flush()  # and stays open: when we die, it notices
 
+    def endings(self, status: int, *, stopped: bool) -> Iterator[tuple[str, int, str]]:
+        """(name, exit status, words) of each of its jobs, once it has ended; its last words are in the first's log."""
+        reason = death_reason(status, self.job.log, self.marks[0].log_bytes)
+        for part, mark in zip(self.job.reported, self.marks, strict=True):
+            task = part.task
+            if isinstance(task, TrainTask):
+                ending = cell_ending(
+                    task.run, task.identity, status, mark=mark, reason=reason, stopped=stopped
+                )
+            else:
+                ending = status, stage_ending(status, part.log, mark.log_bytes)
+            yield part.name, *ending
+
     def close(self) -> None:
         """Let go of one that has ended."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        self.log.close()
 
     def discard(self) -> None:
         """End one that has not begun, and take the folders away that it made and nobody else uses."""
@@ -281,30 +259,9 @@ class Stop:
                     os.killpg(child.process.pid, number)
 
 
-def mark_killed(task: TrainTask, status: int | None) -> None:
-    """Into the manifest, when a cell's process could not say itself why it died."""
-    run = RunDir(Path(task.run))
-    if status is not None and status < 0 and run.manifest_state(task.identity) == "started":
-        run.write_manifest(task.identity, "failed", error=f"killed by {signal.Signals(-status).name}")
-
-
-def _ending(status: int, log: Path, start: int) -> str:
-    if status == 0:
-        return "done"
-    if status == EXIT_STOPPED:
-        return "stopped, saved"
-    if status < 0:
-        name = signal.Signals(-status).name
-        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    return last_error(log, start) or f"exit status {status}"
-
-
-def last_error(log: Path, start: int = 0) -> str | None:
-    """The last line of a log (from byte `start` on) that says something, for a one-line reason."""
-    try:
-        lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    errors = [line for line in lines if line.startswith("error: ")]
-    texts = [line.strip() for line in lines if line.strip()]
-    return errors[-1].removeprefix("error: ") if errors else (texts[-1] if texts else None)
+def _never_started(job: Job, reason: str) -> Iterator[tuple[str, int, str]]:
+    """(name, exit status, words) of each of its jobs."""
+    for part in job.reported:
+        if isinstance(part.task, TrainTask):
+            record_failure(part.task.run, part.task.identity, reason)
+        yield part.name, EXIT_FAILED, reason

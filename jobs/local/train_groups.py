@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from jobs.local.processes import Job, Slots
+from jobs.local.processes import Job
+from jobs.local.slots import Slots
 from jobs.stages import TrainGroupTask, TrainTask
 from pipeline.spec import RunSpec
 from pipeline.storage.host import cores
@@ -41,8 +42,8 @@ def plan_processes(
     """
     alone = Slots.for_cells(len(tasks), run.parallel, run.threads, run.device)
     few = 1 if features else min(_MAX_PROCESSES, cores())
-    here = max(few, cores() // _CORES_PER_PROCESS) if choice == "auto" else 1
-    at_once = run.parallel or len(alone.gpus) or here
+    processes = max(few, cores() // _CORES_PER_PROCESS) if choice == "auto" else 1
+    at_once = run.parallel or len(alone.gpus) or processes
     size = -(-len(tasks) // at_once)
     groups = group_tasks(tasks, min(size, CELLS_PER_PROCESS) if choice == "auto" else size)
     if len(groups) == len(tasks):
@@ -52,11 +53,9 @@ def plan_processes(
 
 
 def group_process(cells: Sequence[Job]) -> Job:
-    """One process for the jobs of some cells; its own words go to the first one's log."""
+    """One process for the jobs of some cells; what it says itself goes to the first one's log."""
     first, *others = cells
     if not others:
         return first
-    trains = tuple(cell.task for cell in cells if isinstance(cell.task, TrainTask))
-    return replace(
-        first, name=f"{first.name} +{len(others)}", task=TrainGroupTask(trains), parts=tuple(cells)
-    )
+    tasks = tuple(cell.task for cell in cells if isinstance(cell.task, TrainTask))
+    return replace(first, name=f"{first.name} +{len(others)}", task=TrainGroupTask(tasks), parts=tuple(cells))

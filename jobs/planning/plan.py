@@ -37,6 +37,12 @@ class PlannedData:
         return None
 
     @property
+    def split_file(self) -> Path:
+        """Of a set to train on, which always has one."""
+        assert self.split is not None
+        return self.split
+
+    @property
     def digest(self) -> str:
         """Of the pixels, labels and split a cell sees."""
         return digest([self.packed_digest, split_identity(self.data)])
@@ -66,7 +72,7 @@ class Plan:
 
     loaded: Loaded
     cells: list[PlannedCell]
-    _tests: dict[DataSpec, PlannedData | None] = field(default_factory=dict)  # found out once
+    _tests: dict[DataSpec, PlannedData | None] = field(default_factory=dict)  # looked up once
 
     @property
     def root(self) -> Path:
@@ -124,6 +130,11 @@ class Plan:
 def data_root(root: Path) -> Path:
     """Packed sets, downloads and weights; never committed."""
     return root / "data"
+
+
+def weights_folder(root: Path) -> Path:
+    """Where downloaded weights lie."""
+    return data_root(root) / "weights"
 
 
 def experiment_dir(loaded: Loaded) -> ExperimentDir:

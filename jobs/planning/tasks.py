@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from jobs.clusters.profile import Profile
-from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root
-from jobs.stages import EvaluateTask, SubmissionTask, TrainTask, WrangleTask
-from pipeline.spec import TrainSpec
+from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root, weights_folder
+from jobs.stages import (
+    EvaluateTask,
+    FetchWeightsTask,
+    PredictTask,
+    SubmissionTask,
+    TrainTask,
+    WrangleTask,
+)
+from pipeline.evaluation.selection import TestImages
+from pipeline.spec import ModelSpec, TrainSpec
 from pipeline.spec.grid import matches
 from pipeline.spec.identity import digest
+from pipeline.storage.run_dir import RunDir
 
 _PACKING = {"cells_per_job", "concurrent_cells"}
 
@@ -29,46 +39,52 @@ def resources_for(cell: PlannedCell, profile: Profile) -> Profile:
 
 def train_task(plan: Plan, cell: PlannedCell) -> TrainTask:
     """The task that trains a cell."""
+    spec, data = cell.cell.spec, cell.data
+    shares = plan.loaded.spec.grid.share_process
     return TrainTask(
-        run=str(cell.run.path),
-        spec=cell.cell.spec.model_dump_json(),
+        run=cell.run,
+        spec=spec,
         identity=cell.identity,
-        packed=str(cell.data.packed),
-        split=str(cell.data.split),
-        weights_folder=str(data_root(plan.root) / "weights"),
-        stream=stream_key(cell.cell.spec.train, cell.data.digest)
-        if plan.loaded.spec.grid.share_process
-        else "",
+        packed=data.packed,
+        split=data.split_file,
+        weights_folder=weights_folder(plan.root),
+        stream=stream_key(spec.train, data.digest) if shares else "",
     )
 
 
-def evaluate_task(plan: Plan) -> EvaluateTask:
-    """The task that makes the leaderboard."""
-    data, evaluation = plan.datasets[0], plan.evaluation
-    return EvaluateTask(
-        experiment=str(plan.experiment.path),
-        cells=evaluation.cells,
-        evaluate=evaluation.evaluate.model_dump_json(),
-        submission=evaluation.submission.model_dump_json(),
-        monitor=plan.loaded.spec.train.monitor,
-        packed=str(data.packed),
-        split=str(data.split),
-        data_digests=evaluation.data_digests,
-    )
+def evaluate_task(plan: Plan, reasons: Mapping[str, str] | None = None) -> EvaluateTask:
+    """The task that makes the leaderboard; `reasons` why cells are not complete that cannot say it themselves."""
+    data, monitor = plan.datasets[0], plan.loaded.spec.train.monitor
+    return EvaluateTask(plan.evaluation, monitor, data.packed, data.split_file, dict(reasons or {}))
 
 
-def submission_task(plan: Plan, cells: tuple[str, ...] | None) -> SubmissionTask:
-    """The task that predicts and writes the submission of `cells`, or of those selected by then."""
+def predict_task(plan: Plan, tests: Mapping[RunDir, PlannedData]) -> PredictTask:
+    """The task that scores the test images of cells."""
+    return PredictTask(plan.experiment, _by_name(tests), plan.loaded.spec.run.device)
+
+
+def submission_task(plan: Plan, tests: Mapping[RunDir, PlannedData] | None = None) -> SubmissionTask:
+    """The task that predicts and writes the submission of the cells in `tests`, or of those selected by then."""
     spec = plan.loaded.spec
-    tests = {name: (str(t.packed), str(t.split) if t.split else None) for name, t in plan.tests.items()}
-    evaluate = spec.evaluate.model_dump_json()
-    return SubmissionTask(str(plan.experiment.path), cells, tests, spec.run.device, evaluate)
+    if tests is None:
+        images = {name: (test.packed, test.split) for name, test in plan.tests.items()}
+        return SubmissionTask(plan.experiment, None, images, spec.run.device, spec.evaluate)
+    images = _by_name(tests)
+    return SubmissionTask(plan.experiment, tuple(images), images, spec.run.device, spec.evaluate)
+
+
+def _by_name(tests: Mapping[RunDir, PlannedData]) -> dict[str, TestImages]:
+    return {run.name: (test.packed, test.split) for run, test in tests.items()}
 
 
 def wrangle_task(plan: Plan, data: PlannedData) -> WrangleTask:
     """The task that packs a data set."""
-    root = str(data_root(plan.root))
-    return WrangleTask(data=data.data.model_dump_json(), data_root=root, test=data.split is None)
+    return WrangleTask(data.data, data_root(plan.root), test=data.split is None)
+
+
+def weights_task(plan: Plan, model: ModelSpec) -> FetchWeightsTask:
+    """The task that downloads the weights a network names."""
+    return FetchWeightsTask(model, weights_folder(plan.root))
 
 
 def stream_key(train: TrainSpec, data_digest: str) -> str:

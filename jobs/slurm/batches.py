@@ -10,8 +10,9 @@ from typing import Any
 from jobs.clusters.profile import Profile, Resources
 from jobs.local.train_groups import CELLS_PER_PROCESS
 from jobs.planning.plan import Plan, PlannedCell
+from jobs.planning.status import GridStatus
 from jobs.planning.tasks import evaluate_task, resources_for, submission_task, train_task, wrangle_task
-from jobs.slurm.job import CellJob, FinalJob, Steps
+from jobs.slurm.job import CellJob, FinalJob, StageJob
 from pipeline.errors import SpecError
 
 
@@ -31,19 +32,15 @@ class Batch:
 
 
 def build_batches(
-    plan: Plan,
-    profile: Profile,
-    cells: Sequence[PlannedCell],
-    *,
-    active_jobs: Sequence[str],
-    wrangle_jobs: dict[str, str],
-    max_array: int,
-    submission: bool,
+    plan: Plan, profile: Profile, grid_status: GridStatus, *, max_array: int, submission: bool
 ) -> list[Batch]:
     """The batches that complete a plan: wrangle, train arrays, and the final job that evaluates.
 
-    `cells` are to be trained; `active_jobs` are queued or running jobs whose cells belong to the leaderboard too.
+    Pending cells are to be trained; the final job waits for active ones too, which the leaderboard includes.
     """
+    cells = [cell.planned for cell in grid_status.of("pending")]
+    active_jobs = sorted({str(cell.job).split("_")[0] for cell in grid_status.of("active")})
+    wrangle_jobs = grid_status.wrangle_jobs
     batches = []
     needed = {str(c.data.split): c.data for c in cells if c.data.reason is not None}
     if submission:
@@ -53,9 +50,9 @@ def build_batches(
         sorted({wrangle_jobs[str(d.packed)] for d in needed.values() if str(d.packed) in wrangle_jobs})
     )
     if new:
-        steps = Steps(tuple(wrangle_task(plan, data) for data in new))
+        stages = StageJob(tuple(wrangle_task(plan, data) for data in new))
         packs = tuple(str(data.packed) for data in new)
-        batches.append(Batch("wrangle", (steps,), profile.cpu, packs=packs, requeue=profile.requeue))
+        batches.append(Batch("wrangle", (stages,), profile.cpu, packs=packs, requeue=profile.requeue))
         waits = (*waits, "wrangle")
     arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + len(active_jobs) + 1))
     last = []
@@ -74,7 +71,7 @@ def build_batches(
             name, after = f"train-{number}-more-{run}", (batches[-1].key,)
             batches.append(replace(batch, key=name, after=after, condition="afterany"))
         last.append(batches[-1].key)
-    batches.append(_final_job(plan, profile, (*last, *sorted(active_jobs)), batches, submission=submission))
+    batches.append(_final_job(plan, profile, (*last, *active_jobs), batches, submission=submission))
     return batches
 
 
@@ -84,11 +81,11 @@ def _arrays(
     """(tasks, cells of each task, resources) of every array."""
     groups: dict[str, list[tuple[PlannedCell, Profile]]] = {}
     for cell in cells:
-        want = resources_for(cell, profile)
-        groups.setdefault(repr(want), []).append((cell, want))
-    room = (profile.max_submit or math.inf) - other_jobs
+        changed = resources_for(cell, profile)
+        groups.setdefault(repr(changed), []).append((cell, changed))
+    free = (profile.max_submit or math.inf) - other_jobs
     per_job = CELLS_PER_PROCESS if plan.loaded.spec.grid.share_process is True else 1
-    while sum(math.ceil(len(g) / max(per_job, g[0][1].cells_per_job)) for g in groups.values()) > room:
+    while sum(math.ceil(len(g) / max(per_job, g[0][1].cells_per_job)) for g in groups.values()) > free:
         per_job += 1  # more cells a job, one after another, so that all fit
         if per_job > len(cells):
             raise SpecError(
@@ -96,26 +93,26 @@ def _arrays(
                 f"{profile.max_submit} (cluster.max_submit); wait for some to end"
             )
     for group in groups.values():
-        want = group[0][1]
-        size = max(per_job, want.cells_per_job)
+        own = group[0][1]
+        size = max(per_job, own.cells_per_job)
         if size > 1:  # those that can share a process into one job
             streams = [train_task(plan, cell).stream for cell, _ in group]
             group = [group[i] for i in sorted(range(len(group)), key=lambda i: streams.index(streams[i]))]
         members = [tuple(cell for cell, _ in group[i : i + size]) for i in range(0, len(group), size)]
         for start in range(0, len(members), max_array):
             part = tuple(members[start : start + max_array])
-            yield tuple(_cell_job(plan, want, some) for some in part), part, want.train
+            yield tuple(_cell_job(plan, own, some) for some in part), part, own.train
 
 
-def _cell_job(plan: Plan, want: Profile, cells: Sequence[PlannedCell]) -> CellJob:
+def _cell_job(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> CellJob:
     return CellJob(
         tasks=tuple(train_task(plan, cell) for cell in cells),
-        concurrent_cells=min(want.concurrent_cells, len(cells)),
-        cores=want.train.cpus,
+        concurrent_cells=min(profile.concurrent_cells, len(cells)),
+        cores=profile.train.cpus,
         device=plan.loaded.spec.run.device,
-        scratch=want.scratch,
-        requeue=want.requeue,
-        grace_s=max(want.signal_s - 30.0, want.signal_s / 2),
+        scratch=profile.scratch,
+        requeue=profile.requeue,
+        grace_s=max(profile.signal_s - 30.0, profile.signal_s / 2),
     )
 
 

@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.local.processes import Job, Slots, Stop, mark_killed, run_jobs, visible_gpus
+from jobs.local.endings import record_failure
+from jobs.local.processes import Job, Stop, run_jobs
 from jobs.local.progress import Progress
+from jobs.local.slots import Slots, visible_gpus
 from jobs.local.train_groups import group_process, group_tasks
 from jobs.slurm.queue import reasons
 from jobs.stages import EXIT_STOPPED, EvaluateTask, SubmissionTask, Task, TrainTask, run_task
 from pipeline.data.layout import is_complete, read_dataset
+from pipeline.storage.run_dir import RunDir
 
 _KILL_EXPECTED_S = 300.0
 
@@ -28,7 +31,7 @@ class CellsFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Steps:
+class StageJob:
     """Stages one after another in one job, each after the success of the one before."""
 
     tasks: tuple[Task, ...]
@@ -39,7 +42,7 @@ class Steps:
             status = run_task(task)
             if status:
                 raise CellsFailedError(
-                    f"{type(task).__name__} ended with status {status}; its error stands above"
+                    f"{type(task).__name__} ended with status {status}; its error is above"
                 )
 
 
@@ -62,22 +65,16 @@ class CellJob:
     def __call__(self) -> None:
         """Raises CellsFailedError when a cell failed; the others were still finished."""
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: pickle, `scontrol requeue`, exit
-        packed = {task.packed: stage_in(Path(task.packed), self.scratch) for task in self.tasks}
+        packed = {task.packed: stage_in(task.packed, self.scratch) for task in self.tasks}
         gpus = () if self.device == "cpu" else visible_gpus()
         slots = Slots(
             count=self.concurrent_cells, threads=max(1, self.cores // self.concurrent_cells), gpus=gpus
         )
-        tasks = [replace(task, packed=str(packed[task.packed])) for task in self.tasks]
+        tasks = [replace(task, packed=packed[task.packed]) for task in self.tasks]
         groups = group_tasks(tasks, -(-len(tasks) // self.concurrent_cells))
-        jobs = [
-            group_process([Job(Path(task.run).name, task, Path(task.run) / "log.txt") for task in group])
-            for group in groups
-        ]
+        jobs = [group_process([Job(task.run.name, task, task.run.log) for task in group]) for group in groups]
         stop = Stop((signal.SIGUSR2,), grace_s=self.grace_s, insist=False)
         outcome = run_jobs(jobs, slots, Progress("cells", len(tasks)), stop=stop)
-        for task in self.tasks:
-            if not outcome.stopped:
-                mark_killed(task, outcome.status.get(Path(task.run).name))
         if outcome.stopped and self.requeue and callable(requeue):
             requeue(signal.SIGUSR2, None)
         if EXIT_STOPPED in outcome.status.values() and not outcome.stopped:
@@ -133,13 +130,17 @@ class FinalJob:
     """Evaluate what the cells left, and perhaps predict and submit; runs after every cell has ended."""
 
     evaluate: EvaluateTask
-    jobs_of: tuple[tuple[str, str], ...]  # (cell, its job), to ask Slurm about cells that could not say
+    cell_jobs: tuple[tuple[str, str], ...]  # (cell, its job), to ask Slurm about cells that could not say
     submission: SubmissionTask | None = None
 
     def __call__(self) -> None:
         """Raises CellsFailedError when a stage failed."""
-        evaluate = replace(
-            self.evaluate,
-            reasons=reasons(dict(self.jobs_of), Path(self.evaluate.experiment) / "slurm", wait_s=20),
-        )
-        Steps((evaluate, self.submission) if self.submission else (evaluate,))()
+        inputs = self.evaluate.inputs
+        known = reasons(dict(self.cell_jobs), inputs.experiment.slurm, wait_s=20)
+        for name, identity, _ in inputs.cells:
+            run = RunDir(inputs.experiment.path / name)
+            # a job that failed before its cells began: nobody else writes down why
+            if name in known and run.manifest_state(identity) in ("new", "started"):
+                record_failure(run, identity, known[name])
+        evaluate = replace(self.evaluate, reasons=known)
+        StageJob((evaluate, self.submission) if self.submission else (evaluate,))()

@@ -16,6 +16,7 @@ from jobs import ledger
 from jobs.clusters.profile import Profile, Resources, cost_per_hour, gpu_count
 from jobs.planning.tasks import resources_for
 from jobs.slurm.batches import Batch
+from jobs.slurm.job import FinalJob
 from jobs.slurm.queue import cancel
 from pipeline.errors import LaunchError, SpecError
 from pipeline.storage.run_dir import ExperimentDir
@@ -109,7 +110,7 @@ class Submitter:
         before = set(folder.iterdir()) if folder.exists() else set()
         try:
             for batch in batches:
-                tasks = [self._knowing(task, events) for task in batch.tasks]
+                tasks = [_with_cell_jobs(task, events) for task in batch.tasks]
                 ids[batch.key] = self._sbatch(batch, tasks, ids)
                 events += self._events(batch, ids[batch.key])
         except BaseException:  # Ctrl-C too: half a sweep must not stay queued
@@ -184,13 +185,6 @@ class Submitter:
     def _python(self) -> str:
         return self.profile.python or shlex.quote(sys.executable)
 
-    def _knowing(self, task: Any, events: Sequence[dict[str, Any]]) -> Any:
-        """The final job learns which job each cell has, to ask Slurm about those that cannot say why they ended."""
-        if not hasattr(task, "jobs_of"):
-            return task
-        known = dict(task.jobs_of) | {e["cell"]: e["jobs"][-1] for e in events if "cell" in e}
-        return replace(task, jobs_of=tuple(known.items()))
-
     def _price(self, resources: Resources, concurrent_cells: int) -> dict[str, Any]:
         """What an hour of one of so many cells costs, where the site's prices are known."""
         price = self.profile.billing
@@ -203,7 +197,7 @@ class Submitter:
     def _events(self, batch: Batch, jobs: Sequence[str]) -> list[dict[str, Any]]:
         common = {"event": "submitted", "cluster": self.cluster, "code": self.code_digest}
         if not batch.cells:
-            submits = any(getattr(task, "submission", None) for task in batch.tasks)
+            submits = any(isinstance(task, FinalJob) and task.submission for task in batch.tasks)
             stage = {"stage": batch.key, "packed": list(batch.packs), "submission": submits}
             return [common | stage | {"jobs": list(jobs)}]
         return [
@@ -213,6 +207,14 @@ class Submitter:
             for job, cells in zip(jobs, batch.cells, strict=True)
             for c in cells
         ]
+
+
+def _with_cell_jobs(task: Any, events: Sequence[dict[str, Any]]) -> Any:
+    """The final job learns which job each cell has, to ask Slurm about those that cannot say why they ended."""
+    if not isinstance(task, FinalJob):
+        return task
+    known = dict(task.cell_jobs) | {e["cell"]: e["jobs"][-1] for e in events if "cell" in e}
+    return replace(task, cell_jobs=tuple(known.items()))
 
 
 def explain_refusal(error: str, batch: Batch, cluster: str) -> str:

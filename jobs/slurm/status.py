@@ -1,50 +1,19 @@
-"""The status of each cell: done, active, pending (to be submitted), or held back, and why. Torch-free.
-
-Files prove that a cell is done; Slurm is asked only about cells that are not.
-"""
+"""The status of a grid on Slurm: the plan, the ledger and the queue compared. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from jobs.planning.plan import Plan, PlannedCell
-from jobs.slurm.queue import JobState, ending, states
+from jobs.planning.plan import Plan
+from jobs.planning.status import GridStatus, JobState, StartedJob, cell_status
+from jobs.slurm.queue import ending, states
 from pipeline.storage.jsonl import read_jsonl
-from pipeline.storage.run_dir import ExperimentDir
-
-_CRASHES = 3  # in a row under the same code, before a person must look
 
 
-@dataclass(frozen=True)
-class CellStatus:
-    """One cell."""
-
-    planned: PlannedCell
-    kind: Literal["done", "active", "pending", "held"]
-    why: str = ""
-    job: str | None = None  # the newest
-    state: JobState | None = None
-
-
-@dataclass(frozen=True)
-class GridStatus:
-    """All cells of a plan, and the jobs of its other stages that are queued or running."""
-
-    cells: list[CellStatus]
-    wrangle_jobs: dict[str, str]  # packed folder -> job
-    final_jobs: list[str]
-    submits: bool  # whether one of them writes the submission too
-    states: dict[str, JobState]
-
-    def of(self, kind: str) -> list[CellStatus]:
-        """The cells of one kind."""
-        return [cell for cell in self.cells if cell.kind == kind]
-
-
-def read_grid_status(plan: Plan, *, mem_gb: dict[str, float | None], code: str) -> GridStatus:
-    """Compare the plan with the ledger and with Slurm: one squeue and at most one sacct in all.
+def read_grid_status(plan: Plan, *, mem_gb: Mapping[str, float | None], code: str) -> GridStatus:
+    """By one squeue and at most one sacct in all, and only about cells that files do not prove to be done.
 
     `mem_gb` is what each cell (by folder name) would ask for now, `code` the digest of the code it would run.
     """
@@ -55,58 +24,30 @@ def read_grid_status(plan: Plan, *, mem_gb: dict[str, float | None], code: str) 
     requested = {job for e in submitted if e.get("cell") in missing for job in e["jobs"]}
     requested |= {job for event in stages[-50:] for job in event["jobs"]}
     known = states(requested)
-    by_cell: dict[str, list[dict[str, Any]]] = {}
-    for event in events:
-        if event["event"] == "retry":
-            by_cell[event["cell"]] = []  # what was before counts no more
-        elif event["event"] == "submitted" and "cell" in event:
-            by_cell.setdefault(event["cell"], []).append(event)
+    known |= {job: replace(s, ending=ending(job, s, plan.experiment.slurm)) for job, s in known.items()}
+    jobs = _jobs_of_cells(events, known)
     cells = []
     for cell in plan.cells:
-        history = [e for e in by_cell.get(cell.run.name, ()) if e["identity"] == cell.identity]
-        cells.append(_cell_status(plan.experiment, cell, history, known, mem_gb.get(cell.run.name), code))
+        own = jobs.get((cell.run.name, cell.identity), ())
+        cells.append(cell_status(cell, own, code=code, mem_gb=mem_gb.get(cell.run.name)))
     active = [(event, job) for event in stages for job in event["jobs"] if job in known and known[job].active]
     wrangle_jobs = {packed: job for e, job in active if e["stage"] == "wrangle" for packed in e["packed"]}
-    final_jobs = [(event, job) for event, job in active if event["stage"] == "final"]
-    submits = any(event.get("submission") for event, _ in final_jobs)
-    return GridStatus(cells, wrangle_jobs, [job for _, job in final_jobs], submits, known)
+    final_jobs = {job: known[job] for event, job in active if event["stage"] == "final"}
+    submits = any(event.get("submission") for event, job in active if job in final_jobs)
+    return GridStatus(cells, wrangle_jobs, final_jobs, submits)
 
 
-def _cell_status(
-    experiment: ExperimentDir,
-    cell: PlannedCell,
-    history: Sequence[dict[str, Any]],
-    known: dict[str, JobState],
-    mem_gb: float | None,
-    code: str,
-) -> CellStatus:
-    if cell.reason is None:
-        return CellStatus(cell, "done", job=history[-1]["jobs"][-1] if history else None)
-    if cell.held is not None:
-        return CellStatus(cell, "held", cell.held, job=history[-1]["jobs"][-1] if history else None)
-    for job in [job for event in history for job in event["jobs"]]:
-        if job in known and known[job].active:
-            return CellStatus(cell, "active", known[job].state.lower(), job, known[job])
-    if not history:
-        return CellStatus(cell, "pending", cell.reason)
-    last = history[-1]
-    job = last["jobs"][-1]
-    if job not in known:
-        return CellStatus(cell, "pending", f"{cell.reason}; its job {job} is unknown to Slurm", job)
-    ended = known[job]
-    why = ending(job, ended, experiment.slurm) or cell.reason
-    if why == "out of memory" and (mem_gb or 0) <= (last.get("mem_gb") or 0):
-        memory = f"{last['mem_gb']:g} GB" if last.get("mem_gb") else "the site's own share"
-        why = f"out of memory with {memory}; ask for more (run.resources mem_gb), or a smaller batch"
-        return CellStatus(cell, "held", why, job, ended)
-    crashes = [e for e in history if e.get("code") == code and _crashed(known.get(e["jobs"][-1]))]
-    if len(crashes) >= _CRASHES and crashes[-1] is last:
-        why = f"failed {len(crashes)} times under the same code ({why}); see its log, then `make retry`"
-        return CellStatus(cell, "held", why, job, ended)
-    if cell.reason.startswith("failed: ") and not why.startswith(("cancelled", "out of memory")):
-        why = cell.reason
-    return CellStatus(cell, "pending", why, job, ended)
-
-
-def _crashed(state: JobState | None) -> bool:
-    return state is not None and state.state in ("FAILED", "OUT_OF_MEMORY")
+def _jobs_of_cells(
+    events: Sequence[Mapping[str, Any]], known: Mapping[str, JobState]
+) -> dict[tuple[str, str], list[StartedJob]]:
+    """(cell, identity) -> its jobs since the last retry, the oldest first."""
+    found: dict[tuple[str, str], list[StartedJob]] = {}
+    for event in events:
+        if event["event"] == "retry":
+            for key in [key for key in found if key[0] == event["cell"]]:
+                del found[key]
+        elif event["event"] == "submitted" and "cell" in event:
+            given = {"code": event.get("code", ""), "mem_gb": event.get("mem_gb")}
+            jobs = [StartedJob(job, known.get(job), **given) for job in event["jobs"]]
+            found.setdefault((event["cell"], event["identity"]), []).extend(jobs)
+    return found

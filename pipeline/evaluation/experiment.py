@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,10 @@ from pipeline.data.splits import read_split
 from pipeline.errors import CheckpointError, SubmissionError
 from pipeline.evaluation.cell import CellEvaluation, baselines, evaluate_cell, measure
 from pipeline.evaluation.leaderboard import COMPARISON_COLUMNS, SEED_COLUMNS, Row, rank, write_leaderboard
-from pipeline.evaluation.selection import (
-    ENSEMBLE,
-    EvaluationInputs,
-    resolve_selection,
-    rewrite_report,
-    tables,
-)
+from pipeline.evaluation.selection import ENSEMBLE, EvaluationInputs, Selection, tables
 from pipeline.metrics.bootstrap import Contender, compare, over_seeds
 from pipeline.metrics.decision_rule import Validation
 from pipeline.spec import LOWER_IS_BETTER, METRICS, TopCells
-from pipeline.storage.files import write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import write_table
 
@@ -31,23 +24,23 @@ _COMPARED = 20  # cells, the best ones
 
 
 def evaluate_experiment(
-    evaluation: EvaluationInputs,
+    inputs: EvaluationInputs,
     *,
     monitor: str,
     packed_dir: Path,
     split_file: Path,
     reasons: Mapping[str, str],
 ) -> None:
-    """Write report.json of every finished cell, the tables, selected.json, report.html.
+    """Write report.json of every finished cell, the tables and selected.json.
 
     An incomplete cell gets a row with its reason and does not stop the others. `reasons` explains cells
     whose own process could not record why it ended.
     """
-    experiment, evaluate = evaluation.experiment, evaluation.evaluate
+    experiment, evaluate = inputs.experiment, inputs.evaluate
     rows: list[Row] = []
     measured: dict[str, list[CellEvaluation]] = {}  # by name without the seed
     codes: set[str] = set()
-    for name, identity, without_seed in evaluation.cells:
+    for name, identity, without_seed in inputs.cells:
         run = RunDir(experiment.path / name)
         reason = run.why_not_done(identity)
         try:
@@ -62,7 +55,7 @@ def evaluate_experiment(
         measured.setdefault(without_seed, []).append(cell_evaluation)
     # training verified every byte of the pixels; here only labels are used
     rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
-    ensemble = _ensemble(evaluation, measured)
+    ensemble = _ensemble(inputs, measured)
     rows += [ensemble.evaluated.row] if ensemble.evaluated else []
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
     _write_seeds(experiment, measured)
@@ -80,34 +73,33 @@ def evaluate_experiment(
             for label in cell_evaluation.absent
         }
     )
-    selected = experiment.read_selected() | {
-        "inputs": evaluation.inputs,
-        "select_by": evaluate.select_by,
-        "evaluate": evaluate.model_dump(mode="json"),
-        "monitor": monitor,
-        "packed": str(packed_dir),
-        "split": str(split_file),
-        "comparable": comparable,
-        "absent_labels": absent,
-        "ensemble": ensemble.members,
-        "problem": ensemble.problem,
-        "codes": sorted(codes),
-        "tables": tables(experiment),
-    }
-    write_json(experiment.selected, resolve_selection(experiment, selected, None))
-    rewrite_report(experiment, [name for name, _, _ in evaluation.cells])
+    selection = Selection(
+        inputs=inputs.digest,
+        select_by=evaluate.select_by,
+        evaluate=evaluate,
+        monitor=monitor,
+        packed=packed_dir,
+        split=split_file,
+        comparable=comparable,
+        absent_labels=tuple(absent),
+        ensemble=ensemble.members,
+        problem=ensemble.problem,
+        codes=tuple(sorted(codes)),
+        tables=tables(experiment),
+    )
+    selection.resolve(experiment, Selection.read(experiment).user_pick).write(experiment)
 
 
 @dataclass(frozen=True)
 class _Ensemble:
-    members: list[str] = field(default_factory=list)  # empty: the best cell alone
+    members: tuple[str, ...] = ()  # empty: the best cell alone
     evaluated: CellEvaluation | None = None
     problem: str | None = None  # why `submission.cells` cannot be fulfilled
 
 
-def _ensemble(evaluation: EvaluationInputs, measured: Mapping[str, Sequence[CellEvaluation]]) -> _Ensemble:
+def _ensemble(inputs: EvaluationInputs, measured: Mapping[str, Sequence[CellEvaluation]]) -> _Ensemble:
     """The cells of `submission.cells`, and their mean scores decided and measured like a cell's."""
-    cells, evaluate = evaluation.submission.cells, evaluation.evaluate
+    cells, evaluate = inputs.submission.cells, inputs.evaluate
     rows = rank(
         [cell_evaluation.row for group in measured.values() for cell_evaluation in group], evaluate.select_by
     )
@@ -133,9 +125,9 @@ def _ensemble(evaluation: EvaluationInputs, measured: Mapping[str, Sequence[Cell
         validation = Validation.mean([by_name[name] for name in members])
     except SubmissionError as error:
         return _Ensemble(problem=str(error))
-    run = RunDir(evaluation.experiment.path / ENSEMBLE)
+    run = RunDir(inputs.experiment.path / ENSEMBLE)
     run.path.mkdir(exist_ok=True)
-    return _Ensemble(members, measure(run, ENSEMBLE, validation, evaluate))
+    return _Ensemble(tuple(members), measure(run, ENSEMBLE, validation, evaluate))
 
 
 def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[CellEvaluation]]) -> None:

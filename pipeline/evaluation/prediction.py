@@ -11,7 +11,8 @@ import torch
 
 from pipeline.data.packed import PackedSet
 from pipeline.errors import CheckpointError
-from pipeline.evaluation.submission import TestImages, is_predicted, made_of, test_rows
+from pipeline.evaluation.selection import TestImages
+from pipeline.evaluation.submission import is_predicted, made_of, test_rows
 from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.device import ExecutionConfig

@@ -5,20 +5,89 @@ Planning and status read this module; `pipeline.evaluation.experiment` writes wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import SubmissionError
 from pipeline.evaluation.leaderboard import best_cell, format_comparisons, format_table, read_leaderboard
 from pipeline.spec import EvaluateSpec, SubmissionSpec
 from pipeline.spec.identity import digest
-from pipeline.storage.files import sha256_file, write_json
+from pipeline.storage.files import read_json, sha256_file, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
 
 FORMAT = 2  # of the tables: an experiment evaluated in another format is evaluated again
 ENSEMBLE = "ensemble"  # the row and folder of several cells' mean scores
+TestImages = tuple[Path, Path | None]  # the packed set, and the split if that names the rows to predict
+
+
+class Selection(BaseModel):
+    """`selected.json`: what the last evaluation was made of and found, and the cells of the submission.
+
+    As it is without arguments, nothing is ranked.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    inputs: str = ""  # `EvaluationInputs.digest`
+    select_by: str = ""
+    evaluate: EvaluateSpec = EvaluateSpec()
+    monitor: str = ""
+    packed: Path | None = None  # the images and
+    split: Path | None = None  # the rows of the baselines
+    comparable: bool = True  # all cells were validated on the same images
+    absent_labels: tuple[str, ...] = ()  # without a validation image
+    ensemble: tuple[str, ...] = ()  # the cells of `submission.cells`; none: the best cell alone
+    problem: str | None = None  # why `submission.cells` cannot be fulfilled
+    codes: tuple[str, ...] = ()  # digests of the code the cells ran on
+    tables: dict[str, str] = {}  # file name -> SHA-256
+    cell: str | None = None  # the selected row of the leaderboard
+    cells: tuple[str, ...] = ()  # whose mean scores make the submission
+    value: float | None = None  # of `select_by`
+    picked_by: Literal["best", "user", "ensemble"] = "best"
+
+    @property
+    def user_pick(self) -> str | None:
+        """The cell that a person selected."""
+        return self.cell if self.picked_by == "user" else None
+
+    @classmethod
+    def read(cls, experiment: ExperimentDir) -> Selection:
+        """What was written; `Selection()` where the file is missing, or damaged, which is printed."""
+        try:
+            return cls.model_validate(read_json(experiment.selected))
+        except OSError:
+            return cls()
+        except ValueError as error:
+            print(
+                f"{experiment.selected}: is damaged ({str(error).splitlines()[0]}); "
+                "cells are ranked again, and your own pick is lost"
+            )
+            return cls()
+
+    def write(self, experiment: ExperimentDir) -> None:
+        """Into `selected.json`."""
+        write_json(experiment.selected, self.model_dump(mode="json"))
+
+    def resolve(self, experiment: ExperimentDir, picked: str | None) -> Selection:
+        """With the cell `picked` while it has finished, else the ensemble, else the best cell selected."""
+        rows = read_leaderboard(experiment.leaderboard)
+        finished = {row["cell"]: row for row in rows if row["state"] == "done"}
+        how = "user"
+        chosen: Mapping[str, str] | None = finished.get(picked or "")
+        cells: tuple[str, ...] = (chosen["cell"],) if chosen else ()
+        if chosen is None and self.ensemble:
+            how, cells = ENSEMBLE, self.ensemble
+            chosen = next(row for row in rows if row["cell"] == ENSEMBLE)
+        elif chosen is None:
+            how, chosen = "best", None if self.problem else best_cell(rows)
+            cells = (chosen["cell"],) if chosen else ()
+        name, value = (chosen["cell"], float(chosen[self.select_by])) if chosen else (None, None)
+        return self.model_copy(update={"cell": name, "cells": cells, "value": value, "picked_by": how})
 
 
 @dataclass(frozen=True)
@@ -32,8 +101,8 @@ class EvaluationInputs:
     data_digests: tuple[str, ...]
 
     @property
-    def inputs(self) -> str:
-        """Digest of all that the leaderboard depends on: equal inputs need no new evaluation."""
+    def digest(self) -> str:
+        """Of all that the leaderboard depends on: equal inputs need no new evaluation."""
         runs = [(RunDir(self.experiment.path / name), identity) for name, identity, _ in self.cells]
         cells = [(run.name, run.why_not_done(identity), _scores_digest(run)) for run, identity in runs]
         return digest(
@@ -49,32 +118,29 @@ class EvaluationInputs:
     @property
     def is_done(self) -> bool:
         """True when leaderboard, selection and report exist and were made from these inputs."""
-        selected = self.experiment.read_selected()
-        made = selected.get("inputs") == self.inputs and self.experiment.report.exists()
-        return made and selected.get("tables") == tables(self.experiment)
+        selection = Selection.read(self.experiment)
+        made = selection.inputs == self.digest and self.experiment.report.exists()
+        return made and selection.tables == tables(self.experiment)
 
 
 def format_leaderboard(experiment: ExperimentDir, select_by: str) -> str:
     """The leaderboard as text."""
-    selected = experiment.read_selected()
-    table = format_table(
-        read_leaderboard(experiment.leaderboard),
-        select_by,
-        [selected.get("cell", ""), *selected.get("cells", ())],
-    )
+    selection = Selection.read(experiment)
+    rows = read_leaderboard(experiment.leaderboard)
+    table = format_table(rows, select_by, [selection.cell or "", *selection.cells])
     comparisons = format_comparisons(read_table(experiment.comparisons))
     table += f"\n{comparisons}" if comparisons else ""
-    if selected.get("ensemble"):
-        table += f"\n{ENSEMBLE}: mean scores of {', '.join(selected['ensemble'])}"
-    if selected.get("problem"):
-        table += f"\nnote: {selected['problem']}"
-    if selected.get("absent_labels"):
-        absent = ", ".join(selected["absent_labels"])
+    if selection.ensemble:
+        table += f"\n{ENSEMBLE}: mean scores of {', '.join(selection.ensemble)}"
+    if selection.problem:
+        table += f"\nnote: {selection.problem}"
+    if selection.absent_labels:
+        absent = ", ".join(selection.absent_labels)
         table += f"\nnote: no validation image has the label {absent}: left out of the macro averages"
-    if not selected.get("comparable", True):
+    if not selection.comparable:
         table += "\nnote: these cells were validated on different images; compare them with care"
-    if len(selected.get("codes", ())) > 1:
-        versions = ", ".join(code[:8] for code in selected["codes"])
+    if len(selection.codes) > 1:
+        versions = ", ".join(code[:8] for code in selection.codes)
         table += f"\nnote: these cells come from different code ({versions}); `make retry` trains one again"
     return table
 
@@ -84,67 +150,35 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
 
     Raises SubmissionError where that cell has no row with metrics in the leaderboard.
     """
-    selected = experiment.read_selected()
-    if "select_by" not in selected:
+    selection = Selection.read(experiment)
+    if not selection.select_by:
         raise SubmissionError(f"{experiment.path}: nothing is ranked yet; run `make grid` first")
-    if selected.get("tables") != tables(experiment):
+    if selection.tables != tables(experiment):
         raise SubmissionError(f"{experiment.leaderboard}: is damaged or edited; `make grid` writes it again")
-    chosen = resolve_selection(experiment, selected | {"picked_by": "best"}, picked)
-    if "cell" not in chosen:
+    chosen = selection.resolve(experiment, picked.name if picked else None)
+    if picked is not None and chosen.user_pick is None:
+        rows = read_leaderboard(experiment.leaderboard)
+        known = ", ".join(row["cell"] for row in rows if row["state"] == "done") or "none"
         raise SubmissionError(
-            chosen.get("problem") or f"{experiment.leaderboard}: no cell has finished; see their logs"
+            f"RUN={picked.name}: is not a finished cell of this leaderboard; finished: {known}"
         )
-    write_json(experiment.selected, chosen)
-    rewrite_report(experiment)
-    return str(chosen["cell"])
-
-
-def rewrite_report(experiment: ExperimentDir, planned: Sequence[str] = ()) -> None:
-    """Write report.html again; `planned` names all cells of the grid."""
-    from pipeline.report import write_report  # it imports matplotlib, which planning does not need
-
-    write_report(experiment, planned)
+    if chosen.cell is None:
+        raise SubmissionError(
+            chosen.problem or f"{experiment.leaderboard}: no cell has finished; see their logs"
+        )
+    chosen.write(experiment)
+    return chosen.cell
 
 
 def selected_cells(experiment: ExperimentDir) -> list[RunDir]:
     """The cells whose mean scores make the submission; a SubmissionError where there are none yet."""
-    selected = experiment.read_selected()
-    if not selected.get("cells"):
+    selection = Selection.read(experiment)
+    if not selection.cells:
         raise SubmissionError(
-            selected.get("problem")
+            selection.problem
             or f"{experiment.path}: no cell is selected; run `make grid`, and see the logs of its cells"
         )
-    return [RunDir(experiment.path / name) for name in selected["cells"]]
-
-
-def resolve_selection(
-    experiment: ExperimentDir, selected: dict[str, Any], picked: RunDir | None
-) -> dict[str, Any]:
-    """`selected` with the user's pick while it is valid, else the requested ensemble, else the best cell."""
-    rows = read_leaderboard(experiment.leaderboard)
-    done = {row["cell"]: row for row in rows if row["state"] == "done"}
-    if picked is not None and picked.name not in done:
-        known = ", ".join(done) or "none"
-        raise SubmissionError(
-            f"RUN={picked.name}: is not a finished cell of this leaderboard; finished: {known}"
-        )
-    by_user = selected.get("cell") if selected.get("picked_by") == "user" else None
-    name = picked.name if picked is not None else by_user if by_user in done else None
-    chosen = done[name] if name else best_cell(rows)
-    how = "user" if name else "best"
-    cells = [chosen["cell"]] if chosen else []
-    if how == "best" and selected.get("ensemble"):
-        how, cells = ENSEMBLE, selected["ensemble"]
-        chosen = next(row for row in rows if row["cell"] == ENSEMBLE)
-    elif how == "best" and selected.get("problem"):
-        chosen = None
-    for key in ("cell", "cells", "value", "picked_by"):
-        selected.pop(key, None)
-    if chosen is not None:
-        selected["cell"], selected["cells"] = chosen["cell"], cells
-        selected["picked_by"] = how
-        selected["value"] = float(chosen[selected["select_by"]])
-    return selected
+    return [RunDir(experiment.path / name) for name in selection.cells]
 
 
 def tables(experiment: ExperimentDir) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
+from pipeline.evaluation.selection import TestImages
 from pipeline.metrics.decision_rule import DecisionRule, Validation, mean_scores
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.spec import EvaluateSpec
@@ -22,7 +23,6 @@ from pipeline.storage.files import write_csv
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
 # N images, K labels
-TestImages = tuple[Path, Path | None]  # the packed set, and the split if that names the rows to predict
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.evaluation.selection import Selection
 from pipeline.spec import LOWER_IS_BETTER
 from pipeline.spec.identity import flatten
 from pipeline.storage.jsonl import read_jsonl
@@ -62,7 +63,7 @@ class Facts:
     """An experiment: cells (the best first), baselines, and the data behind them."""
 
     experiment: ExperimentDir
-    selected: dict[str, Any]
+    selection: Selection
     cells: list[CellFacts]
     baselines: list[dict[str, str]]
     seeds: list[dict[str, str]]
@@ -84,16 +85,16 @@ class Facts:
 
     def split_counts(self) -> dict[str, dict[str, Any]]:
         """Images and labels of each split; {} before data is packed."""
-        return dict(_json(Path(self.selected.get("split") or "-")).get("counts", {}))
+        return dict(_json(self.selection.split or Path("-")).get("counts", {}))
 
     def wrangle_report(self) -> dict[str, Any]:
         """The report of wrangle; {} where the packed set is not available."""
-        return _json(Path(self.selected.get("packed") or "-") / "wrangle_report.json")
+        return _json((self.selection.packed or Path("-")) / "wrangle_report.json")
 
 
 def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     """Everything about the `planned` cells; without them, about those of the leaderboard or the folder."""
-    selected = experiment.read_selected()
+    selection = Selection.read(experiment)
     rows = read_table(experiment.leaderboard)
     baselines = [row for row in rows if row["state"] == "baseline"]
     by_name = {row["cell"]: row for row in rows if row["state"] != "baseline"}
@@ -107,10 +108,10 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     cells = [_cell(RunDir(experiment.path / name), by_name.get(name, {}), prices.get(name)) for name in names]
     spec = next((cell.settings for cell in cells if cell.settings), {})
     monitor = str(spec.get("train.monitor", "f1_micro"))
-    by = str(selected.get("select_by") or spec.get("evaluate.select_by", monitor))
-    best = next((cell for cell in cells if cell.name == selected.get("cell")), None)
+    by = str(selection.select_by or spec.get("evaluate.select_by", monitor))
+    best = next((cell for cell in cells if cell.name == selection.cell), None)
     seeds, comparisons = read_table(experiment.seeds), read_table(experiment.comparisons)
-    return Facts(experiment, selected, cells, baselines, seeds, comparisons, by, monitor, best, _axes(cells))
+    return Facts(experiment, selection, cells, baselines, seeds, comparisons, by, monitor, best, _axes(cells))
 
 
 def short(key: str) -> str:

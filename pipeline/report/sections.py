@@ -40,7 +40,7 @@ class Report:
         entries = [("Cells", f"{states['done']} of {len(facts.trained)} done", plain(states))]
         if best is not None and (value := best.value(facts.by)) is not None:
             how = {"user": "picked by hand", "ensemble": "mean scores of several cells"}.get(
-                str(facts.selected.get("picked_by")), "best on validation"
+                facts.selection.picked_by, "best on validation"
             )
             interval = _interval(best, facts.by)
             entries = [

@@ -19,7 +19,6 @@ from pipeline.report import figures
 from pipeline.report.facts import Facts
 from pipeline.report.figures import Plots
 from pipeline.report.page import Table, note, plain
-from pipeline.spec import EvaluateSpec
 from pipeline.storage.files import read_json
 from pipeline.storage.run_dir import RunDir
 from pipeline.tracking.pictures import jpeg
@@ -38,16 +37,15 @@ def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]
     """(heading, HTML) of its sections; none before it is evaluated. `table` stores a table, returns its HTML."""
     if facts.best is None:
         return []
-    run, chosen = RunDir(facts.experiment.path / facts.best.name), facts.selected
+    run, selection = RunDir(facts.experiment.path / facts.best.name), facts.selection
     try:
         report = read_json(run.report)
-        evaluate = EvaluateSpec.model_validate(chosen["evaluate"])
-        cells = [Validation.read(RunDir(facts.experiment.path / name)) for name in chosen["cells"]]
-    except (OSError, ValueError, KeyError, CheckpointError):
+        cells = [Validation.read(RunDir(facts.experiment.path / name)) for name in selection.cells]
+    except (OSError, ValueError, CheckpointError):
         return []
     validation = Validation.mean(cells)
     labels, scores_NK, targets_NK = validation.labels, validation.scores_NK, validation.targets_NK
-    decisions_NK = DecisionRule.fit(evaluate, scores_NK, targets_NK)(scores_NK)
+    decisions_NK = DecisionRule.fit(selection.evaluate, scores_NK, targets_NK)(scores_NK)
     entries, result = report["per_label"], report.get("calibration", {})
     rows = [[plain(entry.get(column)) for column in _COLUMNS] for entry in entries]
     curves = plots.add("pr_curves", "precision and recall of each label",
@@ -61,7 +59,7 @@ def selected_cell(facts: Facts, plots: Plots, table: Callable[[str, Table], str]
         ("Labels", which + table("labels", Table(_COLUMNS, rows)) + rule + curves),
         ("Confusion", confusion and confusion + note(_CONFUSION)),
         ("Calibration", calibration and calibration + note(_CALIBRATION)),
-        ("Gallery", gallery(validation, decisions_NK, Path(facts.selected.get("packed") or "-"))),
+        ("Gallery", gallery(validation, decisions_NK, selection.packed or Path("-"))),
     ]
 
 

@@ -46,18 +46,6 @@ class ExperimentDir:
     slurm = _File("slurm", "submitit's own files.")
     code = _File("code", "Snapshots of the code that ran.")
 
-    def read_selected(self) -> dict[str, Any]:
-        """selected.json, {} where it is missing or unreadable."""
-        try:
-            return read_json(self.selected)
-        except OSError:
-            return {}
-        except ValueError as error:
-            print(
-                f"{self.selected}: is damaged ({error}); cells are ranked anew, a pick of yours is forgotten"
-            )
-            return {}
-
     def folders(self) -> dict[str, list[str]]:
         """The names of what is there by the hash they end in: one listing for a whole plan."""
         found: dict[str, list[str]] = {}

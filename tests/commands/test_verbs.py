@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from jobs.commands.verbs import VERBS
-from jobs.local.processes import last_error
+from jobs.local.endings import last_error
 from pipeline.data.augment import to_input
 from pipeline.data.drawn import LABELS
 from pipeline.data.layout import split_identity

@@ -17,6 +17,7 @@ from pipeline.evaluation.submission import check_submission, write_submission
 from pipeline.metrics.decision_rule import out_of_fold_decisions
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.metrics.thresholds import decide
+from pipeline.report import write_report
 from pipeline.spec import METRICS, EvaluateSpec, SubmissionSpec, TopCells
 from pipeline.storage.files import write_json
 from pipeline.storage.run_dir import ExperimentDir
@@ -57,7 +58,7 @@ def write_rest(run):
     run.metrics.write_text("")
 
 
-def evaluation_of(experiment, cells, threshold=0.5, select_by="f1_micro", submission=None):
+def inputs_of(experiment, cells, threshold=0.5, select_by="f1_micro", submission=None):
     named = tuple((*cell, cell[0])[:3] for cell in cells)  # a cell is its own group unless it says another
     evaluate_spec = EvaluateSpec(threshold=threshold, select_by=select_by)
     return EvaluationInputs(experiment, named, evaluate_spec, submission or SubmissionSpec(), ("data",))
@@ -66,12 +67,13 @@ def evaluation_of(experiment, cells, threshold=0.5, select_by="f1_micro", submis
 def evaluate(experiment, drawn, cells, reasons=None, **settings):
     _, folder, split_file = drawn
     evaluate_experiment(
-        evaluation_of(experiment, cells, **settings),
+        inputs_of(experiment, cells, **settings),
         monitor="f1_micro",
         packed_dir=folder,
         split_file=split_file,
         reasons=reasons or {},
     )
+    write_report(experiment)
     return read_leaderboard(experiment.leaderboard)
 
 
@@ -234,9 +236,9 @@ def test_the_best_is_selected_until_the_user_picks_another(experiment, drawn, tw
     evaluate(experiment, drawn, two_cells)
     assert selected_cells(experiment)[0].name == "poor-bbbbbbbb"
     assert select_cell(experiment, None) == "good-aaaaaaaa"
-    assert evaluation_of(experiment, two_cells).is_done
-    assert not evaluation_of(experiment, two_cells[:1]).is_done
-    assert not evaluation_of(experiment, two_cells, select_by="f1_macro").is_done
+    assert inputs_of(experiment, two_cells).is_done
+    assert not inputs_of(experiment, two_cells[:1]).is_done
+    assert not inputs_of(experiment, two_cells, select_by="f1_macro").is_done
 
 
 def test_a_pick_that_is_gone_gives_way_to_the_best(experiment, drawn, two_cells):

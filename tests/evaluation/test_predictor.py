@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline.errors import CheckpointError, DataError, PipelineError
+from pipeline.evaluation.selection import Selection
 from pipeline.predictor import Predictor
 from pipeline.storage.run_dir import ExperimentDir
 
@@ -23,7 +24,7 @@ def model(finished):
 @pytest.fixture(scope="module")
 def scored(finished):
     """name -> scores of the test images, as `make submission` found them."""
-    run = finished / ExperimentDir(finished).read_selected()["cell"]
+    run = finished / Selection.read(ExperimentDir(finished)).cell
     with np.load(run / "scores_test.npz") as file:
         return dict(zip(file["names"].tolist(), file["scores"], strict=True))
 

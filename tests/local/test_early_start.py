@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.local.processes import Job, Slots, run_jobs, started_early
+from jobs.local.processes import Job, run_jobs, started_early
 from jobs.local.progress import Progress
+from jobs.local.slots import Slots
 from jobs.planning.plan import make_plan
-from jobs.planning.tasks import train_task
-from jobs.stages import WrangleTask, needed
+from jobs.planning.tasks import train_task, wrangle_task
+from jobs.stages import needed_imports
 from pipeline.spec.reading import read_spec
 from tests.cells import jobs, project
 from tests.conftest import ROOT
@@ -80,11 +81,11 @@ def test_a_grid_whose_pictures_cannot_be_packed_leaves_no_cells(tmp_path, drawn_
 
 
 def test_each_process_imports_ahead_only_what_its_task_needs(tmp_path, drawn_zip):
-    _, (plain, _) = cell_jobs(project(tmp_path, drawn_zip, GRID))
-    assert needed(plain.task) == ["pipeline.training.loop"]
+    plan, (plain, _) = cell_jobs(project(tmp_path, drawn_zip, GRID))
+    assert needed_imports(plain.task) == ["pipeline.training.loop"]
     _, (other, _) = cell_jobs(project(tmp_path, drawn_zip, GRID, model={"name": "resnet18"}))
-    assert needed(other.task) == ["pipeline.training.loop", "torchvision.models"]
-    assert needed(WrangleTask("{}", str(tmp_path))) == []
+    assert needed_imports(other.task) == ["pipeline.training.loop", "torchvision.models"]
+    assert needed_imports(wrangle_task(plan, plan.datasets[0])) == []
 
 
 @pytest.mark.parametrize("packed", [False, True])

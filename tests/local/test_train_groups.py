@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from jobs.planning.plan import make_plan
 from jobs.planning.tasks import train_task
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED, TrainGroupTask, TrainTask, encode
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.spec import RunSpec
+from pipeline.spec import RunSpec, Spec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
+from pipeline.storage.run_dir import RunDir
 from tests.cells import clean_environment, finish, jobs, project
 from tests.conftest import ROOT
 
@@ -153,9 +155,9 @@ def test_only_cells_with_the_very_same_batches_share_them(tmp_path, drawn_zip):
     groups = group_tasks(tasks, 8)
     assert [len(group) for group in groups] == [2, 2, 2, 2]
     for group in groups:
-        specs = [json.loads(task.spec)["train"] for task in group]
-        assert len({(spec["batch_size"], spec["seed"]) for spec in specs}) == 1
-        assert len({spec["optimizer"]["lr"] for spec in specs}) == 2
+        specs = [task.spec.train for task in group]
+        assert len({(spec.batch_size, spec.seed) for spec in specs}) == 1
+        assert len({spec.optimizer.lr for spec in specs}) == 2
     alone = make_plan(read_spec(plan.loaded.path, ["grid.share_process=false"]))
     assert {train_task(alone, cell).stream for cell in alone.cells} == {""}
 
@@ -176,8 +178,10 @@ def test_only_cells_with_the_very_same_batches_share_them(tmp_path, drawn_zip):
 )
 def test_where_sharing_pays(monkeypatch, cores, run, choice, features, processes, at_once, threads):
     monkeypatch.setattr("jobs.local.train_groups.cores", lambda: cores)
-    monkeypatch.setattr("jobs.local.processes.cores", lambda: cores)
-    tasks = [TrainTask(f"r{i}", "{}", str(i), "p", "s", "w", stream="x") for i in range(7)]
+    monkeypatch.setattr("jobs.local.slots.cores", lambda: cores)
+    spec, path = Spec.model_validate({"name": "x", "data": {"source": "d.zip"}}), Path("p")
+    runs = [RunDir(Path(f"r{i}")) for i in range(7)]
+    tasks = [TrainTask(run, spec, run.name, path, path, path, stream="x") for run in runs]
     groups, slots = plan_processes(tasks, RunSpec(device="cpu", **run), choice, features=features)
     assert (len(groups), slots.count, slots.threads) == (processes, at_once, threads)
     assert [task for group in groups for task in group] == tasks

@@ -12,6 +12,7 @@ import urllib.request
 import pytest
 
 from pipeline.evaluation.leaderboard import read_leaderboard
+from pipeline.evaluation.selection import Selection
 from pipeline.report import write_report
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
@@ -50,7 +51,7 @@ def test_the_page_shows_what_was_found(browser, address, finished):
     for row in rows:
         assert row["cell"] in text
         assert f"{float(row['f1_micro']):.4f}" in text
-    best = ExperimentDir(finished).read_selected()["cell"]
+    best = Selection.read(ExperimentDir(finished)).cell
     low, high = (
         float(next(row for row in rows if row["cell"] == best)[f"f1_micro_{end}"]) for end in ("lo", "hi")
     )
@@ -130,7 +131,7 @@ def test_figures_and_tables_are_files_too(finished):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     with (folder / "labels.csv").open(newline="") as file:
         labels = list(csv.DictReader(file))
-    best = ExperimentDir(finished).read_selected()["cell"]
+    best = Selection.read(ExperimentDir(finished)).cell
     report = json.loads((finished / best / "report.json").read_text())
     assert [row["label"] for row in labels] == [entry["label"] for entry in report["per_label"]]
     assert (finished / "report.html").stat().st_size < 5_000_000
@@ -238,7 +239,7 @@ def test_tensorboard_shows_settings_and_results_side_by_side(browser, tensorboar
 
 
 def test_tensorboard_shows_pr_curves_and_pictures(browser, tensorboard, finished):
-    best = ExperimentDir(finished).read_selected()["cell"]
+    best = Selection.read(ExperimentDir(finished)).cell
     label = json.loads((finished / best / "report.json").read_text())["per_label"][0]["label"]
     page = browser.page(f"{tensorboard}#pr_curves")
     page.wait_for([best[:20], f"validation/{label}"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.evaluation.selection import Selection
 from pipeline.storage.jsonl import read_jsonl
 from tests.conftest import ROOT
 from tests.slurm.conftest import SCRIPT, SETTINGS
@@ -471,7 +472,7 @@ def test_cells_that_share_a_process_in_one_job_end_as_alone_and_their_mean_is_su
     for mine, theirs in zip(sorted(shared.cells()), sorted(alone.cells()), strict=True):
         assert mine.name == theirs.name
         assert same(shared, mine, alone, theirs)
-    selected = shared.experiment.read_selected()
-    assert selected["picked_by"] == "ensemble"
-    assert len(selected["cells"]) == 2
+    selection = Selection.read(shared.experiment)
+    assert selection.picked_by == "ensemble"
+    assert len(selection.cells) == 2
     assert shared.experiment.submission.read_bytes() == alone.experiment.submission.read_bytes()

@@ -7,9 +7,10 @@ from jobs.commands.doctor import _quota
 from jobs.commands.submit import link_storage
 from jobs.planning.cost import _kind, cost_per_hour
 from jobs.planning.plan import make_plan
+from jobs.planning.status import CellStatus, GridStatus
 from jobs.slurm.batches import build_batches
 from jobs.slurm.job import stage_in
-from jobs.slurm.queue import JobState, expand, seconds
+from jobs.slurm.queue import accounted_state, expand, queued_state, seconds
 from jobs.slurm.sbatch import explain_refusal, refuse_early
 from pipeline.data.packed import PackedSet
 from pipeline.errors import SpecError
@@ -123,9 +124,10 @@ def plan(tmp_path, drawn_zip):
     return make
 
 
-def drafted(plan, profile, **settings):
-    settings = {"active_jobs": (), "wrangle_jobs": {}, "max_array": 1000, "submission": False} | settings
-    return build_batches(plan, profile, [cell for cell in plan.cells if cell.reason], **settings)
+def drafted(plan, profile, wrangle_jobs=None):
+    cells = [CellStatus(cell, "pending") for cell in plan.cells]
+    grid_status = GridStatus(cells, wrangle_jobs or {})
+    return build_batches(plan, profile, grid_status, max_array=1000, submission=False)
 
 
 def shape(batches):
@@ -160,7 +162,13 @@ def test_cells_of_different_resources_go_in_arrays_of_their_own(plan):
 
 
 def test_jobs_in_flight_keep_the_closing_waiting(plan):
-    batches = drafted(plan("grid: {seeds: [1]}"), load_profile("slurm"), active_jobs=("40", "41"))
+    planned = plan("grid: {seeds: [1, 2, 3]}")
+    new, *others = planned.cells
+    jobs = ["41_0", "40"]
+    cells = [CellStatus(cell, "active", job=job) for cell, job in zip(others, jobs, strict=True)]
+    grid_status = GridStatus([CellStatus(new, "pending"), *cells])
+    batches = build_batches(planned, load_profile("slurm"), grid_status, max_array=1000, submission=False)
+    assert [len(batch.tasks) for batch in batches if batch.cells] == [1]
     assert batches[-1].after == ("train-1", "40", "41")
 
 
@@ -212,23 +220,23 @@ def test_slurm_s_clock():
 @pytest.mark.parametrize(
     ("state", "active", "words"),
     [
-        (JobState("PENDING"), True, None),
-        (JobState("COMPLETED", exit_code="0:0"), False, ""),
-        (JobState("OUT_OF_MEMORY", exit_code="0:125"), False, "out of memory"),
-        (JobState("CANCELLED", exit_code="0:0"), False, "cancelled"),
-        (JobState("FAILED", exit_code="9:0"), False, "killed by SIGKILL (out of memory?)"),
+        (accounted_state("PENDING"), True, ""),
+        (accounted_state("COMPLETED", exit_code="0:0"), False, ""),
+        (accounted_state("OUT_OF_MEMORY", exit_code="0:125"), False, "out of memory"),
+        (accounted_state("CANCELLED", exit_code="0:0"), False, "cancelled"),
+        (accounted_state("FAILED", exit_code="9:0"), False, "killed by SIGKILL (out of memory?)"),
         (
-            JobState("FAILED", exit_code="0:53"),
+            accounted_state("FAILED", exit_code="0:53"),
             False,
             "could not start (its folder is not reachable from the node)",
         ),
-        (JobState("FAILED", exit_code="1:0"), False, "ended with status 1:0"),
-        (JobState("PREEMPTED", in_queue=True), True, None),
+        (accounted_state("FAILED", exit_code="1:0"), False, "ended with status 1:0"),
+        (queued_state("PREEMPTED"), True, ""),
     ],
 )
 def test_states_in_words(state, active, words):
     assert state.active is active
-    assert words is None or state.explanation == words
+    assert state.ending == words
 
 
 def test_gpus_are_counted_in_any_spelling():

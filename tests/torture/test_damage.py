@@ -13,7 +13,7 @@ from jobs.planning.plan import make_plan
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import PipelineError
-from pipeline.evaluation.selection import select_cell
+from pipeline.evaluation.selection import Selection, select_cell
 from pipeline.evaluation.submission import is_predicted
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.spec.reading import read_spec
@@ -31,7 +31,7 @@ def project(tmp_path_factory, drawn_zip):
     spec = make_project(root, drawn_zip)
     finish(spec, root)
     plan = make_plan(read_spec(spec))
-    return plan, RunDir(plan.experiment.path / plan.experiment.read_selected()["cell"])
+    return plan, RunDir(plan.experiment.path / Selection.read(plan.experiment).cell)
 
 
 def refused(use, path):

@@ -1,0 +1,4 @@
+"""How a stage's process ends, for the process that started it. 0: everything asked for is done."""
+
+EXIT_FAILED = 2  # a PipelineError: said in one line, worth no traceback
+EXIT_STOPPED = 75  # stopped by a signal with everything saved; starting again goes on

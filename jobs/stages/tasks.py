@@ -1,0 +1,124 @@
+"""The stages besides training: wrangle, fetch weights, evaluate, predict, submission."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs import ledger
+from pipeline.evaluation.selection import EvaluationInputs, TestImages, selected_cells
+from pipeline.spec import DataSpec, EvaluateSpec, ModelSpec
+from pipeline.storage.files import display_path
+from pipeline.storage.run_dir import ExperimentDir, RunDir
+
+
+@dataclass(frozen=True)
+class WrangleTask:
+    """Pack a data set (and split it), unless that is done."""
+
+    data: DataSpec
+    data_root: Path
+    test: bool = False
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.data.layout import split_path
+        from pipeline.data.packed import PackedSet
+        from pipeline.data.splits import make_split, write_split
+        from pipeline.data.wrangle import wrangle
+
+        folder = wrangle(self.data, self.data_root, test=self.test)
+        split_file = split_path(folder, self.data)
+        if not self.test and not split_file.exists():
+            packed = PackedSet.open(folder, verify=False)  # only labels and digests are used
+            split = make_split(self.data, packed)
+            write_split(split_file, split, packed)
+            print(split.summary())
+        return 0
+
+
+@dataclass(frozen=True)
+class FetchWeightsTask:
+    """Download torchvision's weights by name, where the internet is."""
+
+    model: ModelSpec
+    folder: Path
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.models.weights import fetch_weights
+
+        print(fetch_weights(self.model, self.folder))
+        return 0
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Decide, measure and rank every finished cell; write leaderboard, selection and report."""
+
+    inputs: EvaluationInputs
+    monitor: str
+    packed: Path  # the images and
+    split: Path  # the rows of the baselines
+    reasons: Mapping[str, str] = field(
+        default_factory=dict
+    )  # why a cell is not complete, where it cannot say
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.evaluation.experiment import evaluate_experiment
+        from pipeline.report import write_report
+
+        evaluate_experiment(
+            self.inputs,
+            monitor=self.monitor,
+            packed_dir=self.packed,
+            split_file=self.split,
+            reasons=self.reasons,
+        )
+        write_report(self.inputs.experiment, [name for name, _, _ in self.inputs.cells])
+        return 0
+
+
+@dataclass(frozen=True)
+class PredictTask:
+    """Score the test images under the best checkpoints of some cells, where that is missing."""
+
+    experiment: ExperimentDir
+    tests: Mapping[str, TestImages]  # of each cell, by folder name
+    device: str
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.evaluation.prediction import predict
+
+        predict([RunDir(self.experiment.path / name) for name in self.tests], self.tests, device=self.device)
+        return 0
+
+
+@dataclass(frozen=True)
+class SubmissionTask:
+    """Predict with the selected cells where that is missing, and write the checked submission."""
+
+    experiment: ExperimentDir
+    cells: tuple[str, ...] | None  # None: those selected, known only when this runs
+    tests: Mapping[str, TestImages]  # of each cell that may be selected, by folder name
+    device: str
+    evaluate: EvaluateSpec
+
+    def __call__(self) -> int:
+        """Exit status."""
+        from pipeline.evaluation.submission import is_predicted, make_submission
+
+        experiment = self.experiment
+        runs = [RunDir(experiment.path / name) for name in self.cells or ()] or selected_cells(experiment)
+        tests = {run.name: self.tests[run.name] for run in runs}
+        if not all(is_predicted(run, *tests[run.name]) for run in runs):
+            from pipeline.evaluation.prediction import predict  # which imports torch
+
+            predict(runs, tests, device=self.device)
+        result = make_submission(experiment, runs, tests, self.evaluate)
+        ledger.append(experiment.ledger, "submission", cell=", ".join(tests), test=result.test_metrics)
+        print(f"submission: {display_path(experiment.submission)}\n{result.text}", flush=True)
+        return 0
