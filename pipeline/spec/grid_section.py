@@ -10,7 +10,7 @@ from pipeline.spec.fields import Section, Seed
 
 
 class GridSpec(Section):
-    """axes x cells x seeds, without what `exclude` names."""
+    """The variations to compare: axes x cells x seeds, without what `exclude` names."""
 
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Dotted keys of `data` or `train`, each with its list of values: `{train.optimizer.lr: [1e-4, 1e-3]}`.
@@ -20,7 +20,7 @@ class GridSpec(Section):
     cells: tuple[dict[str, Any], ...] = ()
     """Settings that belong together, one mapping of dotted keys a cell. Use it where axes give too many."""
     exclude: tuple[dict[str, Any], ...] = ()
-    """Combinations to leave out: a cell goes where every key of one mapping has the value named there."""
+    """Combinations to leave out: a cell is left out where every key of one mapping has its value."""
     seeds: tuple[Seed, ...] = ()
     """Values of `train.seed`; each cell is trained once with each. Use three or more to see the spread."""
     share_process: Literal["auto"] | bool = "auto"

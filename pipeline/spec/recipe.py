@@ -98,7 +98,7 @@ class SamplingSpec(Section):
 
 class _Optimizer(Section):
     weight_decay: NonNegative = 0.0
-    """Pulls weights towards 0, against overfitting; as an L2 penalty, in `adamw` decoupled from the gradient."""
+    """Pulls weights towards 0, against overfitting, by an L2 penalty in the gradient."""
     decay_bias_and_norm: bool = False
     """Decays biases and the weights of norm layers too, which is usually left out."""
     backbone_lr_factor: Positive = 1.0
@@ -198,7 +198,7 @@ class Cosine(_Schedule):
 
 
 class Step(_Schedule):
-    """Times `factor` every `every_epochs`."""
+    """The learning rate times `factor` every `every_epochs`."""
 
     name: Literal["step"]
     every_epochs: Positive = 5.0
@@ -220,7 +220,7 @@ class OneCycle(_Schedule):
 
 
 class Plateau(_Schedule):
-    """Times `factor` when `train.monitor` has not improved for `patience_epochs`."""
+    """The learning rate times `factor` when `train.monitor` has not improved for `patience_epochs`."""
 
     name: Literal["plateau"]
     factor: Share = 0.1

@@ -24,7 +24,7 @@ _RANGES = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
-_TYPES = {"integer": "whole number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
+_TYPES = {"integer": "whole number", "string": "text", "null": "`null`"}
 
 
 @dataclass(frozen=True)
@@ -162,14 +162,21 @@ def _values(node: dict[str, Any], definitions: dict[str, Any]) -> str:
     if kind == "array" and "prefixItems" in node:
         return f"[{', '.join(_values(item, definitions) for item in node['prefixItems'])}]"
     if kind == "array":
-        return f"list of {_values(node['items'], definitions)}" if node.get("items") else "list"
+        return f"list of {_several(node['items'], definitions)}" if node.get("items") else "list"
     if kind == "object":
         value = node.get("additionalProperties")
-        return f"mapping to {_values(value, definitions)}" if isinstance(value, dict) else "mapping"
+        return f"mapping to {_several(value, definitions)}" if isinstance(value, dict) else "mapping"
     return f"{node.get('format') or _TYPES.get(kind, kind)} {_range(node)}".rstrip()
 
 
+def _several(node: dict[str, Any], definitions: dict[str, Any]) -> str:
+    words = _values(node, definitions)
+    return f"{words}s" if words in ("section", "mapping", "list") else words
+
+
 def _literals(node: dict[str, Any]) -> list[Any]:
+    if node.get("type") == "boolean":
+        return ["true", "false"]
     return list(node.get("enum", [node["const"]] if "const" in node else []))
 
 

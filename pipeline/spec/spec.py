@@ -28,6 +28,6 @@ class Spec(Section):
     evaluate: EvaluateSpec = EvaluateSpec()
     """How scores become decisions, and which metric ranks the cells."""
     submission: SubmissionSpec = SubmissionSpec()
-    """Which cells make the submission."""
+    """Whose scores become the submission."""
     run: RunSpec = RunSpec()
     """How cells are run: device, saves, cluster resources. It never changes a result."""

@@ -112,7 +112,7 @@ class AugmentSpec(Section):
     crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
     """Only with `crop`: [smallest, largest] width / height of the crop."""
     rotate_deg: Annotated[Number, Field(ge=0, le=180)] = 0.0
-    """Rotates by up to so many degrees to either side, uniformly; corners become black."""
+    """Rotates by up to this angle in degrees to either side, uniformly; corners become black."""
     brightness: NonNegative = 0.0
     """Colour jitter: at b, brightness is multiplied by 1 - b to 1 + b, uniformly. 0: none."""
     contrast: NonNegative = 0.0
@@ -171,10 +171,10 @@ class TrainSpec(Section):
     batch_size: Count = 64
     """Images in a step. Where the GPU's memory is too small, gradients are summed over parts of a batch."""
     cached_views: Count | None = None
-    """So many augmented views of each picture go through the frozen part once; epochs take them in turn.
+    """How many augmented views of each picture the frozen part computes, once; epochs take them in turn.
 
-    Much faster where `model.trainable` is not `all`; as many as epochs gives the training without it.
-    null: new views in each epoch.
+    Saves most of the time where `model.trainable` is not `all`. With as many views as epochs, training
+    sees what it would see without. null: new views in each epoch.
     """
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", json_schema_extra=SAME_BATCHES_OF_PIXELS

@@ -30,7 +30,7 @@ TEXTS = [path for path in TRACKED if path.suffix == ".md"]
 
 
 def lines_of_code(text):
-    """Lines that are no blank, comment or docstring."""
+    """Lines that are no blank, comment or docstring (of a module, class, function or field)."""
     lines = set()
     silent = (
         tokenize.COMMENT,
@@ -44,8 +44,8 @@ def lines_of_code(text):
         if token.type not in silent:
             lines |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
     return len(lines)
 
 
