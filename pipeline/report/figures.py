@@ -225,7 +225,10 @@ def confusion(labels: Sequence[str], decisions_NK: Decisions, targets_NK: Decisi
     figure = Figure(figsize=(2 * side + 0.6, side + 0.4), layout="constrained")
     panels = (
         (together_KK, "of images with the row's label,\nfraction that has the column's"),
-        (confused_KK, "of images with the row's label, not the column's,\nfraction predicted with the column's"),
+        (
+            confused_KK,
+            "of images with the row's label, not the column's,\nfraction predicted with the column's",
+        ),
     )
     for axes, (matrix_KK, title) in zip(figure.subplots(1, 2), panels, strict=True):
         _heat(figure, axes, matrix_KK, names)

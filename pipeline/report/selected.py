@@ -25,7 +25,9 @@ from pipeline.storage.run_dir import RunDir
 from pipeline.tracking.pictures import jpeg
 
 _COLUMNS = ("label", "support", "predicted", "precision", "recall", "f1", "ap", "threshold")
-_CONFUSION = "In per cent. Bright on the right but dark on the left: predicted together, but rarely true together."
+_CONFUSION = (
+    "In per cent. Bright on the right but dark on the left: predicted together, but rarely true together."
+)
 _CALIBRATION = "All labels together. On the dashed line a score is a probability."
 _EACH = 12
 _PX = 128
