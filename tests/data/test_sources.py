@@ -86,7 +86,7 @@ def test_a_zip_cut_short_is_named_with_its_size(tmp_path, photos):
     cut = tmp_path / "cut.zip"
     cut.write_bytes(photos.read_bytes()[:-200])
     with pytest.raises(
-        DataError, match=r"cut.zip: is cut short or no .zip archive .* bytes\); copy it here again"
+        DataError, match=r"cut.zip: cut short or not a .zip archive .* bytes\); copy it here again"
     ):
         open_source(cut)
 
@@ -96,7 +96,7 @@ def test_a_tar_cut_short_is_refused_when_opened(tmp_path, size):
     path = as_tar(tmp_path / "a.tar", {f"im{i}.jpg": random.Random(i).randbytes(3000) for i in range(3)})
     with path.open("r+b") as file:
         file.truncate(size)
-    with pytest.raises(DataError, match=r"a.tar: is cut short or no .tar archive"):
+    with pytest.raises(DataError, match=r"a.tar: cut short or not a .tar archive"):
         open_source(path)
 
 

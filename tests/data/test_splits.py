@@ -130,7 +130,7 @@ def test_ids_may_be_longer_than_any_machine_number():
 def test_ranges_need_numbers():
     packed = packed_of(labels(3))
     words = PackedSet(**{**packed.__dict__, "ids": ("a", "b", "c")})
-    with pytest.raises(DataError, match="the id 'a' is no number"):
+    with pytest.raises(DataError, match="the id 'a' is not a number"):
         split(words, {"method": "ranges", "train": "1-2", "validation": "3-3"})
 
 
