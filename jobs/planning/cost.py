@@ -20,7 +20,7 @@ _START_S = 30.0  # imports, staging, the first batch
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hours of allocation for some cells, and billing units; None where nothing like them has finished."""
+    """Hours of allocation for some cells, and billing units; None where no similar cell has finished."""
 
     known: int  # of those cells
     hours: float

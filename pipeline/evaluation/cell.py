@@ -70,13 +70,13 @@ def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateS
 def baselines(packed: PackedSet, split: Split) -> list[Row]:
     """Two rows to beat: no label at all, and each label drawn at its frequency in training."""
     targets_NK = packed.labels_NK[split.validation]
-    blank_NK = np.zeros(targets_NK.shape, np.uint8)
+    none_NK = np.zeros(targets_NK.shape, np.uint8)
     prevalence_K = packed.labels_NK[split.train].mean(axis=0).astype(np.float32)
     prior_NK = np.broadcast_to(prevalence_K, targets_NK.shape).copy()
     drawn_NK = (seeded(0, "prior baseline").random(targets_NK.shape) < prior_NK).astype(np.uint8)
     rows = []
     for name, scores_NK, decisions_NK in (
-        ("baseline-blank", blank_NK.astype(np.float32), blank_NK),
+        ("baseline-blank", none_NK.astype(np.float32), none_NK),
         ("baseline-prior", prior_NK, drawn_NK),
     ):
         metrics = metric_variants(scores_NK, decisions_NK, decisions_NK, targets_NK)

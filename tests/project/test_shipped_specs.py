@@ -46,7 +46,7 @@ def test_the_seven_optimizers_to_a_submission_of_500_rows(root, shared):
     header = "ids,baby,bird,car,clouds,dog,female,flower,male,night,people,portrait,river,sea,tree"
     assert ",".join(rows[0]) == header
     cells = [row for row in read_csv(results / "leaderboard.csv") if row["state"] == "done"]
-    assert len(cells) == 2 * 7  # trained with and without the images that bear no label
+    assert len(cells) == 2 * 7  # trained with and without negative images
     assert len({row["f1_micro"] for row in cells}) > 1
 
 
