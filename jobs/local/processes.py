@@ -157,13 +157,13 @@ class Process:
             self.marks = [Mark.of(log) for log in logs]
             for log in logs:
                 log.parent.mkdir(parents=True, exist_ok=True)
-            with job.log.open("ab") as log:
+            with job.log.open("ab") as output:
                 # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
                 self.process = subprocess.Popen(
                     # -P: not from the current folder
                     [sys.executable, "-u", "-P", "-m", "jobs.stages", *needed_imports(job.task)],
                     stdin=subprocess.PIPE,
-                    stdout=log,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     env=environment,
