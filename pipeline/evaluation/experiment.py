@@ -37,42 +37,17 @@ def evaluate_experiment(
     whose own process could not record why it ended.
     """
     experiment, evaluate = inputs.experiment, inputs.evaluate
-    rows: list[Row] = []
-    measured: dict[str, list[CellEvaluation]] = {}  # by name without the seed
-    codes: set[str] = set()
-    for name, identity, without_seed in inputs.cells:
-        run = RunDir(experiment.path / name)
-        reason = run.why_not_done(identity)
-        try:
-            if reason is not None:
-                raise CheckpointError(_why(reason, reasons.get(name)))
-            cell_evaluation = evaluate_cell(run, evaluate)
-        except CheckpointError as error:
-            rows.append(_row_without_metrics(name, str(error), known=str(error) != reason or name in reasons))
-            continue
-        rows.append(cell_evaluation.row)
-        codes.add(run.code_digest())
-        measured.setdefault(without_seed, []).append(cell_evaluation)
+    measured, rows = _measure_cells(inputs, reasons)
+    finished = [cell for group in measured.values() for cell in group]
     # training verified every byte of the pixels; here only labels are used
     rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
-    ensemble = _ensemble(inputs, measured)
+    ensemble = _ensemble(inputs, finished)
     rows += [ensemble.evaluated.row] if ensemble.evaluated else []
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
     _write_seeds(experiment, measured)
-    comparable = (
-        len({cell_evaluation.validation.digest for group in measured.values() for cell_evaluation in group})
-        <= 1
-    )
+    comparable = len({cell.validation.digest for cell in finished}) <= 1
     extra = {ENSEMBLE: [ensemble.evaluated]} if ensemble.evaluated else {}
     _write_comparisons(experiment, measured | extra if comparable else {}, evaluate.select_by)
-    absent = sorted(
-        {
-            label
-            for group in measured.values()
-            for cell_evaluation in group
-            for label in cell_evaluation.absent
-        }
-    )
     selection = Selection(
         inputs=inputs.digest,
         select_by=evaluate.select_by,
@@ -81,13 +56,34 @@ def evaluate_experiment(
         packed=packed_dir,
         split=split_file,
         comparable=comparable,
-        absent_labels=tuple(absent),
+        absent_labels=tuple(sorted({label for cell in finished for label in cell.absent})),
         ensemble=ensemble.members,
         problem=ensemble.problem,
-        codes=tuple(sorted(codes)),
+        codes=tuple(sorted({RunDir(experiment.path / cell.row.cell).code_digest() for cell in finished})),
         tables=tables(experiment),
     )
     selection.resolve(experiment, Selection.read(experiment).user_pick).write(experiment)
+
+
+def _measure_cells(
+    inputs: EvaluationInputs, reasons: Mapping[str, str]
+) -> tuple[dict[str, list[CellEvaluation]], list[Row]]:
+    """Finished cells by name without the seed, and the row of every cell."""
+    measured: dict[str, list[CellEvaluation]] = {}
+    rows: list[Row] = []
+    for name, identity, without_seed in inputs.cells:
+        run = RunDir(inputs.experiment.path / name)
+        reason = run.why_not_done(identity)
+        try:
+            if reason is not None:
+                raise CheckpointError(_why(reason, reasons.get(name)))
+            evaluated = evaluate_cell(run, inputs.evaluate)
+        except CheckpointError as error:
+            rows.append(_row_without_metrics(name, str(error), known=str(error) != reason or name in reasons))
+            continue
+        rows.append(evaluated.row)
+        measured.setdefault(without_seed, []).append(evaluated)
+    return measured, rows
 
 
 @dataclass(frozen=True)
@@ -97,17 +93,11 @@ class _Ensemble:
     problem: str | None = None  # why `submission.cells` cannot be fulfilled
 
 
-def _ensemble(inputs: EvaluationInputs, measured: Mapping[str, Sequence[CellEvaluation]]) -> _Ensemble:
+def _ensemble(inputs: EvaluationInputs, finished: Sequence[CellEvaluation]) -> _Ensemble:
     """The cells of `submission.cells`, and their mean scores decided and measured like a cell's."""
     cells, evaluate = inputs.submission.cells, inputs.evaluate
-    rows = rank(
-        [cell_evaluation.row for group in measured.values() for cell_evaluation in group], evaluate.select_by
-    )
-    by_name = {
-        cell_evaluation.row.cell: cell_evaluation.validation
-        for group in measured.values()
-        for cell_evaluation in group
-    }
+    rows = rank([cell.row for cell in finished], evaluate.select_by)
+    by_name = {cell.row.cell: cell.validation for cell in finished}
     if cells == "best" or not rows:
         return _Ensemble()
     if isinstance(cells, TopCells):
@@ -136,7 +126,7 @@ def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Cell
         {
             "cell": name,
             "seeds": len(group),
-            **over_seeds([cell_evaluation.row.metrics for cell_evaluation in group], METRICS),
+            **over_seeds([cell.row.metrics for cell in group], METRICS),
         }
         for name, group in sorted(measured.items())
         if len(group) > 1
@@ -153,8 +143,8 @@ def _write_comparisons(
     """Compare the best cells in pairs; the seeds of a cell count as one."""
     contenders = []
     for name, group in measured.items():
-        values = tuple(cell_evaluation.row.metrics[metric] for cell_evaluation in group)
-        resampled_R = np.mean([cell_evaluation.resampled_R for cell_evaluation in group], axis=0)
+        values = tuple(cell.row.metrics[metric] for cell in group)
+        resampled_R = np.mean([cell.resampled_R for cell in group], axis=0)
         contenders.append(Contender(name if len(group) > 1 else group[0].row.cell, values, resampled_R))
     lower = metric in LOWER_IS_BETTER
     contenders.sort(key=lambda c: (c.value if lower else -c.value, c.name))

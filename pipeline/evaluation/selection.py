@@ -63,8 +63,9 @@ class Selection(BaseModel):
         except OSError:
             return cls()
         except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
             print(
-                f"{experiment.selected}: is damaged ({str(error).splitlines()[0]}); "
+                f"{experiment.selected}: is damaged ({reason}); "
                 "cells are ranked again, and your own pick is lost"
             )
             return cls()

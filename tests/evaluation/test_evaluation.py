@@ -12,7 +12,13 @@ from pipeline.errors import SubmissionError
 from pipeline.evaluation.cell import baselines, evaluate_cell, metric_variants
 from pipeline.evaluation.experiment import evaluate_experiment
 from pipeline.evaluation.leaderboard import COLUMNS, read_leaderboard
-from pipeline.evaluation.selection import EvaluationInputs, format_leaderboard, select_cell, selected_cells
+from pipeline.evaluation.selection import (
+    EvaluationInputs,
+    Selection,
+    format_leaderboard,
+    select_cell,
+    selected_cells,
+)
 from pipeline.evaluation.submission import check_submission, write_submission
 from pipeline.metrics.decision_rule import out_of_fold_decisions
 from pipeline.metrics.multilabel import all_metrics
@@ -245,6 +251,38 @@ def test_a_pick_that_is_gone_gives_way_to_the_best(experiment, drawn, two_cells)
     evaluate(experiment, drawn, two_cells)
     select_cell(experiment, experiment.find("poor"))
     evaluate(experiment, drawn, two_cells[:1])
+    assert selected_cells(experiment)[0].name == "good-aaaaaaaa"
+
+
+def test_a_selection_is_read_as_it_was_written(experiment, drawn, two_cells):
+    evaluate(experiment, drawn, two_cells)
+    selection = Selection.read(experiment)
+    assert (selection.cell, selection.cells, selection.picked_by) == (
+        "good-aaaaaaaa",
+        ("good-aaaaaaaa",),
+        "best",
+    )
+    assert selection.packed == drawn[1]
+    assert selection.value == pytest.approx(float(read_leaderboard(experiment.leaderboard)[0]["f1_micro"]))
+    before = experiment.selected.read_bytes()
+    selection.write(experiment)
+    assert experiment.selected.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["{", '{"inputs": 3}', '{"evaluate": {"threshold": "no rule"}}', "[]"])
+def test_a_damaged_selection_is_said_to_be_and_made_anew(experiment, drawn, two_cells, damage, capsys):
+    assert Selection.read(experiment) == Selection()  # before there is one
+    assert capsys.readouterr().out == ""
+    evaluate(experiment, drawn, two_cells)
+    experiment.selected.write_text(damage)
+    assert Selection.read(experiment) == Selection()
+    said = capsys.readouterr().out
+    assert f"{experiment.selected}: is damaged (" in said
+    assert "cells are ranked anew" in said
+    assert not inputs_of(experiment, two_cells).is_done
+    with pytest.raises(SubmissionError, match="no cell is selected"):
+        selected_cells(experiment)
+    evaluate(experiment, drawn, two_cells)
     assert selected_cells(experiment)[0].name == "good-aaaaaaaa"
 
 
