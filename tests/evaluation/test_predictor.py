@@ -14,6 +14,8 @@ from pipeline.errors import CheckpointError, DataError, PipelineError
 from pipeline.predictor import Predictor
 from pipeline.storage.run_dir import ExperimentDir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(finished):

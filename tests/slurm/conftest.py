@@ -1,9 +1,11 @@
 """A real Slurm cluster for the tests in this folder, and a lab to run verbs on it."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +26,18 @@ SETTINGS = (
 )
 
 
+def free_port():
+    """The first of 20 ports in a row that nobody listens at: other clusters may run on this machine."""
+    for port in range(21000, 30000, 20):
+        with contextlib.suppress(OSError):
+            for used in range(port, port + 20):
+                with socket.socket() as tried:
+                    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    tried.bind(("", used))
+            return port
+    raise OSError("no 20 free ports in a row between 21000 and 30000")
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """The environment of a running cluster; skips where none can be brought up, fails where one must be."""
@@ -34,7 +48,11 @@ def cluster(tmp_path_factory):
     )
     if not (installed or required or os.geteuid() == 0):
         pytest.skip("Slurm is not installed, and only root can install it")
-    up = subprocess.run([str(SCRIPT), "up", str(folder)], capture_output=True, text=True, timeout=600)
+    # a cluster that was kept (SLURM_TEST_DIR) keeps its ports
+    ports = {} if "SLURM_TEST_DIR" in os.environ else {"CT_PORT": str(free_port())}
+    up = subprocess.run(
+        [str(SCRIPT), "up", str(folder)], capture_output=True, text=True, timeout=600, env=os.environ | ports
+    )
     if up.returncode:
         text = f"no Slurm cluster here: {up.stderr.strip()[-500:]}"
         pytest.fail(text) if required else pytest.skip(text)

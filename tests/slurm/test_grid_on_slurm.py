@@ -15,6 +15,8 @@ from pipeline.storage.jsonl import read_jsonl
 from tests.conftest import ROOT
 from tests.slurm.conftest import SCRIPT, SETTINGS
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
 SEVEN = (
     "grid: {cells: [{train.optimizer: {name: adam, lr: 1e-4}}, {train.optimizer: {name: adam, lr: 1e-3}},"
     " {train.optimizer: {name: rmsprop, lr: 1e-3}}, {train.optimizer: {name: adadelta}},"

@@ -7,6 +7,8 @@ import pytest
 
 from tests.cells import clean_environment, jobs, project
 
+pytestmark = pytest.mark.slow
+
 # what torch._dynamo brings with it
 BROUGHT = ("torch._dynamo.eval_frame", "torch._inductor", "sympy")
 STEPS = """
