@@ -16,7 +16,7 @@ import pytest
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir
-from tests.cells import clean_environment, project
+from tests.cells import clean_environment, packed_project, project
 from tests.conftest import ROOT
 
 SCRIPT = Path(__file__).parent / "cluster.sh"
@@ -157,12 +157,12 @@ class Lab:
 
 @pytest.fixture
 def lab(cluster, tmp_path, drawn_zip):
-    """A maker of labs: lab(text of the spec's grid, train settings)."""
+    """A maker of labs: lab(text of the spec's grid, whether its images are packed already, train settings)."""
     made = []
 
-    def make(text="", **train):
+    def make(text="", *, packed=True, **train):
         root = tmp_path / f"p{len(made)}"
-        project(root, drawn_zip, text, **train)
+        (packed_project if packed else project)(root, drawn_zip, text, **train)
         made.append(Lab(root, cluster))
         return made[-1]
 
