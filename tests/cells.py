@@ -1,10 +1,21 @@
-"""Running one cell in a process of its own, as the backends do."""
+"""Projects on the drawn set, and what runs verbs and cells: in this process, or in processes of their own.
 
+A process costs seconds of imports, so a test starts one only where the process itself matters: it is killed,
+its imports are looked at, or two must work at the same time.
+"""
+
+import contextlib
+import io
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
+import pytest
+
+from jobs.cli import main
 from jobs.planning.plan import make_plan
 from jobs.stages import TrainTask, encode
 from pipeline.spec.reading import Loaded, read_spec
@@ -24,8 +35,29 @@ def project(tmp_path, drawn_zip, text="", name="x", **train):
     return folder / f"{name}.yaml"
 
 
+def packed_project(root, drawn_zip, text="", **train):
+    """A project whose images are packed and split already: a copy of what was packed once."""
+    spec = project(root, drawn_zip, text, **train)
+    shutil.copytree(drawn_zip.train.parent / "data" / "packed", root / "data" / "packed")
+    return spec
+
+
 def jobs(*arguments, cwd, **environment):
-    """`python -m jobs ...` as a user runs it, in `cwd`."""
+    """(exit status, what was printed) of `python -m jobs ...` in `cwd`, run in this process."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as redirected:
+        patch.chdir(cwd)
+        patch.delenv("LABELGRID_CLUSTER", raising=False)
+        for name, value in {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment}.items():
+            patch.setenv(name, value)
+        redirected.enter_context(contextlib.redirect_stdout(printed))
+        redirected.enter_context(contextlib.redirect_stderr(printed))
+        status = main([*map(str, arguments)])
+    return status, printed.getvalue()
+
+
+def jobs_process(*arguments, cwd, **environment):
+    """The same as a user runs it, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *map(str, arguments)],
         capture_output=True,
@@ -71,6 +103,30 @@ def start(cell):
     process.stdin.write(encode(train_task(cell)).encode())
     process.stdin.flush()
     return process
+
+
+def run_here(task, log=None):
+    """The exit status of a task in this process; what it prints goes to `log`."""
+    import torch  # seconds, which pytest's own process saves where workers run the tests
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    handlers, threads = {number: signal.getsignal(number) for number in numbers}, torch.get_num_threads()
+    try:
+        with contextlib.ExitStack() as redirected:
+            if log is not None:
+                file = redirected.enter_context(log.open("a"))
+                redirected.enter_context(contextlib.redirect_stdout(file))
+                redirected.enter_context(contextlib.redirect_stderr(file))
+            return task()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        torch.set_num_threads(threads)
+
+
+def train(cell):
+    """The exit status of its training in this process; what it prints goes to the cell's log."""
+    return run_here(train_task(cell), cell.run.log)
 
 
 def finish(process):

@@ -1,7 +1,12 @@
-"""What several tests need: small real images, a small drawn set packed once, the shared real data."""
+"""What several tests need: small real images, a small drawn set packed once, the shared real data.
 
+Slow set-ups are made once a run: the workers of pytest-xdist share them (`once`).
+"""
+
+import fcntl
 import io
 import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -13,20 +18,31 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the tests run the checkout, installed or not
+# Workers and their processes share the cores: threads that wait for each other only take turns. Before torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from jobs.planning.plan import make_plan  # noqa: E402 - found through the path above
 from pipeline.data.drawn import draw  # noqa: E402 - found through the path above
-from pipeline.data.layout import split_path  # noqa: E402 - found through the path above
-from pipeline.data.packed import PackedSet  # noqa: E402 - found through the path above
-from pipeline.data.splits import make_split, write_split  # noqa: E402 - found through the path above
-from pipeline.data.wrangle import wrangle  # noqa: E402 - found through the path above
 from pipeline.spec import DataSpec  # noqa: E402 - found through the path above
+from pipeline.spec.reading import read_spec  # noqa: E402 - found through the path above
 from tests.browser import Browser  # noqa: E402 - found through the path above
-from tests.cells import jobs, project  # noqa: E402 - found through the path above
+from tests.cells import jobs, packed_project, project  # noqa: E402 - found through the path above
 
 # The same examples in every run: a red test speaks of the change at hand. LABELGRID_FUZZ=N looks for N new ones.
 FUZZ = int(os.environ.get("LABELGRID_FUZZ", "0"))
 settings.register_profile("labelgrid", deadline=None, derandomize=not FUZZ, max_examples=FUZZ or 150)
 settings.load_profile("labelgrid")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, so that no worker is left alone with it: Slurm, then what is slow."""
+
+    def group(item):
+        mark = item.get_closest_marker("xdist_group")
+        return mark.args[0] if mark else item.nodeid
+
+    slow = {group(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (group(item) != "slurm", group(item) not in slow))
 
 
 def jpeg(seed=0, size=(40, 30), mode="RGB", **options):
@@ -75,19 +91,46 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def drawn_zip(tmp_path_factory):
-    """A small drawn set: 240 training pictures of 32 px, 40 test pictures."""
-    return draw(tmp_path_factory.mktemp("drawn"), images=240, test_images=40, size_px=32)
+def once(tmp_path_factory):
+    """once(name, make): a folder that `make(folder)` has filled, once for all workers of this run."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+    def folder_of(name, make):
+        folder, made = base / name, base / f"{name}.made"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def drawn_zip(once):
+    """A small drawn set, packed under `data` beside it: 240 training pictures of 32 px, 40 test pictures."""
+
+    def make(folder):
+        drawn = draw(folder, images=240, test_images=40, size_px=32)
+        status, printed = jobs("wrangle", project(folder, drawn), cwd=folder)
+        assert status == 0, printed
+
+    folder = once("drawn", make)
+    return draw(folder, images=240, test_images=40, size_px=32)  # they are there: only their paths
 
 
 @pytest.fixture(scope="session")
 def drawn(drawn_zip, tmp_path_factory):
     """The drawn set packed and split: (data spec, packed folder, split file)."""
     data = data_spec(drawn_zip.train, images="images/im{id}.jpg", size_px=32)
-    folder = wrangle(data, tmp_path_factory.mktemp("data"), workers=1)
-    packed = PackedSet.open(folder)
-    write_split(split_path(folder, data), make_split(data, packed), packed)
-    return data, folder, split_path(folder, data)
+    root = tmp_path_factory.mktemp("data")
+    spec = packed_project(root, drawn_zip)
+    (packed,) = make_plan(read_spec(spec)).datasets
+    return data, packed.packed, packed.split
 
 
 @pytest.fixture
@@ -98,16 +141,18 @@ def cluster_free(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(drawn_zip, tmp_path_factory):
+def finished(drawn_zip, once):
     """The folder of a whole small experiment: two cells and a seed more, trained, ranked, submitted, reported."""
-    root = tmp_path_factory.mktemp("finished")
-    grid = "grid: {axes: {train.optimizer.lr: [1e-3, 1e-2]}, seeds: [0, 1]}"
-    settings = {"optimizer": {"name": "adam", "lr": 1e-3}, "epochs": 2, "precision": "fp32"}
-    spec = project(root, drawn_zip, grid, **settings)
-    for verb in ("submission", "report"):
-        status, printed = jobs(verb, spec, cwd=root)
-        assert status == 0, printed
-    return root / "experiments" / "x"
+
+    def make(root):
+        grid = "grid: {axes: {train.optimizer.lr: [1e-3, 1e-2]}, seeds: [0, 1]}"
+        settings = {"optimizer": {"name": "adam", "lr": 1e-3}, "epochs": 2, "precision": "fp32"}
+        spec = packed_project(root, drawn_zip, grid, **settings)
+        for verb in ("submission", "report"):
+            status, printed = jobs(verb, spec, cwd=root)
+            assert status == 0, printed
+
+    return once("finished", make) / "experiments" / "x"
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
 from tests.cells import clean_environment
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_a_section_of_the_benchmark_runs_at_toy_size_and_writes_nothing():
     page = (ROOT / "docs" / "performance.md").read_text()
     command = [sys.executable, "tests/bench/bench.py", "--smoke", "--only", "wrangle", "step"]

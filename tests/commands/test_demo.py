@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from jobs.local.progress import Progress
 from tests.cells import clean_environment, jobs, one_cell, project
 from tests.conftest import ROOT
@@ -31,6 +33,7 @@ def start_demo(folder):
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_demo_says_how_to_go_on_and_points_at_nothing_else(tmp_path):
     process = start_demo(tmp_path)
     deadline = time.monotonic() + 120
@@ -46,6 +49,7 @@ def test_a_stopped_demo_says_how_to_go_on_and_points_at_nothing_else(tmp_path):
     assert "Type next" not in printed
 
 
+@pytest.mark.slow
 def test_the_demo_learns_far_beyond_the_prior_and_says_what_to_type_next(tmp_path):
     process = start_demo(tmp_path)
     printed, _ = process.communicate(timeout=600)

@@ -25,13 +25,14 @@ from pipeline.models.checkpoint import load_checkpoint
 from pipeline.spec import ModelSpec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import clean_environment, jobs, project
+from tests.cells import clean_environment, jobs, packed_project, project
 from tests.conftest import ROOT
 
+ONE_WORKER = pytest.mark.xdist_group("verbs")  # that which makes `finished`
 GRID = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}]}}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, drawn_zip):
     """A project whose grid of two cells went to its submission: (spec, folder of results, what was printed)."""
     root = tmp_path_factory.mktemp("project")
@@ -47,6 +48,8 @@ def rows_of(path):
         return list(csv.reader(file))
 
 
+@pytest.mark.slow
+@ONE_WORKER
 def test_one_command_goes_from_a_zip_to_a_checked_submission(finished):
     _, results, printed = finished
     header, *rows = rows_of(results / "submission.csv")
@@ -62,6 +65,8 @@ def test_one_command_goes_from_a_zip_to_a_checked_submission(finished):
     assert len(leaderboard) == 5
 
 
+@pytest.mark.slow
+@ONE_WORKER
 def test_the_submission_is_what_the_best_checkpoint_says(finished):
     """Scores of every test image, computed here again from the stored pictures and weights."""
     _, results, _ = finished
@@ -80,6 +85,8 @@ def test_the_submission_is_what_the_best_checkpoint_says(finished):
     np.testing.assert_array_equal(written, decided)
 
 
+@pytest.mark.slow
+@ONE_WORKER
 def test_doing_it_again_starts_nothing_and_changes_nothing(finished):
     spec, results, _ = finished
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
@@ -97,6 +104,8 @@ def test_doing_it_again_starts_nothing_and_changes_nothing(finished):
         ("status", "numpy pipeline.metrics.multilabel"),
     ],
 )
+@pytest.mark.slow
+@ONE_WORKER
 def test_doing_it_again_and_looking_import_only_what_they_need(finished, verb, light):
     spec, results, _ = finished
     code = (
@@ -111,6 +120,8 @@ def test_doing_it_again_and_looking_import_only_what_they_need(finished, verb, l
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
+@pytest.mark.slow
+@ONE_WORKER
 def test_another_cell_can_be_picked_for_the_submission(finished):
     spec, results, _ = finished
     root = results.parent.parent
@@ -127,6 +138,8 @@ def test_another_cell_can_be_picked_for_the_submission(finished):
     assert (results / "submission.csv").read_bytes() == before
 
 
+@pytest.mark.slow
+@ONE_WORKER
 def test_a_longer_run_is_another_cell_and_the_shorter_one_stays(finished):
     spec, results, _ = finished
     status, printed = jobs(
@@ -139,6 +152,8 @@ def test_a_longer_run_is_another_cell_and_the_shorter_one_stays(finished):
     assert (results / "submission.csv").exists()
 
 
+@pytest.mark.slow
+@ONE_WORKER
 def test_the_ledger_tells_what_was_started_and_how_it_ended(finished):
     _, results, _ = finished
     events = [(row["event"], row.get("status")) for row in read_jsonl(results / "ledger.jsonl")]
@@ -149,13 +164,14 @@ def test_the_ledger_tells_what_was_started_and_how_it_ended(finished):
 # ---------------------------------------------------------------- failures
 
 
+@pytest.mark.slow
 def test_one_failing_cell_is_reported_and_the_others_finish(tmp_path, drawn_zip):
     (tmp_path / "broken.pth").write_text("no weights")
     text = (
         "grid: {cells: [{train.optimizer: {name: adam}}, {train.model: {name: cnn2, weights: broken.pth}},"
         " {train.optimizer: {name: adadelta}}]}"
     )
-    spec = project(tmp_path, drawn_zip, text, epochs=1)
+    spec = packed_project(tmp_path, drawn_zip, text, epochs=1)
     status, printed = jobs("grid", spec, cwd=tmp_path)
     assert status == 1
     assert "FAIL" in printed
@@ -168,9 +184,10 @@ def test_one_failing_cell_is_reported_and_the_others_finish(tmp_path, drawn_zip)
     assert "3 cells, 1 to run" in printed
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_is_ranked_as_such_and_held_back_until_retried(tmp_path, drawn_zip):
     text = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 1e30}]}}"
-    spec = project(tmp_path, drawn_zip, text, epochs=1)
+    spec = packed_project(tmp_path, drawn_zip, text, epochs=1)
     status, printed = jobs("grid", spec, cwd=tmp_path)
     assert status == 1
     rows = {row[1]: row for row in rows_of(tmp_path / "experiments" / "x" / "leaderboard.csv")}
@@ -190,8 +207,9 @@ def test_a_cell_that_diverges_is_ranked_as_such_and_held_back_until_retried(tmp_
     assert "2 cells, 1 to run" in printed
 
 
+@pytest.mark.slow
 def test_a_killed_cell_says_so_and_is_gone_on_with(tmp_path, drawn_zip):
-    spec = project(tmp_path, drawn_zip, epochs=40)
+    spec = packed_project(tmp_path, drawn_zip, epochs=40)
     process = background("grid", spec, cwd=tmp_path)
     cell = wait_for_cell(tmp_path, process)
     (child,) = children(process.pid)
@@ -202,8 +220,9 @@ def test_a_killed_cell_says_so_and_is_gone_on_with(tmp_path, drawn_zip):
     assert json.loads((cell / "manifest.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
-    spec = project(tmp_path, drawn_zip, GRID, epochs=60)
+    spec = packed_project(tmp_path, drawn_zip, GRID, epochs=60)
     process = background("grid", spec, cwd=tmp_path)
     cell = wait_for_cell(tmp_path, process)
     running = children(process.pid)
@@ -222,8 +241,9 @@ def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
     assert epochs == list(range(1, 61))
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_submission_ends_it_without_a_file(tmp_path, drawn_zip):
-    spec = project(tmp_path, drawn_zip, epochs=1)
+    spec = packed_project(tmp_path, drawn_zip, epochs=1)
     assert jobs("grid", spec, cwd=tmp_path)[0] == 0
     process = background("submission", spec, "--set", "train.epochs=200", cwd=tmp_path)
     (old,) = (tmp_path / "experiments" / "x").glob("*/metrics.jsonl")
@@ -242,6 +262,7 @@ def test_ctrl_c_in_a_submission_ends_it_without_a_file(tmp_path, drawn_zip):
     assert not (tmp_path / "experiments" / "x" / "submission.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_wrangle_leaves_nothing_behind(tmp_path, photos):
     with zipfile.ZipFile(photos, "a") as archive:
         body = archive.read("images/im1.jpg")
@@ -273,6 +294,7 @@ def test_an_old_error_in_the_log_is_no_reason_of_a_new_end(tmp_path):
 
 
 @pytest.mark.parametrize("axis", ["data.split", "data.resize"])
+@pytest.mark.slow
 def test_each_cell_predicts_the_test_images_of_its_own_data(tmp_path, drawn_zip, axis):
     spec = project(tmp_path, drawn_zip, epochs=1)
     text = spec.read_text()
@@ -296,8 +318,9 @@ def test_each_cell_predicts_the_test_images_of_its_own_data(tmp_path, drawn_zip,
             assert [row[0] for row in rows_of(results / "submission.csv")[1:]] == expected
 
 
+@pytest.mark.slow
 def test_when_the_starter_is_killed_its_cells_save_and_stop(tmp_path, drawn_zip):
-    spec = project(tmp_path, drawn_zip, epochs=500)
+    spec = packed_project(tmp_path, drawn_zip, epochs=500)
     process = background("grid", spec, cwd=tmp_path)
     cell = wait_for_cell(tmp_path, process)
     (child,) = children(process.pid)
@@ -379,6 +402,7 @@ def test_a_submission_without_test_images_is_refused_before_any_training(tmp_pat
     assert "there are no images to predict; add data.test or a test fraction to data.split" in printed
 
 
+@pytest.mark.slow
 def test_bad_images_stop_the_grid_at_wrangle_with_the_whole_reason(tmp_path, photos):
     with zipfile.ZipFile(photos, "a") as archive:
         archive.writestr("images/im13.jpg", "this is no picture")
@@ -393,6 +417,7 @@ def test_bad_images_stop_the_grid_at_wrangle_with_the_whole_reason(tmp_path, pho
     assert "images/im13.jpg: not an image file that Pillow knows" in printed
 
 
+@pytest.mark.slow
 def test_the_last_part_of_the_split_can_be_the_test_set(tmp_path, drawn_zip):
     spec = project(tmp_path, drawn_zip, epochs=1)
     text = "\n".join(line for line in spec.read_text().splitlines() if "  test:" not in line)
@@ -421,7 +446,20 @@ def make(*arguments):
 def test_bare_make_lists_every_verb_and_only_what_works():
     listed = {line.split()[1] for line in make().stdout.splitlines()}
     verbs = {name for name, verb in VERBS.items() if verb.takes_spec}
-    assert listed == {"help", "setup", "demo", "data", "test", "lint", "torture", "bench", "pictures", *verbs}
+    others = [
+        "help",
+        "setup",
+        "demo",
+        "data",
+        "check",
+        "test",
+        "coverage",
+        "lint",
+        "torture",
+        "bench",
+        "pictures",
+    ]
+    assert listed == {*others, *verbs}
 
 
 def test_a_verb_without_a_spec_says_how_to_name_one():

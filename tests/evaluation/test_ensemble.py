@@ -3,11 +3,14 @@
 import csv
 
 import numpy as np
+import pytest
 
 from pipeline.metrics.decision_rule import DecisionRule
 from pipeline.predictor import Predictor
 from pipeline.spec import EvaluateSpec
 from tests.cells import jobs, project
+
+pytestmark = pytest.mark.slow
 
 TEXT = """grid: {seeds: [0, 1]}
 evaluate: {threshold: expected_f1, calibrate: platt}

@@ -15,6 +15,8 @@ from pipeline.evaluation.selection import Selection
 from pipeline.predictor import Predictor
 from pipeline.storage.run_dir import ExperimentDir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(finished):

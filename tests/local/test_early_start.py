@@ -14,7 +14,7 @@ from jobs.planning.plan import make_plan
 from jobs.planning.tasks import train_task, wrangle_task
 from jobs.stages import needed_imports
 from pipeline.spec.reading import read_spec
-from tests.cells import jobs, project
+from tests.cells import jobs, packed_project, project
 from tests.conftest import ROOT
 
 GRID = "grid: {seeds: [1, 2]}\nrun: {parallel: 2, threads: 1}"
@@ -32,9 +32,9 @@ def cell_jobs(spec):
     return plan, [Job(c.run.name, train_task(plan, c), c.run.log, c.run.metrics, 2) for c in plan.cells]
 
 
+@pytest.mark.slow
 def test_it_imports_before_it_is_given_its_task_and_then_does_that(tmp_path, drawn_zip):
-    spec = project(tmp_path, drawn_zip, GRID)
-    assert jobs("wrangle", spec, cwd=tmp_path)[0] == 0
+    spec = packed_project(tmp_path, drawn_zip, GRID)
     plan, work = cell_jobs(spec)
     slots = Slots(count=2, threads=1)
     with started_early(work, slots, ROOT) as early:
@@ -63,6 +63,7 @@ def test_what_was_not_needed_leaves_no_process_and_no_trace(tmp_path, drawn_zip)
     assert kept.log.exists()
 
 
+@pytest.mark.slow
 def test_a_grid_whose_pictures_cannot_be_packed_leaves_no_cells(tmp_path, drawn_zip):
     broken = tmp_path / "broken.zip"
     with zipfile.ZipFile(drawn_zip.train) as whole, zipfile.ZipFile(broken, "w") as archive:
@@ -89,6 +90,7 @@ def test_each_process_imports_ahead_only_what_its_task_needs(tmp_path, drawn_zip
 
 
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.slow
 def test_a_grid_starts_ahead_only_where_there_is_something_to_wait_for(
     tmp_path, drawn_zip, packed, monkeypatch
 ):
@@ -96,9 +98,8 @@ def test_a_grid_starts_ahead_only_where_there_is_something_to_wait_for(
     from jobs.commands import run
     from jobs.commands.request import Request
 
-    spec = project(tmp_path, drawn_zip, "run: {threads: 1}", epochs=1)
-    if packed:
-        assert jobs("wrangle", spec, cwd=tmp_path)[0] == 0
+    make = packed_project if packed else project
+    spec = make(tmp_path, drawn_zip, "run: {threads: 1}", epochs=1)
     started = []
     monkeypatch.setattr(run, "started_early", lambda work, *rest: _counted(started, work, *rest))
     monkeypatch.chdir(tmp_path)

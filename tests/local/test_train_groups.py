@@ -19,7 +19,7 @@ from pipeline.spec import RunSpec, Spec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
-from tests.cells import clean_environment, finish, jobs, project
+from tests.cells import clean_environment, finish, jobs, packed_project, run_here
 from tests.conftest import ROOT
 
 # different networks (one with dropout), optimizers, schedules and lengths; one stream of batches
@@ -31,13 +31,12 @@ grid:
     - {train.model.name: cnn3, train.optimizer: {name: rmsprop, lr: 1e-3}, train.epochs: 2}
 run: {threads: 1, save_every_min: 1e-9, save_fraction: 1000}
 """
+SHARED = pytest.mark.xdist_group("train-groups")  # one worker makes `alone`
 TRAIN = {"augment": {"hflip": 0.5, "crop": [0.5, 1], "rotate_deg": 20}, "epochs": 3, "precision": "fp32"}
 
 
 def planned(tmp_path, drawn_zip, text=GRID, **train):
-    spec = project(tmp_path, drawn_zip, text, **(TRAIN | train))
-    status, printed = jobs("wrangle", spec, cwd=tmp_path)
-    assert status == 0, printed
+    spec = packed_project(tmp_path, drawn_zip, text, **(TRAIN | train))
     plan = make_plan(read_spec(spec))
     return plan, [train_task(plan, cell) for cell in plan.cells]
 
@@ -73,18 +72,20 @@ def assert_equal(found, expected):
         assert found[name][2] == rows, name
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def alone(tmp_path_factory, drawn_zip):
     plan, tasks = planned(tmp_path_factory.mktemp("alone"), drawn_zip)
     for task in tasks:
-        assert finish(start(task)) == 0
+        assert run_here(task) == 0
     return results(plan)
 
 
+@pytest.mark.slow
+@SHARED
 def test_together_gives_the_bits_each_cell_has_alone_and_each_its_own_files(tmp_path, drawn_zip, alone):
     plan, tasks = planned(tmp_path, drawn_zip)
     assert len({task.stream for task in tasks}) == 1
-    assert finish(start(TrainGroupTask(tuple(tasks)))) == 0
+    assert run_here(TrainGroupTask(tuple(tasks))) == 0
     assert_equal(results(plan), alone)
     for cell in plan.cells:
         assert cell.run.why_not_done(cell.identity) is None
@@ -94,6 +95,8 @@ def test_together_gives_the_bits_each_cell_has_alone_and_each_its_own_files(tmp_
         assert json.loads(cell.run.provenance.read_text())["identity"] == cell.identity
 
 
+@pytest.mark.slow
+@SHARED
 def test_killed_at_different_steps_they_catch_up_and_end_with_the_same_bits(tmp_path, drawn_zip, alone):
     plan, tasks = planned(tmp_path, drawn_zip)
     ahead = start(tasks[1])  # one goes ahead alone
@@ -105,7 +108,7 @@ def test_killed_at_different_steps_they_catch_up_and_end_with_the_same_bits(tmp_
         wait_for_step(plan.cells[0], 4 if number == signal.SIGKILL else 14, process)
         process.send_signal(number)
         assert finish(process) == (EXIT_STOPPED if number == signal.SIGTERM else -number)
-    assert finish(start(TrainGroupTask(tuple(tasks)))) == 0
+    assert run_here(TrainGroupTask(tuple(tasks))) == 0
     assert_equal(results(plan), alone)
 
 
@@ -122,6 +125,8 @@ def wait_for_step(cell, step, process):
     raise AssertionError("it never came so far")
 
 
+@pytest.mark.slow
+@SHARED
 def test_a_diverging_cell_drops_out_and_leaves_no_trace_in_the_others(tmp_path, drawn_zip, alone):
     bad = "    - {train.model.name: cnn2, train.optimizer: {name: sgd, lr: 1e30}}\nrun:"
     plan, tasks = planned(tmp_path, drawn_zip, GRID.replace("run:", bad))
@@ -133,6 +138,7 @@ def test_a_diverging_cell_drops_out_and_leaves_no_trace_in_the_others(tmp_path, 
     assert all("error: " not in cell.run.log.read_text() for cell in plan.cells)
 
 
+@pytest.mark.slow
 def test_make_grid_trains_together_by_itself_and_says_how_each_ended(tmp_path, drawn_zip):
     text = GRID.replace("lr: 0.01}", "lr: 1e30}").replace("threads: 1, ", "parallel: 1, ")
     plan, _ = planned(tmp_path, drawn_zip, text, epochs=1)

@@ -130,6 +130,7 @@ def test_a_head_may_have_a_hidden_layer_and_dropout(tmp_path, name):
     assert isinstance(only, nn.Linear)
 
 
+@pytest.mark.slow
 def test_every_name_is_torchvision_s_and_its_head_is_linear():
     from torchvision.models import get_model
 
@@ -227,6 +228,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
         build_model(ModelSpec(name="cnn2"), 4, 16, tmp_path / "w.pth")
 
 
+@pytest.mark.slow
 def test_positions_of_a_vit_are_fitted_to_the_size(tmp_path):
     path = saved(tmp_path / "w.pth", build_model(ModelSpec(name="vit_b_32"), 10, 64))
     net = build_model(ModelSpec(name="vit_b_32"), 3, 96, path)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from jobs.planning.plan import make_plan
-from jobs.planning.tasks import train_task
+from jobs.planning.tasks import submission_task, train_task
 from jobs.stages import TrainGroupTask
 from pipeline.data.packed import PackedSet
 from pipeline.errors import SpecError
@@ -22,7 +22,7 @@ from pipeline.models.scoring import compute_scores
 from pipeline.spec import ModelSpec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import finish, jobs, project
+from tests.cells import finish, jobs, packed_project, project, run_here
 from tests.local.test_train_groups import start
 
 HEAD = {"name": "mobilenet_v3_small", "weights": "net.pth", "trainable": "head"}
@@ -48,9 +48,7 @@ def planned(tmp_path, drawn_zip, weights, text=GRID, **train):
     tmp_path.mkdir(exist_ok=True)
     model = HEAD | {"weights": str(weights)}
     settings = {"model": model, "epochs": 4, "precision": "fp32", "augment": {"hflip": 0.0}, **train}
-    spec = project(tmp_path, drawn_zip, text, **settings)
-    status, printed = jobs("wrangle", spec, cwd=tmp_path)
-    assert status == 0, printed
+    spec = packed_project(tmp_path, drawn_zip, text, **settings)
     plan = make_plan(read_spec(spec))
     return plan, [train_task(plan, cell) for cell in plan.cells]
 
@@ -59,6 +57,7 @@ def curves(cell):
     return [row["validation/loss"] for row in read_jsonl(cell.run.metrics) if "validation/loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [{}, {"head_hidden": 24, "head_dropout": 0.5}, {"trainable": "features.9"}])
 @pytest.mark.parametrize("augment", [{"hflip": 0.0}, {"hflip": 0.5, "crop": [0.5, 1], "rotate_deg": 20}])
 def test_kept_features_train_the_very_cell_that_is_trained_without(
@@ -70,10 +69,10 @@ def test_kept_features_train_the_very_cell_that_is_trained_without(
     # Adam makes as large a step of a gradient that is rounding alone as of any other
     settings["optimizer"] = {"name": "sgd", "lr": 0.1}
     plan, (task,) = planned(tmp_path / "without", drawn_zip, weights, text, **settings)
-    assert finish(start(task)) == 0
+    assert run_here(task) == 0
     views = 4 if augment["hflip"] else 1
     kept, (task,) = planned(tmp_path / "kept", drawn_zip, weights, text, **settings, cached_views=views)
-    assert finish(start(task)) == 0
+    assert run_here(task) == 0
     # convolutions that learn carry the rounding of fused batch norms on, from step to step
     rtol = 5e-3 if "trainable" in head else 2e-4
     np.testing.assert_allclose(curves(kept.cells[0]), curves(plan.cells[0]), rtol=rtol)
@@ -97,18 +96,19 @@ def test_kept_features_train_the_very_cell_that_is_trained_without(
     scores = [np.load(p.cells[0].run.scores_val)["scores"] for p in (plan, kept)]
     np.testing.assert_allclose(*scores, atol=rtol)
     # and predicts as a whole network: through the pictures it gives the scores it had through features
-    status, printed = jobs("submission", kept.loaded.path, cwd=tmp_path / "kept")
-    assert status == 0, printed
+    (run,) = (cell.run for cell in kept.cells)
+    assert run_here(submission_task(kept, (run.name,))) == 0
 
 
+@pytest.mark.slow
 def test_all_cells_of_a_sweep_and_later_processes_use_one_pass(tmp_path, drawn_zip, weights):
     plan, tasks = planned(tmp_path, drawn_zip, weights, cached_views=1)
     assert len({task.stream for task in tasks}) == 1
-    assert finish(start(TrainGroupTask(tuple(tasks[:2])))) == 0
+    assert run_here(TrainGroupTask(tuple(tasks[:2]))) == 0
     folder = plan.cells[0].data.packed / "features"
     made = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     assert len(made) == 2  # of the training and of the validation pictures
-    assert finish(start(tasks[2])) == 0
+    assert finish(start(tasks[2])) == 0  # a later process
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")} == made
     assert all(cell.run.why_not_done(cell.identity) is None for cell in plan.cells)
     status, printed = jobs("prune", plan.loaded.path, cwd=tmp_path)
@@ -118,21 +118,22 @@ def test_all_cells_of_a_sweep_and_later_processes_use_one_pass(tmp_path, drawn_z
     # each as if alone
     hidden = plan.cells[1].run
     alone, tasks = planned(tmp_path / "alone", drawn_zip, weights, cached_views=1)
-    assert finish(start(tasks[1])) == 0
+    assert run_here(tasks[1]) == 0
     assert alone.cells[1].run.name == hidden.name
     assert alone.cells[1].run.scores_val.read_bytes() == hidden.scores_val.read_bytes()
 
 
+@pytest.mark.slow
 def test_damaged_features_are_computed_anew(tmp_path, drawn_zip, weights):
     plan, tasks = planned(tmp_path, drawn_zip, weights, "run: {threads: 1}\n", cached_views=1, epochs=1)
-    assert finish(start(tasks[0])) == 0
+    assert run_here(tasks[0]) == 0
     before = plan.cells[0].run.scores_val.read_bytes()
     for path in (plan.cells[0].data.packed / "features").glob("*.npz"):
         body = bytearray(path.read_bytes())
         body[len(body) // 2] ^= 255
         path.write_bytes(body)
     plan.cells[0].run.checkpoint_best.unlink()
-    assert finish(start(tasks[0])) == 0
+    assert run_here(tasks[0]) == 0
     assert plan.cells[0].run.scores_val.read_bytes() == before
 
 
@@ -152,6 +153,7 @@ def test_a_part_that_cannot_be_trained_is_refused_before_anything_runs(tmp_path,
         read_spec(project(tmp_path, drawn_zip, model=model))
 
 
+@pytest.mark.slow
 def test_doctor_looks_for_the_parts_that_are_trained(tmp_path, drawn_zip, weights):
     text = "grid: {axes: {train.model.trainable: [last_stage, features.99]}}\n"
     spec = project(tmp_path, drawn_zip, text, model=HEAD | {"weights": str(weights)})
@@ -161,12 +163,13 @@ def test_doctor_looks_for_the_parts_that_are_trained(tmp_path, drawn_zip, weight
     assert "train.model.trainable: the network has no part 'features.99'; did you mean `features.9" in printed
 
 
+@pytest.mark.slow
 def test_a_last_stage_is_scored_at_another_size_from_pictures(tmp_path, drawn_zip, weights):
     text, model = "run: {threads: 1}\n", HEAD | {"weights": str(weights), "trainable": "last_stage"}
     plan, (task,) = planned(
         tmp_path, drawn_zip, weights, text, model=model, cached_views=1, epochs=1, eval_image_px=48
     )
-    assert finish(start(task)) == 0
+    assert run_here(task) == 0
     run = plan.cells[0].run
     best, packed = load_checkpoint(run.checkpoint_best), PackedSet.open(plan.cells[0].data.packed)
     scorer = load_scorer(best, "cpu")

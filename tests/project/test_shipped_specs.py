@@ -8,6 +8,8 @@ import pytest
 from tests.cells import jobs
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     *("data=experiments/data/mirflickr10k.yaml", "data.image_list=ids.txt", "data.size_px=32"),
     *("data.split.train=1-240", "data.split.validation=241-320", "train.epochs=1"),

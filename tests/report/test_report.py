@@ -20,6 +20,8 @@ from tests.cells import clean_environment, jobs, project
 from tests.conftest import ROOT
 from tests.sweep import make_sweep
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("report")]
+
 SECTIONS = (
     *(
         "Leaderboard",

@@ -1,9 +1,11 @@
 """A real Slurm cluster for the tests in this folder, and a lab to run verbs on it."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ import pytest
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir
-from tests.cells import clean_environment, project
+from tests.cells import clean_environment, packed_project, project
 from tests.conftest import ROOT
 
 SCRIPT = Path(__file__).parent / "cluster.sh"
@@ -22,6 +24,18 @@ SETTINGS = (
     *("cluster.account=project_2000000", "cluster.train.partition=gpu", "cluster.train.gres=gpu:v100:1"),
     *("cluster.train.cpus=1", "cluster.train.mem_gb=4", "cluster.cpu.partition=small", "cluster.cpu.cpus=1"),
 )
+
+
+def free_port():
+    """The first of 20 ports in a row that nobody listens at: other clusters may run on this machine."""
+    for port in range(21000, 30000, 20):
+        with contextlib.suppress(OSError):
+            for used in range(port, port + 20):
+                with socket.socket() as tried:
+                    tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    tried.bind(("", used))
+            return port
+    raise OSError("no 20 free ports in a row between 21000 and 30000")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +48,11 @@ def cluster(tmp_path_factory):
     )
     if not (installed or required or os.geteuid() == 0):
         pytest.skip("Slurm is not installed, and only root can install it")
-    up = subprocess.run([str(SCRIPT), "up", str(folder)], capture_output=True, text=True, timeout=600)
+    # a cluster that was kept (SLURM_TEST_DIR) keeps its ports
+    ports = {} if "SLURM_TEST_DIR" in os.environ else {"CT_PORT": str(free_port())}
+    up = subprocess.run(
+        [str(SCRIPT), "up", str(folder)], capture_output=True, text=True, timeout=600, env=os.environ | ports
+    )
     if up.returncode:
         text = f"no Slurm cluster here: {up.stderr.strip()[-500:]}"
         pytest.fail(text) if required else pytest.skip(text)
@@ -139,12 +157,12 @@ class Lab:
 
 @pytest.fixture
 def lab(cluster, tmp_path, drawn_zip):
-    """A maker of labs: lab(text of the spec's grid, train settings)."""
+    """A maker of labs: lab(text of the spec's grid, whether its images are packed already, train settings)."""
     made = []
 
-    def make(text="", **train):
+    def make(text="", *, packed=True, **train):
         root = tmp_path / f"p{len(made)}"
-        project(root, drawn_zip, text, **train)
+        (packed_project if packed else project)(root, drawn_zip, text, **train)
         made.append(Lab(root, cluster))
         return made[-1]
 

@@ -13,13 +13,14 @@ import torch
 
 from pipeline.evaluation.selection import Selection
 from pipeline.storage.jsonl import read_jsonl
+from tests.cells import packed_project
 from tests.conftest import ROOT
-from tests.slurm.conftest import SCRIPT, SETTINGS
+from tests.slurm.conftest import SCRIPT, SETTINGS, Lab
 
-SEVEN = (
-    "grid: {cells: [{train.optimizer: {name: adam, lr: 1e-4}}, {train.optimizer: {name: adam, lr: 1e-3}},"
-    " {train.optimizer: {name: rmsprop, lr: 1e-3}}, {train.optimizer: {name: adadelta}},"
-    " {train.optimizer: {name: adamw}}, {train.optimizer: {name: sgd, lr: 0.01}},"
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
+THREE = (
+    "grid: {cells: [{train.optimizer: {name: adam, lr: 1e-3}}, {train.optimizer: {name: adadelta}},"
     " {train.optimizer: {name: sgd, lr: 0.01}, train.schedule: {name: cosine}}]}"
 )
 TWO = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}]}}"
@@ -38,11 +39,8 @@ def same(lab, cell, other_lab, other):
 @pytest.fixture(scope="module")
 def undisturbed(cluster, tmp_path_factory, drawn_zip):
     """The LONG cell trained without any disturbance."""
-    from tests.cells import project
-    from tests.slurm.conftest import Lab
-
     root = tmp_path_factory.mktemp("undisturbed")
-    project(root, drawn_zip, **LONG)
+    packed_project(root, drawn_zip, **LONG)
     lab = Lab(root, cluster)
     lab.ok("grid")
     lab.settle()
@@ -52,25 +50,25 @@ def undisturbed(cluster, tmp_path_factory, drawn_zip):
 
 
 def test_one_command_queues_everything_and_the_submission_appears_by_itself(lab):
-    seven = lab(SEVEN)
-    printed = seven.ok("submission")
+    three = lab(THREE, packed=False)
+    printed = three.ok("submission")
     assert re.search(
-        r"queued wrangle: \d+\nqueued train-1: \d+ \(7 cells in 7 jobs\)\nqueued final: \d+", printed
+        r"queued wrangle: \d+\nqueued train-1: \d+ \(3 cells in 3 jobs\)\nqueued final: \d+", printed
     )
-    left = subprocess.run(["pgrep", "-f", f"jobs submission.*{seven.root}"], capture_output=True, text=True)
+    left = subprocess.run(["pgrep", "-f", f"jobs submission.*{three.root}"], capture_output=True, text=True)
     assert left.stdout == ""
-    seven.settle()
-    rows = seven.leaderboard()
-    assert [row["state"] for row in rows.values()].count("done") == 7, seven.tails()
-    assert len(seven.experiment.submission.read_text().splitlines()) == 41
-    assert all((cell / "log.txt").exists() for cell in seven.cells())
-    files = [path.name for path in seven.experiment.slurm.iterdir()]
-    assert len(files) == 3 * 9 + 2 * 3  # three a job, and a script with its link each submission
+    three.settle()
+    rows = three.leaderboard()
+    assert [row["state"] for row in rows.values()].count("done") == 3, three.tails()
+    assert len(three.experiment.submission.read_text().splitlines()) == 41
+    assert all((cell / "log.txt").exists() for cell in three.cells())
+    files = [path.name for path in three.experiment.slurm.iterdir()]
+    assert len(files) == 3 * 5 + 2 * 3  # three a job, and a script with its link each submission
     # and again: nothing is submitted, the leaderboard is shown
-    printed = seven.ok("grid")
-    assert "7 cells, 0 to submit, 0 active" in printed
-    assert seven.mine() == []
-    assert "7 done; leaderboard up to date" in seven.ok("status")
+    printed = three.ok("grid")
+    assert "3 cells, 0 to submit, 0 active" in printed
+    assert three.mine() == []
+    assert "3 done; leaderboard up to date" in three.ok("status")
 
 
 def test_a_submission_asked_for_later_is_queued_by_itself(lab):
@@ -89,26 +87,26 @@ def test_a_submission_asked_for_later_is_queued_by_itself(lab):
     assert len(later.experiment.submission.read_text().splitlines()) == 41
 
 
-def test_one_of_twelve_fails_is_named_and_only_it_runs_again(lab, tmp_path):
+def test_one_of_four_fails_is_named_and_only_it_runs_again(lab, tmp_path):
     broken = tmp_path / "w.pth"
     broken.write_text("no weights")
-    eleven = ", ".join(f"{{train.seed: {seed}}}" for seed in range(11))
-    twelve = lab(f"grid: {{cells: [{eleven}, {{train.model: {{name: cnn3, weights: {broken}}}}}]}}", epochs=1)
-    twelve.ok("grid")
-    twelve.settle()
-    rows = twelve.leaderboard()
-    assert [row["state"] for row in rows.values()].count("done") == 11, twelve.tails()
+    three = ", ".join(f"{{train.seed: {seed}}}" for seed in range(3))
+    four = lab(f"grid: {{cells: [{three}, {{train.model: {{name: cnn3, weights: {broken}}}}}]}}", epochs=1)
+    four.ok("grid")
+    four.settle()
+    rows = four.leaderboard()
+    assert [row["state"] for row in rows.values()].count("done") == 3, four.tails()
     (failed,) = (row for row in rows.values() if row["state"] == "failed")
     assert "w.pth: cannot be read as weights" in failed["error"]
-    done = next(cell for cell in twelve.cells() if twelve.state(cell) == "done")
+    done = next(cell for cell in four.cells() if four.state(cell) == "done")
     shutil.copy(done / "checkpoint_best.pt", broken)  # mended: weights that fit
-    printed = twelve.ok("grid")
-    assert "12 cells, 1 to submit, 0 active" in printed
+    printed = four.ok("grid")
+    assert "4 cells, 1 to submit, 0 active" in printed
     assert "(1 cell in 1 job)" in printed
-    twelve.settle()
-    rows = twelve.leaderboard()
-    assert [row["state"] for row in rows.values()].count("done") == 12
-    assert "12 cells, 0 to submit" in twelve.ok("grid")
+    four.settle()
+    rows = four.leaderboard()
+    assert [row["state"] for row in rows.values()].count("done") == 4
+    assert "4 cells, 0 to submit" in four.ok("grid")
 
 
 # ---------------------------------------------------------------- disturbances
@@ -292,7 +290,7 @@ def test_cells_of_different_code_on_one_leaderboard_are_said_to_be(lab, tmp_path
     two.ok("grid")
     two.settle()
     two.code = tmp_path / "code"
-    with (tmp_path / "code" / "pipeline" / "metrics.py").open("a") as file:
+    with (tmp_path / "code" / "pipeline" / "errors.py").open("a") as file:
         file.write("# an edit\n")
     spec = two.root / "experiments" / "x.yaml"
     spec.write_text(spec.read_text().replace("seeds: [0]", "seeds: [0, 1]"))
@@ -314,7 +312,7 @@ def test_cells_of_different_code_on_one_leaderboard_are_said_to_be(lab, tmp_path
     ids=["account", "time", "gres", "memory", "partition", "qos"],
 )
 def test_a_refused_request_is_explained_and_leaves_nothing(lab, settings, drop, error):
-    refused = lab(TWO)
+    refused = lab(TWO, packed=False)
     base = tuple(text for text in SETTINGS if not (drop and text.startswith(drop)))
     status, printed = refused.run("grid", *settings, base=base)
     assert status == 2

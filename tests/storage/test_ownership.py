@@ -173,9 +173,8 @@ def test_an_owner_that_lost_its_lock_finds_out_before_it_writes(tmp_path):
 
 def test_of_many_that_find_a_dead_owner_one_gets_it(tmp_path):
     foreign(tmp_path)
-    hold = "(folder / f'{ownership._held[folder].me[\"token\"]}.owner').touch(); time.sleep(3)"
     code = f"""
-        import time
+        import os, time
         from pathlib import Path
         from pipeline.storage import ownership
         from pipeline.errors import TrainingError
@@ -183,7 +182,9 @@ def test_of_many_that_find_a_dead_owner_one_gets_it(tmp_path):
         folder = Path({str(tmp_path)!r})
         try:
             with ownership.owned(folder):
-                {hold}
+                (folder / f"{{os.getpid()}}.owner").touch()
+                while not (folder / "released").exists():
+                    time.sleep(0.01)
                 ownership.check_owned(folder)
         except TrainingError as error:
             print(error)
@@ -197,6 +198,11 @@ def test_of_many_that_find_a_dead_owner_one_gets_it(tmp_path):
         )
         for _ in range(6)
     ]
+    deadline = time.monotonic() + 120
+    while sum(rival.poll() is not None for rival in rivals) < 5:
+        assert time.monotonic() < deadline, "more than one took it"
+        time.sleep(0.01)
+    (tmp_path / "released").touch()
     said = [rival.communicate()[0] for rival in rivals]
     assert all(rival.returncode == 0 for rival in rivals), said
     assert sum("works on this cell already" in text for text in said) == 5

@@ -22,6 +22,8 @@ from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
 from tests.torture.chain import finish, make_project
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("damage")]
+
 FLIPS = 40
 
 

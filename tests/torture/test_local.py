@@ -10,6 +10,8 @@ import pytest
 
 from tests.torture.chain import differences, finish, make_project, outcome, torture
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("LABELGRID_KILLS", "6"))
 SEED = int(os.environ.get("LABELGRID_SEED", "0"))
 PER_PROJECT = 20  # then the outcome is compared, and a new project begun

@@ -14,6 +14,8 @@ import pytest
 from tests.slurm.conftest import SCRIPT, Lab, cluster  # noqa: F401 - a fixture
 from tests.torture.chain import differences, make_project, outcome
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
 KILLS = int(os.environ.get("LABELGRID_SLURM_KILLS", "0"))
 SEED = int(os.environ.get("LABELGRID_SEED", "0"))
 PER_PROJECT = 10

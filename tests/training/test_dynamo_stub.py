@@ -9,6 +9,8 @@ import pytest
 from pipeline.training.dynamo_stub import STANDS_IN_FOR
 from tests.cells import clean_environment, jobs, project
 
+pytestmark = pytest.mark.slow
+
 # what torch._dynamo brings with it
 BROUGHT = ("torch._dynamo.eval_frame", "torch._inductor", "sympy")
 STEPS = """

@@ -25,8 +25,9 @@ from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.learner import CellData, Learner
 from pipeline.training.loop import backward, train
 from pipeline.training.stop_signal import StopFlag
-from tests.cells import clean_environment, finish, one_cell, project, start, train_task
-from tests.training.test_training import OFTEN, wait_for_epoch, wrangled
+from tests.cells import clean_environment, finish, one_cell, packed_project, project, start, train_task
+from tests.cells import train as train_cell
+from tests.training.test_training import OFTEN, wait_for_epoch
 
 
 @pytest.fixture
@@ -196,10 +197,11 @@ shutil.copytree(run, kept)
 @pytest.mark.parametrize(
     ("disk", "error"), [("full", "No space left on device"), ("read-only", "Read-only file system")]
 )
+@pytest.mark.slow
 def test_a_full_or_read_only_disk_loses_nothing_that_was_saved(tmp_path, drawn_zip, disk, error):
-    straight = one_cell(wrangled(tmp_path / "a", drawn_zip, epochs=6), "run.threads=1")
-    assert finish(start(straight)) == 0
-    cell = one_cell(wrangled(tmp_path / "b", drawn_zip, epochs=6), "run.threads=1", *OFTEN)
+    straight = one_cell(packed_project(tmp_path / "a", drawn_zip, epochs=6), "run.threads=1")
+    assert train_cell(straight) == 0
+    cell = one_cell(packed_project(tmp_path / "b", drawn_zip, epochs=6), "run.threads=1", *OFTEN)
     process = start(cell)
     wait_for_epoch(cell, 1, process)
     process.terminate()
@@ -231,7 +233,7 @@ def test_a_full_or_read_only_disk_loses_nothing_that_was_saved(tmp_path, drawn_z
     shutil.rmtree(cell.run.path)
     shutil.copytree(tmp_path / "kept", cell.run.path)  # as it was left; and now there is room
     assert load_checkpoint(cell.run.checkpoint_last)["step"] >= saved
-    assert finish(start(cell)) == 0, cell.run.log.read_text()
+    assert train_cell(cell) == 0, cell.run.log.read_text()
     assert cell.run.scores_val.read_bytes() == straight.run.scores_val.read_bytes()
 
 

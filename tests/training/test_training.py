@@ -12,7 +12,7 @@ from jobs.stages import EXIT_FAILED, EXIT_STOPPED
 from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.models.scoring import compute_logits
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import finish, jobs, one_cell, project, start, train_task
+from tests.cells import finish, one_cell, packed_project, start, train
 
 OFTEN = (
     "run.save_every_min=1e-9",
@@ -56,13 +56,6 @@ RECIPES = {
 }
 
 
-def wrangled(tmp_path, drawn_zip, **train):
-    spec = project(tmp_path, drawn_zip, **train)
-    status, text = jobs("wrangle", spec, cwd=tmp_path)
-    assert status == 0, text
-    return spec
-
-
 def weights(cell):
     return load_checkpoint(cell.run.checkpoint_last)["model"]
 
@@ -84,12 +77,13 @@ def saved_at(cell):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.slow
 def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_path, drawn_zip, recipe):
-    straight_spec = wrangled(tmp_path / "a", drawn_zip, **RECIPES[recipe])
+    straight_spec = packed_project(tmp_path / "a", drawn_zip, **RECIPES[recipe])
     straight = one_cell(straight_spec, "run.threads=1")
-    assert finish(start(straight)) == 0, straight.run.log.read_text()
+    assert train(straight) == 0, straight.run.log.read_text()
 
-    killed_spec = wrangled(tmp_path / "b", drawn_zip, **RECIPES[recipe])
+    killed_spec = packed_project(tmp_path / "b", drawn_zip, **RECIPES[recipe])
     killed = one_cell(killed_spec, "run.threads=1", *OFTEN)
     assert killed.identity == straight.identity
     process = start(killed)
@@ -106,7 +100,7 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     process.send_signal(signal.SIGTERM)
     assert finish(process) == EXIT_STOPPED
     assert "Interrupted by SIGTERM" in killed.run.log.read_text()
-    assert finish(start(killed)) == 0, killed.run.log.read_text()
+    assert train(killed) == 0, killed.run.log.read_text()
 
     assert load_checkpoint(killed.run.checkpoint_last)["execution"]["threads"] == 1
     for name, value in weights(straight).items():
@@ -120,9 +114,10 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     assert killed.run.why_not_done(killed.identity) is None
 
 
+@pytest.mark.slow
 def test_training_stops_when_the_best_epoch_lies_back_too_far(tmp_path, drawn_zip):
-    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=60, patience_epochs=2))
-    assert finish(start(cell)) == 0, cell.run.log.read_text()
+    cell = one_cell(packed_project(tmp_path, drawn_zip, epochs=60, patience_epochs=2))
+    assert train(cell) == 0, cell.run.log.read_text()
     rows = [row for row in read_jsonl(cell.run.metrics) if "validation/loss" in row]
     best = load_checkpoint(cell.run.checkpoint_best)["best"]["epoch"]
     assert [row["epoch"] for row in rows] == list(range(1, best + 3))
@@ -131,9 +126,10 @@ def test_training_stops_when_the_best_epoch_lies_back_too_far(tmp_path, drawn_zi
     assert cell.run.why_not_done(cell.identity) is None
 
 
+@pytest.mark.slow
 def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):
-    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=3))
-    assert finish(start(cell)) == 0, cell.run.log.read_text()
+    cell = one_cell(packed_project(tmp_path, drawn_zip, epochs=3))
+    assert train(cell) == 0, cell.run.log.read_text()
     run = cell.run
     promised = {
         *("spec.yaml", "manifest.json", "provenance.json", "metrics.jsonl", "scores_val.npz", "log.txt"),
@@ -166,7 +162,7 @@ def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):
         assert scored["scores"].shape == scored["targets"].shape == (48, 14)
         assert scored["labels"].tolist() == best["labels"]
 
-    assert finish(start(cell)) == 0  # whole: nothing is trained again
+    assert train(cell) == 0  # whole: nothing is trained again
     assert [row for row in read_jsonl(run.metrics) if "validation/loss" in row] == rows
 
 
@@ -177,10 +173,11 @@ def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):
         ({"epochs": 2, "monitor": "loss", "tta_hflip": True}, 3, 3),
     ],
 )
+@pytest.mark.slow
 def test_what_the_best_epoch_scored_is_not_scored_again(
     tmp_path, drawn_zip, monkeypatch, recipe, passes, writes
 ):
-    cell = one_cell(wrangled(tmp_path, drawn_zip, **recipe))
+    cell = one_cell(packed_project(tmp_path, drawn_zip, **recipe))
     scored, written = [], []
 
     def counted_write(path, *arguments, **options):
@@ -194,10 +191,7 @@ def test_what_the_best_epoch_scored_is_not_scored_again(
         return compute_logits(*arguments)
 
     monkeypatch.setattr("pipeline.training.feeds.compute_logits", counted)
-    monkeypatch.setattr(
-        "pipeline.training.stop_signal.StopFlag.install", lambda flag: flag
-    )  # the tests keep their Ctrl-C
-    assert train_task(cell)() == 0
+    assert train(cell) == 0
     assert len(scored) == passes
     losses = [row["validation/loss"] for row in read_jsonl(cell.run.metrics) if "validation/loss" in row]
     assert losses[1] < losses[0]
@@ -211,16 +205,18 @@ def test_what_the_best_epoch_scored_is_not_scored_again(
     assert [path.read_bytes() for path in whole] == before
 
 
+@pytest.mark.slow
 def test_a_cell_whose_best_weights_are_gone_is_trained_anew(tmp_path, drawn_zip):
-    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=1))
-    assert finish(start(cell)) == 0
+    cell = one_cell(packed_project(tmp_path, drawn_zip, epochs=1))
+    assert train(cell) == 0
     before = cell.run.scores_val.read_bytes()
     cell.run.checkpoint_best.unlink()
-    assert finish(start(cell)) == 0, cell.run.log.read_text()
+    assert train(cell) == 0, cell.run.log.read_text()
     assert "the best weights are lost, so this cell is trained anew" in cell.run.log.read_text()
     assert cell.run.scores_val.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_keeps_its_last_good_state_and_is_not_begun_again(tmp_path, drawn_zip):
     """By a rate that grows slowly from 0, so that some epochs are good; saved after every step."""
     recipe = {
@@ -228,7 +224,7 @@ def test_a_run_that_diverges_keeps_its_last_good_state_and_is_not_begun_again(tm
         "schedule": {"name": "constant", "warmup_epochs": 1e24},
         "precision": "fp32",
     }
-    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=60, **recipe), *OFTEN)
+    cell = one_cell(packed_project(tmp_path, drawn_zip, epochs=60, **recipe), *OFTEN)
     assert finish(start(cell)) == EXIT_FAILED
     manifest = cell.run.read_manifest()
     assert manifest["state"] == "diverged"
@@ -243,8 +239,9 @@ def test_a_run_that_diverges_keeps_its_last_good_state_and_is_not_begun_again(tm
     assert cell.run.read_manifest() == manifest
 
 
+@pytest.mark.slow
 def test_a_state_of_another_batch_order_is_refused(tmp_path, drawn_zip):
-    cell = one_cell(wrangled(tmp_path, drawn_zip, epochs=20), *OFTEN)
+    cell = one_cell(packed_project(tmp_path, drawn_zip, epochs=20), *OFTEN)
     process = start(cell)
     wait_for_epoch(cell, 1, process)
     process.send_signal(signal.SIGTERM)
