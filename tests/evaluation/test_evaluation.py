@@ -31,6 +31,19 @@ from pipeline.storage.tables import read_table
 
 
 @pytest.fixture
+def page():
+    """Asks for the report to be drawn."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Drawing the report takes seconds; only a test that asks for the page looks at it."""
+    if "page" not in request.fixturenames:
+        blank = lambda experiment, planned: experiment.report.write_text("undrawn")  # noqa: E731
+        monkeypatch.setattr("pipeline.report.write_report", blank)
+
+
+@pytest.fixture
 def experiment(tmp_path):
     return ExperimentDir(tmp_path / "experiments" / "x")
 
@@ -214,7 +227,7 @@ def test_lower_is_better_where_it_is(experiment, drawn, two_cells):
     assert rows[0]["cell"] == "good-aaaaaaaa"
 
 
-def test_a_failed_cell_has_a_row_with_its_reason(experiment, drawn, two_cells):
+def test_a_failed_cell_has_a_row_with_its_reason(page, experiment, drawn, two_cells):
     failed = experiment.cell("bad", "d" * 12, {})
     failed.path.mkdir()
     failed.write_manifest("d" * 12, "failed", error="no memory")

@@ -130,11 +130,13 @@ def test_no_threshold_beats_the_tuned_one(problem):
     predicted = decide(scores, tuned)
     candidates = np.unique(np.concatenate([scores.ravel(), [0.0, 0.5, 1.0]]))
     for k in range(actual.shape[1]):
-        best = max(
-            sk.f1_score(actual[:, k], (scores[:, k] >= c).astype(np.uint8), zero_division=0)
-            for c in candidates
+        of_each = sk.f1_score(  # a column for each candidate
+            np.repeat(actual[:, [k]], len(candidates), axis=1),
+            (scores[:, [k]] >= candidates).astype(np.uint8),
+            average=None,
+            zero_division=0,
         )
-        assert sk.f1_score(actual[:, k], predicted[:, k], zero_division=0) == pytest.approx(best)
+        assert sk.f1_score(actual[:, k], predicted[:, k], zero_division=0) == pytest.approx(max(of_each))
     assert all(tuned[k] == 0.5 for k in range(actual.shape[1]) if not actual[:, k].any())
 
 

@@ -58,6 +58,7 @@ def test_the_cnns_work_at_any_size(name, image_px):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_every_family_gets_a_head_of_k_labels_and_trains(family):
     image_px = 64
     model = ModelSpec(name=SMALLEST[family], weights="w.pth", trainable="head")
@@ -77,6 +78,7 @@ def test_every_family_gets_a_head_of_k_labels_and_trains(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_every_family_can_be_trained_from_its_last_stage_on(family):
     model = ModelSpec(name=SMALLEST[family], weights="w.pth", trainable="last_stage")
     net = build_model(model, 5, 64)
@@ -141,6 +143,7 @@ def test_every_name_is_torchvision_s_and_its_head_is_linear():
 
 
 @pytest.mark.parametrize("name", sorted(set(LAST_STAGE_OF) - set(FAMILIES["vit"][1])))
+@pytest.mark.slow
 def test_the_last_stage_is_where_the_resolution_falls_for_the_last_time(name):
     from torchvision.models import get_model
 
@@ -297,6 +300,7 @@ def test_an_unknown_model_is_refused_without_importing_torch(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*CNNS, *SMALLEST.values(), "resnet50", "efficientnet_v2_s"])
+@pytest.mark.slow
 def test_folded_batch_norms_change_no_logit_and_no_network(name):
     torch.manual_seed(0)
     net = build_model(ModelSpec(name=name), 7, 64)
