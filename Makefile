@@ -46,7 +46,7 @@ coverage: $(READY) ## all tests with their coverage, which setup.cfg holds at a 
 lint: $(READY) ## format check, ruff, mypy strict, import contracts
 	@$(VENV)/bin/ruff format --check -q . && $(VENV)/bin/ruff check -q . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
 
-pictures: demo ## draw the README's pictures anew (needs Chromium)
+pictures: demo ## draw the README's pictures again (needs Chromium)
 	@$(RUN_PYTHON) tests/pictures.py
 
 torture: $(READY) ## kill projects 200 times and more, here and on a test cluster, and compare what comes of them
@@ -62,13 +62,13 @@ evaluate: ## decide, measure and rank the finished cells
 select: ## pick the cell of the submission (RUN=cell), or the best again (no RUN)
 predict: ## score the test images under the selected cell
 submission: ## everything up to a checked submission.csv
-report: ## write report.html anew, its figures and tables as files too
-status: ## how every cell stands (WATCH=1 repeats it)
+report: ## write report.html again, and its figures and tables as files
+status: ## the status of every cell (WATCH=1 repeats it)
 plan: ## the dry run of grid: cells, scripts, hours, cost
-doctor: ## try all that a grid will need
+doctor: ## check everything that a grid will need
 logs: ## the end of the right log (RUN=cell)
-cancel: ## cancel the jobs in flight (RUN=cell: one cell's)
-retry: ## train one cell anew (RUN=cell)
+cancel: ## cancel the active jobs (RUN=cell: those of one cell)
+retry: ## train one cell again from the start (RUN=cell)
 prune: ## delete what neither a selection nor a resume needs
 
 $(SPEC_VERBS): $(READY)
