@@ -10,10 +10,10 @@ SPEC_VERBS := wrangle grid evaluate select predict submission report status plan
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data check test coverage lint torture bench pictures $(SPEC_VERBS)
 
-# Side by side, a worker for each core. Tests of one xdist_group share a worker; groups start in the order
-# that tests/conftest.py gives them, the longest first.
-WORKERS ?= auto
-PYTEST := $(RUN_PYTHON) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+# Side by side. Tests of one xdist_group share a worker; groups begin in the order that tests/conftest.py
+# gives them, the longest first. One worker more than cores: that of Slurm mostly waits.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := $(RUN_PYTHON) -m pytest --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z ]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,13 +35,13 @@ data: $(READY) ## download MIRFLICKR-25000 and its annotations into data/raw
 	@$(RUN_PYTHON) -m jobs data
 
 check: lint ## lint and the fast tests: what to run before each commit
-	@$(PYTEST) -m "not slow" $(TESTS)
+	@$(PYTEST) -n $(CORES) -m "not slow" $(TESTS)
 
 test: lint ## lint and all tests, on a real Slurm cluster and in a real browser too (TESTS=path)
-	@$(PYTEST) $(TESTS)
+	@$(PYTEST) -n $$(($(CORES) + 1)) $(TESTS)
 
 coverage: $(READY) ## all tests with their coverage, which setup.cfg holds at a floor (TESTS=path)
-	@$(PYTEST) --cov --cov-report=term:skip-covered $(TESTS)
+	@$(PYTEST) -n $$(($(CORES) + 1)) --cov --cov-report=term:skip-covered $(TESTS)
 
 lint: $(READY) ## format check, ruff, mypy strict, import contracts
 	@$(VENV)/bin/ruff format --check -q . && $(VENV)/bin/ruff check -q . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -57,7 +57,7 @@ class Browser:
         message |= {"sessionId": session} if session else {}
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive(60)
+            answer = self._receive(400)
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 return answer["result"]
@@ -111,7 +111,7 @@ class Page:
     def call(self, method, **params):
         return self.browser.call(method, self.session, **params)
 
-    def wait_event(self, name, seconds=60):
+    def wait_event(self, name, seconds=400):
         while not any(event.get("method") == name for event in self.browser.events):
             self.browser.events.append(self.browser._receive(seconds))
 
@@ -141,7 +141,7 @@ class Page:
         """All that can be read on the page, inside custom elements too."""
         return self.value(_ALL_TEXT)
 
-    def wait_for(self, words, seconds=90):
+    def wait_for(self, words, seconds=400):
         """Until every one of `words` can be read."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -21,6 +21,9 @@ from jobs.stages import TrainTask, encode
 from pipeline.spec.reading import Loaded, read_spec
 from tests.conftest import ROOT
 
+# How long a test waits for what must come. Only one that fails waits so long: the machine may be busy.
+PATIENCE_S = 400
+
 
 def project(tmp_path, drawn_zip, text="", name="x", **train):
     """A project folder with one spec on the drawn set; `text` is appended to the spec."""
@@ -64,7 +67,7 @@ def jobs_process(*arguments, cwd, **environment):
         text=True,
         cwd=cwd,
         env={**clean_environment(), **environment},
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -132,6 +135,6 @@ def train(cell):
 def finish(process):
     """Its exit status."""
     try:
-        return process.wait(timeout=200)
+        return process.wait(timeout=PATIENCE_S)
     finally:
         process.stdin.close()

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from jobs.local.progress import Progress
-from tests.cells import clean_environment, jobs, one_cell, project
+from tests.cells import PATIENCE_S, clean_environment, jobs, one_cell, project
 from tests.conftest import ROOT
 
 
@@ -36,13 +36,13 @@ def start_demo(folder):
 @pytest.mark.slow
 def test_a_stopped_demo_says_how_to_go_on_and_points_at_nothing_else(tmp_path):
     process = start_demo(tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not list(tmp_path.glob("experiments/demo/*/manifest.json")):  # a cell has begun
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "goes on from here" in printed
     assert "report" not in printed

@@ -25,7 +25,7 @@ from pipeline.models.checkpoint import load_checkpoint
 from pipeline.spec import ModelSpec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import clean_environment, jobs, packed_project, project
+from tests.cells import PATIENCE_S, clean_environment, jobs, packed_project, project
 from tests.conftest import ROOT
 
 ONE_WORKER = pytest.mark.xdist_group("verbs")  # that which makes `finished`
@@ -214,7 +214,7 @@ def test_a_killed_cell_says_so_and_is_gone_on_with(tmp_path, drawn_zip):
     cell = wait_for_cell(tmp_path, process)
     (child,) = children(process.pid)
     os.kill(child, signal.SIGKILL)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "killed by SIGKILL (out of memory?)" in printed
     assert json.loads((cell / "manifest.json").read_text())["state"] == "failed"
@@ -228,7 +228,7 @@ def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
     running = children(process.pid)
     assert running
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "stopped, saved" in printed
     assert "goes on from here" in printed
@@ -247,7 +247,7 @@ def test_ctrl_c_in_a_submission_ends_it_without_a_file(tmp_path, drawn_zip):
     assert jobs("grid", spec, cwd=tmp_path)[0] == 0
     process = background("submission", spec, "--set", "train.epochs=200", cwd=tmp_path)
     (old,) = (tmp_path / "experiments" / "x").glob("*/metrics.jsonl")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while (
         len(list((tmp_path / "experiments" / "x").glob("*/metrics.jsonl"))) < 2
         and time.monotonic() < deadline
@@ -255,7 +255,7 @@ def test_ctrl_c_in_a_submission_ends_it_without_a_file(tmp_path, drawn_zip):
         time.sleep(0.05)
     assert old.exists()
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "goes on from here" in printed
     assert "predict" not in printed
@@ -274,11 +274,11 @@ def test_a_stopped_wrangle_leaves_nothing_behind(tmp_path, photos):
         f"data: {{source: {photos}, images: 'images/im{{id}}.jpg', size_px: 128}}\n"
     )
     process = background("wrangle", folder / "x.yaml", cwd=tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not list(tmp_path.glob("data/packed/.*/images-000.npy")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, printed
     assert list((tmp_path / "data" / "packed").iterdir()) == []
     assert "error:" not in printed
@@ -325,8 +325,8 @@ def test_when_the_starter_is_killed_its_cells_save_and_stop(tmp_path, drawn_zip)
     cell = wait_for_cell(tmp_path, process)
     (child,) = children(process.pid)
     process.kill()
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 30
+    process.communicate(timeout=PATIENCE_S)
+    deadline = time.monotonic() + PATIENCE_S
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(child)
@@ -346,7 +346,7 @@ def background(*arguments, cwd):
 
 def wait_for_cell(root, process):
     """The first cell's folder, once it has finished an epoch."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.poll() is None:
         for metrics in root.glob("experiments/x/*/metrics.jsonl"):
             if any("validation/loss" in row for row in read_jsonl(metrics)):

@@ -14,7 +14,7 @@ from jobs.planning.plan import make_plan
 from jobs.planning.tasks import train_task, wrangle_task
 from jobs.stages import needed_imports
 from pipeline.spec.reading import read_spec
-from tests.cells import jobs, packed_project, project
+from tests.cells import PATIENCE_S, jobs, packed_project, project
 from tests.conftest import ROOT
 
 GRID = "grid: {seeds: [1, 2]}\nrun: {parallel: 2, threads: 1}"
@@ -38,7 +38,7 @@ def test_it_imports_before_it_is_given_its_task_and_then_does_that(tmp_path, dra
     plan, work = cell_jobs(spec)
     slots = Slots(count=2, threads=1)
     with started_early(work, slots, ROOT) as early:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + PATIENCE_S
         while not all(imports(process.process.pid) for process in early):
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -19,7 +19,7 @@ from pipeline.spec import RunSpec, Spec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
-from tests.cells import clean_environment, finish, jobs, packed_project, run_here
+from tests.cells import PATIENCE_S, clean_environment, finish, jobs, packed_project, run_here
 from tests.conftest import ROOT
 
 # different networks (one with dropout), optimizers, schedules and lengths; one stream of batches
@@ -113,7 +113,7 @@ def test_killed_at_different_steps_they_catch_up_and_end_with_the_same_bits(tmp_
 
 
 def wait_for_step(cell, step, process):
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.poll() is None:
         if cell.run.checkpoint_previous.exists():
             try:

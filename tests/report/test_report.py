@@ -16,7 +16,7 @@ from pipeline.evaluation.selection import Selection
 from pipeline.report import write_report
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
-from tests.cells import clean_environment, jobs, project
+from tests.cells import PATIENCE_S, clean_environment, jobs, project
 from tests.conftest import ROOT
 from tests.sweep import make_sweep
 
@@ -210,7 +210,7 @@ def tensorboard(finished):
         assert line, "TensorBoard did not start"
         found = re.search(r"http://127\.0\.0\.1:\d+/", line)
         address = found and found[0]
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         with urllib.request.urlopen(f"{address}data/runs") as answer:
             if len(json.load(answer)) == 4:
@@ -218,7 +218,7 @@ def tensorboard(finished):
         time.sleep(0.5)
     yield address
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE_S)
 
 
 def test_tensorboard_shows_scalars_of_every_run(browser, tensorboard, finished):

@@ -16,7 +16,7 @@ import pytest
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir
-from tests.cells import clean_environment, packed_project, project
+from tests.cells import PATIENCE_S, clean_environment, packed_project, project
 from tests.conftest import ROOT
 
 SCRIPT = Path(__file__).parent / "cluster.sh"
@@ -61,7 +61,7 @@ def cluster(tmp_path_factory):
     ).stdout
     words = [word for line in exports.splitlines() for word in shlex.split(line.removeprefix("export "))]
     yield dict(word.split("=", 1) for word in words) | {"CLUSTER_FOLDER": str(folder)}
-    subprocess.run([str(SCRIPT), "down", str(folder)], capture_output=True, timeout=120)
+    subprocess.run([str(SCRIPT), "down", str(folder)], capture_output=True, timeout=PATIENCE_S)
 
 
 class Lab:
@@ -92,7 +92,7 @@ class Lab:
     def run(self, verb, *settings, **options):
         """(exit status, what was printed)"""
         process = self.start(verb, *settings, **options)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, printed
 
     def ok(self, verb, *settings, **options):
@@ -101,7 +101,9 @@ class Lab:
         return printed
 
     def slurm(self, *command):
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=60)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.environment, timeout=PATIENCE_S
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -112,14 +114,14 @@ class Lab:
         listed = self.slurm("squeue", "-h", "-r", "-o", "%i|%Z").splitlines()
         return [line.split("|")[0] for line in listed if str(self.root) in line]
 
-    def settle(self, seconds=240):
+    def settle(self, seconds=PATIENCE_S):
         """Wait until no job of this project is queued or running."""
         deadline = time.monotonic() + seconds
         while self.mine():
             assert time.monotonic() < deadline, "\n".join(self.queue()) + self.tails()
             time.sleep(0.3)
 
-    def until(self, condition, seconds=120):
+    def until(self, condition, seconds=PATIENCE_S):
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < deadline, "\n".join(self.queue()) + self.tails()

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.evaluation.selection import Selection
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import packed_project
+from tests.cells import PATIENCE_S, packed_project
 from tests.conftest import ROOT
 from tests.slurm.conftest import SCRIPT, SETTINGS, Lab
 
@@ -255,7 +255,7 @@ def test_a_cell_that_diverges_is_held_back_until_retried(lab):
 def test_two_grids_at_the_same_moment_train_no_cell_twice(lab):
     two = lab(TWO, epochs=2)
     first, second = two.start("grid"), two.start("grid")
-    printed = [process.communicate(timeout=60)[0] for process in (first, second)]
+    printed = [process.communicate(timeout=PATIENCE_S)[0] for process in (first, second)]
     assert sorted(re.search(r"(\d) to submit, (\d) active", text).groups() for text in printed) == [
         ("0", "2"),
         ("2", "0"),
@@ -321,7 +321,7 @@ def test_a_refused_request_is_explained_and_leaves_nothing(lab, settings, drop, 
     assert "Traceback" not in printed
     assert list(refused.experiment.slurm.iterdir()) == []
     assert not refused.experiment.ledger.exists()
-    refused.until(lambda: not refused.mine(), 15)  # what was queued before the refusal is cancelled
+    refused.until(lambda: not refused.mine())  # what was queued before the refusal is cancelled
 
 
 def test_an_array_over_the_limit_is_split_and_a_wrong_limit_is_explained(lab):

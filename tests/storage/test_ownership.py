@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import TrainingError
 from pipeline.storage import ownership
 from pipeline.storage.ownership import _identity, check_owned, owned
-from tests.cells import clean_environment
+from tests.cells import PATIENCE_S, clean_environment
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +198,7 @@ def test_of_many_that_find_a_dead_owner_one_gets_it(tmp_path):
         )
         for _ in range(6)
     ]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while sum(rival.poll() is not None for rival in rivals) < 5:
         assert time.monotonic() < deadline, "more than one took it"
         time.sleep(0.01)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.data.layout import DATASET
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import clean_environment, project
+from tests.cells import PATIENCE_S, clean_environment, project
 
 TIMES = ("train/images_per_s", "train/seconds_per_step")
 STAGES = ("wrangle", "train", "evaluate", "predict", "submission")
@@ -65,7 +65,7 @@ def descendants(pid):
 def kill_once(spec, root, rng, wanted):
     """Start, kill at a random moment of stage `wanted`; the stage that was hit, None if all was done before."""
     process = start(spec, root)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE_S
     while process.poll() is None and stage_of(root) != wanted and time.monotonic() < deadline:
         time.sleep(0.02)
     spans = {"wrangle": 2.5, "train": 7.0, "evaluate": 2.0, "predict": 4.0, "submission": 0.5}
@@ -85,9 +85,9 @@ def kill_once(spec, root, rng, wanted):
         except ProcessLookupError:
             pass
     alive = process.poll() is None or killed
-    process.wait(timeout=240)
+    process.wait(timeout=PATIENCE_S)
     orphans = [pid for pid in family if Path(f"/proc/{pid}").exists()]
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + PATIENCE_S
     while any(running(pid) for pid in orphans) and time.monotonic() < limit:
         time.sleep(0.02)  # a cell whose starter died saves and stops
     return (hit if hit != "between" else "train") if killed and alive else None
@@ -102,7 +102,7 @@ def running(pid):
 
 def finish(spec, root):
     process = start(spec, root)
-    assert process.wait(timeout=400) == 0, (root / "printed.txt").read_text()[-3000:]
+    assert process.wait(timeout=PATIENCE_S) == 0, (root / "printed.txt").read_text()[-3000:]
 
 
 def torture(root, drawn_zip, kills, seed):

@@ -20,19 +20,15 @@ from pipeline.spec.reading import read_spec
 from pipeline.storage.files import read_json
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
-from tests.torture.chain import finish, make_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("damage")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("torture")]
 
 FLIPS = 40
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, drawn_zip):
-    root = tmp_path_factory.mktemp("finished")
-    spec = make_project(root, drawn_zip)
-    finish(spec, root)
-    plan = make_plan(read_spec(spec))
+def project(undisturbed):
+    plan = make_plan(read_spec(undisturbed[0]))
     return plan, RunDir(plan.experiment.path / Selection.read(plan.experiment).cell)
 
 

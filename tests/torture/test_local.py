@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from tests.torture.chain import differences, finish, make_project, outcome, torture
+from tests.torture.chain import differences, outcome, torture
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("torture")]
 
 KILLS = int(os.environ.get("LABELGRID_KILLS", "6"))
 SEED = int(os.environ.get("LABELGRID_SEED", "0"))
@@ -18,11 +18,9 @@ PER_PROJECT = 20  # then the outcome is compared, and a new project begun
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, drawn_zip):
+def straight(undisturbed):
     """What comes of a project that nobody disturbs."""
-    root = tmp_path_factory.mktemp("straight")
-    finish(make_project(root, drawn_zip), root)
-    return outcome(root)
+    return outcome(undisturbed[1])
 
 
 def test_whatever_is_killed_whenever_the_outcome_is_the_same(straight, tmp_path, drawn_zip):

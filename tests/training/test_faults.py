@@ -25,7 +25,16 @@ from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.learner import CellData, Learner
 from pipeline.training.loop import backward, train
 from pipeline.training.stop_signal import StopFlag
-from tests.cells import clean_environment, finish, one_cell, packed_project, project, start, train_task
+from tests.cells import (
+    PATIENCE_S,
+    clean_environment,
+    finish,
+    one_cell,
+    packed_project,
+    project,
+    start,
+    train_task,
+)
 from tests.cells import train as train_cell
 from tests.training.test_training import OFTEN, wait_for_epoch
 
@@ -223,7 +232,7 @@ def test_a_full_or_read_only_disk_loses_nothing_that_was_saved(tmp_path, drawn_z
         text=True,
         cwd=tmp_path,
         env=clean_environment() | {"OMP_NUM_THREADS": "1"},
-        timeout=200,
+        timeout=PATIENCE_S,
     )
     said = done.stdout + done.stderr
     assert f"status {EXIT_FAILED}" in said

@@ -12,7 +12,7 @@ from jobs.stages import EXIT_FAILED, EXIT_STOPPED
 from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.models.scoring import compute_logits
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import finish, one_cell, packed_project, start, train
+from tests.cells import PATIENCE_S, finish, one_cell, packed_project, start, train
 
 OFTEN = (
     "run.save_every_min=1e-9",
@@ -62,7 +62,7 @@ def weights(cell):
 
 def wait_for_epoch(cell, epoch, process):
     """Until `epoch` epochs are logged; the steps of the next one are then under way."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while sum("validation/loss" in row for row in read_jsonl(cell.run.metrics)) < epoch:
         assert process.poll() is None, cell.run.log.read_text()
         assert time.monotonic() < deadline
