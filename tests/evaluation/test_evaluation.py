@@ -291,7 +291,7 @@ def test_a_damaged_selection_is_said_to_be_and_made_anew(experiment, drawn, two_
     assert Selection.read(experiment) == Selection()
     said = capsys.readouterr().out
     assert f"{experiment.selected}: is damaged (" in said
-    assert "cells are ranked anew" in said
+    assert "cells are ranked again" in said
     assert not inputs_of(experiment, two_cells).is_done
     with pytest.raises(SubmissionError, match="no cell is selected"):
         selected_cells(experiment)

@@ -190,7 +190,7 @@ def test_features_are_those_of_one_frozen_network(tmp_path, drawn_zip, weights):
     text = "grid: {axes: {train.precision: [fp32, bf16], train.optimizer: [{name: sgd}, {name: adam}]}}\n"
     _, tasks = planned(tmp_path / "p", drawn_zip, weights, text, cached_views=1)
     assert len({task.stream for task in tasks}) == 2
-    assert {json.loads(task.spec)["train"]["precision"] for task in tasks} == {"fp32", "bf16"}
+    assert {task.spec.train.precision for task in tasks} == {"fp32", "bf16"}
 
 
 @pytest.mark.parametrize("view", [None, 1])

@@ -146,7 +146,8 @@ def test_a_union_shows_every_kind_and_a_prefix_what_is_below(capsys):
     assert "run.resources[]: What the cells" in said
 
 
-def test_one_key_is_shown_alone(capsys):
+def test_one_key_is_shown_alone(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")  # wide enough for the text in one line
     assert keys(capsys, "train.epochs") == (
         0,
         "train\n  epochs  (whole number at least 1; default 15)\n"

@@ -168,7 +168,7 @@ def test_pixels_that_vanish_are_named(drawn, tmp_path):
     packed = PackedSet.open(folder)
     shutil.rmtree(folder)
     with pytest.raises(
-        DataError, match=r"scratch/images-000.npy: cannot be read: No such file .* is its disk"
+        DataError, match=r"scratch/images-000.npy: cannot be read: No such file .* check its disk"
     ):
         packed.gather([0])
     folder.mkdir()
