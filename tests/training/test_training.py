@@ -38,7 +38,7 @@ RECIPES = {
         "model": {"name": "mobilenet_v3_small", "head_bias": "prior"},
         "optimizer": {"name": "adamw", "lr": 1e-3, "backbone_lr_factor": 0.3},
         "loss": {"name": "asymmetric", "gamma_negative": 2},
-        "sampling": {"name": "repeat_factor", "threshold": 0.3, "blanks": 0.5},
+        "sampling": {"name": "repeat_factor", "threshold": 0.3, "negatives": 0.5},
         "augment": {
             "trivial_augment": True,
             "brightness": 0.3,
