@@ -40,8 +40,8 @@ check: lint ## lint and the fast tests: what to run before each commit
 test: lint ## lint and all tests, on a real Slurm cluster and in a real browser too (TESTS=path)
 	@$(PYTEST) -n $$(($(CORES) + 1)) $(TESTS)
 
-coverage: $(READY) ## all tests with their coverage, which setup.cfg holds at a floor (TESTS=path)
-	@$(PYTEST) -n $$(($(CORES) + 1)) --cov --cov-report=term:skip-covered $(TESTS)
+coverage: $(READY) ## all tests with their coverage, which setup.cfg holds at a floor
+	@$(PYTEST) -n $$(($(CORES) + 1)) --cov --cov-report=term:skip-covered
 
 lint: $(READY) ## format check, ruff, mypy strict, import contracts
 	@$(VENV)/bin/ruff format --check -q . && $(VENV)/bin/ruff check -q . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -63,6 +63,7 @@ def compare(scores, predicted, actual):
         assert ours[name] == pytest.approx(value, abs=1e-9), name
 
 
+@pytest.mark.slow
 @given(problems())
 def test_every_metric_is_scikit_learn_s_on_small_and_degenerate_input(problem):
     compare(*problem)

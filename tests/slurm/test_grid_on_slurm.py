@@ -325,7 +325,7 @@ def test_a_refused_request_is_explained_and_leaves_nothing(lab, settings, drop, 
 
 
 def test_an_array_over_the_limit_is_split_and_a_wrong_limit_is_explained(lab):
-    five = lab("grid: {seeds: [0, 1, 2, 3, 4]}", epochs=1)
+    five = lab("grid: {seeds: [0, 1, 2, 3, 4]}", packed=False, epochs=1)
     printed = five.ok("plan", "cluster.max_array=2")
     assert [int(n) for n in re.findall(r"# ---- train-\d: (\d) job", printed)] == [2, 2, 1]
     printed = five.ok("plan", "cluster.max_submit=4")
