@@ -1,6 +1,5 @@
 """Cells that train a head or a last stage on features computed once: the same network, the same rows."""
 
-import json
 import re
 
 import numpy as np
