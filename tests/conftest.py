@@ -34,13 +34,19 @@ settings.register_profile("labelgrid", deadline=None, derandomize=not FUZZ, max_
 settings.load_profile("labelgrid")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """What takes longest begins first, so that no worker is left alone with it: Slurm, then what is slow."""
 
     def group(item):
         mark = item.get_closest_marker("xdist_group")
         return mark.args[0] if mark else item.nodeid
 
+    ungrouped = [i.nodeid for i in items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
+    if getattr(config.option, "loadgroup", False) and ungrouped:
+        raise pytest.UsageError(
+            f"pytest-xdist did not group {ungrouped[0]}: each worker would bring up a Slurm cluster; "
+            "install the versions of requirements.lock"
+        )
     slow = {group(item) for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (group(item) != "slurm", group(item) not in slow))
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import labels as labels_room
-from pipeline.data import sources as sources_room
+from pipeline.data import labels as labels_module
+from pipeline.data import sources as sources_module
 from pipeline.data.decoding import MAX_PIXELS
 from pipeline.data.labels import read_labels
 from pipeline.data.packed import PackedSet
@@ -88,7 +88,7 @@ def test_members_that_climb_out_are_written_nowhere(tmp_path, kind):
 
 
 def test_a_zip_bomb_is_set_aside_by_what_it_says_it_inflates_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources_room, "MAX_MEMBER_BYTES", 1_000_000)
+    monkeypatch.setattr(sources_module, "MAX_MEMBER_BYTES", 1_000_000)
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("im1.jpg", bytes(50_000_000))
@@ -102,12 +102,12 @@ def test_a_zip_that_lies_about_its_sizes_gives_no_more_than_it_says(tmp_path):
     path = write_zip(tmp_path / "lies.zip", {"im1.jpg": bytes(1000), "im2.jpg": jpeg(2)})
     body = path.read_bytes().replace(struct.pack("<II", 1000, 1000), struct.pack("<II", 1000, 10))
     path.write_bytes(body)
-    with pytest.raises(sources_room.READ_ERRORS):
+    with pytest.raises(sources_module.READ_ERRORS):
         open_source(path).read("im1.jpg")
 
 
 def test_too_many_files_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources_room, "MAX_MEMBERS", 3)
+    monkeypatch.setattr(sources_module, "MAX_MEMBERS", 3)
     with pytest.raises(DataError, match=r"a.zip: holds 4 files, more than 3; divide it"):
         open_source(write_zip(tmp_path / "a.zip", {f"im{i}.jpg": b"" for i in range(4)}))
 
@@ -186,10 +186,10 @@ def labelled(tmp_path, text, **labels):
 def test_100_000_labels_are_more_than_the_stated_limit(tmp_path):
     header = ",".join(["id", *(f"l{i}" for i in range(100_000))])
     with pytest.raises(
-        DataError, match=rf"labels.csv: holds 100000 labels, more than {labels_room.MAX_LABELS}"
+        DataError, match=rf"labels.csv: holds 100000 labels, more than {labels_module.MAX_LABELS}"
     ):
         labelled(tmp_path, f"{header}\n1{',1' * 100_000}\n", format="onehot_csv")
-    files = {f"annotations/l{i}.txt": "1\n" for i in range(labels_room.MAX_LABELS + 1)}
+    files = {f"annotations/l{i}.txt": "1\n" for i in range(labels_module.MAX_LABELS + 1)}
     source = open_source(write_zip(tmp_path / "b.zip", files))
     with pytest.raises(DataError, match=r"is one of 5001 label files, more than 5000"):
         read_labels(source, data_spec("x", labels={"format": "id_lists", "files": LIST}).labels)
@@ -292,7 +292,7 @@ def test_an_archive_with_any_damage_is_read_or_refused_in_words(tmp_path, suffix
     try:
         for _, member in [(image.id, image.member) for image in list_images(source, "im{id}.jpg")[0]]:
             source.read(member)
-    except (DataError, *sources_room.READ_ERRORS):
+    except (DataError, *sources_module.READ_ERRORS):
         pass
     finally:
         source.close()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from pipeline.data import augment as augment_room
+from pipeline.data import augment as augment_module
 from pipeline.data.augment import MEAN, STD, Augmentation, to_input
 from pipeline.data.loading import Stream, in_order
 from pipeline.data.packed import PackedSet
@@ -143,7 +143,7 @@ def test_training_crop_and_packed_size_are_independent():
 def test_cpu_and_gpu_ways_show_the_same_picture_for_the_same_draw(monkeypatch, size, image_px):
     settings = {"hflip": 0.5, "vflip": 0.5, "crop": (0.3, 1.0), "rotate_deg": 25.0}
     by_threads = augment(pictures(12, size), image_px=image_px, **settings)
-    monkeypatch.setattr(augment_room, "_warp_on_cpu", augment_room._warp_by_torch)
+    monkeypatch.setattr(augment_module, "_warp_on_cpu", augment_module._warp_by_torch)
     by_torch = augment(pictures(12, size), image_px=image_px, **settings)
     torch.testing.assert_close(unnormalised(by_threads), unnormalised(by_torch), atol=0.02, rtol=0)
 
