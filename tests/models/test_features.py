@@ -96,7 +96,7 @@ def test_kept_features_train_the_very_cell_that_is_trained_without(
     np.testing.assert_allclose(*scores, atol=rtol)
     # and predicts as a whole network: through the pictures it gives the scores it had through features
     (run,) = (cell.run for cell in kept.cells)
-    assert run_here(submission_task(kept, (run.name,))) == 0
+    assert run_here(submission_task(kept, {run: kept.tests[run.name]})) == 0
 
 
 @pytest.mark.slow

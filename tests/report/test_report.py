@@ -247,5 +247,5 @@ def test_tensorboard_shows_pr_curves_and_pictures(browser, tensorboard, finished
     page.wait_for([best[:20], f"validation/{label}"])
     page.close()
     page = browser.page(f"{tensorboard}#images")
-    page.wait_for(["augmented/first_batch", "false_positives/"])
+    page.wait_for(["augmented/first_batch", "false_negatives/"])
     page.close()

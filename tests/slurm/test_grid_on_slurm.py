@@ -72,7 +72,7 @@ def test_one_command_queues_everything_and_the_submission_appears_by_itself(lab)
 
 
 def test_a_submission_asked_for_later_is_queued_by_itself(lab):
-    later = lab(TWO, epochs=1)
+    later = lab(TWO, epochs=60)  # active until both are asked for
     later.ok("grid")
     printed = later.ok("submission")  # while the grid is active: a final job that does more
     assert "queued final" in printed
