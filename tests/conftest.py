@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config, items):
             "install the versions of requirements.lock"
         )
     slow = {group(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (group(item) != "slurm", group(item) not in slow))
+    items.sort(key=lambda item: (not group(item).startswith("slurm"), group(item) not in slow))
 
 
 def jpeg(seed=0, size=(40, 30), mode="RGB", **options):

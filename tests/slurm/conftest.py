@@ -28,7 +28,8 @@ SETTINGS = (
 
 def free_port():
     """The first of 20 ports in a row that nobody listens at: other clusters may run on this machine."""
-    for port in range(21000, 30000, 20):
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in range(21000 + 1000 * worker, 30000, 20):  # two that begin at once do not meet
         with contextlib.suppress(OSError):
             for used in range(port, port + 20):
                 with socket.socket() as tried:

@@ -27,8 +27,8 @@ RECIPES = {
         "epochs": 4,
     },
     # with dropout, so that what the network draws itself is tried too
-    "mobilenet_v3_small": {
-        "model": {"name": "mobilenet_v3_small"},
+    "dropout": {
+        "model": {"name": "cnn3", "head_dropout": 0.5},
         "optimizer": {"name": "rmsprop", "lr": 1e-3},
         "schedule": {"name": "plateau", "patience_epochs": 1},
         "epochs": 3,
