@@ -202,7 +202,10 @@ def _explain(item: dict[str, Any], tree: Any, key: KeyPath) -> str:
     if kind == "missing":
         return "is missing; add it"
     if kind == "union_tag_not_found":
-        return f"needs the key {context['discriminator']} (got {_short(value)})"
+        old = [renamed((*key, name)) for name in value] if isinstance(value, dict) else []
+        return "; ".join(
+            filter(None, [f"needs the key {context['discriminator']} (got {_short(value)})", *old])
+        )
     if kind == "union_tag_invalid":
         known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
         what = context["discriminator"].strip("'")

@@ -68,7 +68,7 @@ class Learner:
         self._build_optimizer()
         self.plateau = PlateauState()
         self.step = self.epoch = 0
-        self.best = BestKeeper(self.run, self.train.monitor, self._description())
+        self.best_keeper = BestKeeper(self.run, self.train.monitor, self._description())
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.execution.device)
         self.images = 0
         if state:
@@ -132,7 +132,7 @@ class Learner:
     @property
     def has_ended(self) -> bool:
         """Whether its last epoch is trained, or early stopping has ended it."""
-        patience_is_over = self.best.patience_is_over(self.epoch, self.train.patience_epochs)
+        patience_is_over = self.best_keeper.patience_is_over(self.epoch, self.train.patience_epochs)
         return patience_is_over or self.epoch >= self.train.epochs
 
     def set_learning_rate(self, steps_per_epoch: int) -> float:
@@ -162,7 +162,7 @@ class Learner:
     @property
     def final_scores(self) -> Scored | None:
         """Scores of the best weights, where an epoch's validation scored them just as the final pass would."""
-        return self.best.scored if self.scorer(final=True) == self.scorer(final=False) else None
+        return self.best_keeper.scored if self.scorer(final=True) == self.scorer(final=False) else None
 
     def record_step(self, loss: Tensor, images: int) -> None:
         """Take a finished step into the epoch's mean loss."""
@@ -216,7 +216,7 @@ class Learner:
         self.epoch += 1
         self.loss_sum.zero_()
         self.images = 0
-        self.best.offer(value, self.epoch, self.scored_net, scored)
+        self.best_keeper.offer(value, self.epoch, self.scored_net, scored)
         self.tracker.score_histograms(self.step, scored.scores_NK, scored.targets_NK)
         self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
         return values
@@ -232,7 +232,7 @@ class Learner:
         self._refuse_broken_weights()
         metrics_digest = self.tracker.flush()
         # of the last epoch, and scored for good: once is enough
-        self.best.save_if_new(None if self.is_training else self.final_scores)
+        self.best_keeper.save_if_new(None if self.is_training else self.final_scores)
         TrainState(
             identity=self.identity,
             execution=asdict(self.execution),
@@ -243,7 +243,7 @@ class Learner:
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
             plateau=asdict(self.plateau),
-            best=asdict(self.best.best) if self.best.best else None,
+            best=asdict(self.best_keeper.best) if self.best_keeper.best else None,
             metrics=metrics_digest,
             loss_sum=float(self.loss_sum),
             images=self.images,
@@ -271,7 +271,7 @@ class Learner:
         self.scaler.load_state_dict(state.scaler)
         self.plateau = PlateauState(**state.plateau)
         self.epoch, self.step = state.epoch, state.step
-        self.best.best = BestEpoch(**state.best) if state.best else None
+        self.best_keeper.best = BestEpoch(**state.best) if state.best else None
         self.loss_sum += state.loss_sum
         self.images = state.images
         torch.set_rng_state(state.random_state)

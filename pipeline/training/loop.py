@@ -161,17 +161,17 @@ def _validate(learners: Sequence[Learner], feed: Feed, *, final: bool = False) -
 def _finish(learner: Learner, feed: Feed) -> None:
     """Score validation under the best weights; with that the cell's artifacts are complete."""
     with learner.attempt.isolated():
-        best = learner.best
-        if learner.epoch < learner.train.epochs and best.best is not None:
-            print(f"stopped early after epoch {learner.epoch}: the best is {best.best.epoch}", flush=True)
+        keeper = learner.best_keeper
+        if learner.epoch < learner.train.epochs and keeper.best is not None:
+            print(f"stopped early after epoch {learner.epoch}: the best is {keeper.best.epoch}", flush=True)
         scored = learner.final_scores
-        if scored is None or not best.thresholds_saved:
+        if scored is None or not keeper.thresholds_saved:
             model = load_checkpoint(learner.run.checkpoint_best, learner.execution.device)["model"]
             if scored is None:
                 learner.scored_net.load_state_dict(model)
                 (logits_NK,) = _validate([learner], feed, final=True)
                 scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
-            best.save(model, scored)
+            keeper.save(model, scored)
         learner.show_result(scored)
         write_scores(learner.run.scores_val, scored, learner.data.packed.labels)
         learner.tracker.close()
@@ -201,7 +201,7 @@ def _report_interruption(learners: Sequence[Learner], stop: StopFlag) -> None:
 
 
 def _epoch_line(learner: Learner, values: dict[str, float]) -> str:
-    by, best = learner.train.monitor, learner.best.best
+    by, best = learner.train.monitor, learner.best_keeper.best
     text = (
         f"epoch {learner.epoch}/{learner.train.epochs}  loss {values['train/loss']:.4f}  "
         f"validation {in_training(by)} {values[f'validation/{by}']:.4f}"

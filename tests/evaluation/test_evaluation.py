@@ -39,8 +39,11 @@ def page():
 def undrawn(request, monkeypatch):
     """Drawing the report takes seconds; only a test that asks for the page looks at it."""
     if "page" not in request.fixturenames:
-        blank = lambda experiment, planned: experiment.report.write_text("undrawn")  # noqa: E731
-        monkeypatch.setattr("pipeline.report.write_report", blank)
+
+        def write_nothing(experiment, planned):
+            experiment.report.write_text("undrawn")
+
+        monkeypatch.setattr("pipeline.report.write_report", write_nothing)
 
 
 @pytest.fixture

@@ -135,3 +135,18 @@ def test_every_new_name_is_a_key_where_the_old_one_stood():
     known = {key for definition in definitions.values() for key in definition["properties"]}
     assert set(RENAMED.values()) <= known
     assert not {old.rsplit(".", 1)[1] for old in RENAMED} & known
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("train.optimizer.lr_backbone=0.1", "`lr_backbone` is now called `backbone_lr_factor`"),
+        ("train.schedule.final_share=0.1", "`final_share` is now called `final_fraction`"),
+        ("train.loss.smoothing=0.1", "`smoothing` is now called `label_smoothing`"),
+    ],
+)
+def test_in_a_section_that_lacks_its_name_too(refused, override, answer):
+    """Both mistakes are told: the missing name, and the new name of the key."""
+    said = refused(DATA, override)
+    assert answer in said
+    assert "needs the key 'name'" in said
