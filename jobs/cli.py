@@ -144,8 +144,8 @@ def _unknown(name: str) -> str:
     if name.startswith("-"):
         return f"the verb comes first, `{name}` is an option"
     meant = OTHER_NAMES.get(name.lower())
-    if meant is None and (near := difflib.get_close_matches(name.lower(), VERBS, n=1)):
-        meant = f"did you mean `{near[0]}`?"
+    if meant is None and (near := difflib.get_close_matches(name.lower(), [*VERBS, *OTHER_NAMES], n=1)):
+        meant = OTHER_NAMES.get(near[0], f"did you mean `{near[0]}`?")
     return f"no verb `{name}`" + (f"; {meant}" if meant else "")
 
 

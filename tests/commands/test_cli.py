@@ -187,3 +187,8 @@ def test_the_console_script_is_the_same_program_under_its_own_name(tmp_path):
     mistaken = run([script, "train"])
     assert (mistaken.returncode, mistaken.stdout) == (2, "")
     assert "`grid` trains every missing cell\n`labelgrid --help` lists the verbs\n" in mistaken.stderr
+
+
+def test_another_tool_s_verb_is_answered_mistyped_too(capsys):
+    assert main(["trian", "experiments/demo.yaml"]) == 2
+    assert "no verb `trian`; `grid` trains every missing cell" in capsys.readouterr().err
