@@ -39,7 +39,7 @@ _TASKS: dict[str, type[Task]] = {task.__name__: task for task in get_args(Task)}
 
 def encode(task: Task) -> str:
     """One line, the task's name and its fields as JSON, that `decode` turns back into the task."""
-    fields = _adapter(type(task).__name__).dump_json(task).decode()
+    fields = _adapter(type(task).__name__).dump_json(task, by_alias=True).decode()
     return f"{type(task).__name__} {fields}\n"
 
 

@@ -85,7 +85,7 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
         trusted = all(entry[-1] != _UNREADABLE for entry in [*content, *labels])
         return digest([chosen, content, labels]), trusted
 
-    asked = part.labels.model_dump(mode="json") if part.labels else None
+    asked = part.labels.model_dump(mode="json", by_alias=True) if part.labels else None
     seen = [[str(path.resolve()), fingerprint(path)] for path in sorted(paths)]
     value = _remembered(cache, digest([settings, asked, seen]), compute)
     return PackedIdentity(f"{_slug(Path(part.source))}-{data.size_px}px", value)

@@ -14,7 +14,16 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.sources import ImageRef, finder, read_list
 from pipeline.errors import DataError
 from pipeline.seeding import seeded
-from pipeline.spec import DataSpec, ListSplit, OrderedSplit, RandomSplit, RangeSplit, StratifiedSplit
+from pipeline.spec import (
+    ColumnSplit,
+    DataSpec,
+    GivenSplit,
+    ListSplit,
+    OrderedSplit,
+    RandomSplit,
+    RangeSplit,
+    StratifiedSplit,
+)
 from pipeline.storage.files import read_json, write_json
 
 # N images, K labels, S splits
@@ -45,7 +54,7 @@ def make_split(data: DataSpec, packed: PackedSet) -> Split:
 
     An exact duplicate (equal pixels) of a validation or test image leaves training. Raises DataError
     where training or validation would be empty, an image would be in two splits, or more than
-    `max_bad_fraction` of a list names unknown images.
+    `set_aside.unknown_references` of a list names unknown images.
     """
     rows = _divide(data, packed)
     left_out: dict[str, list[str]] = {}
@@ -119,7 +128,7 @@ def read_split(path: Path) -> Split:
 def _divide(data: DataSpec, packed: PackedSet) -> dict[str, Rows]:
     split = data.split
     if isinstance(split, ListSplit):
-        return _by_lists(split, packed, data.max_bad_fraction)
+        return _by_lists(split, packed, data.set_aside.unknown_references)
     if isinstance(split, RangeSplit):
         return _by_ranges(split, packed)
     shares = (1 - split.validation - split.test, split.validation, split.test)
@@ -127,6 +136,8 @@ def _divide(data: DataSpec, packed: PackedSet) -> dict[str, Rows]:
         part_N = stratify(packed.labels_NK, shares, seeded(split.seed, "stratified"))
         return {name: np.flatnonzero(part_N == part) for part, name in enumerate(_NAMES)}
     order = np.arange(len(packed))
+    if isinstance(split, GivenSplit | ColumnSplit):
+        raise NotImplementedError
     if isinstance(split, RandomSplit):
         order = seeded(split.seed, "random split").permutation(order)
     elif not isinstance(split, OrderedSplit):
@@ -165,7 +176,7 @@ def stratify(
     return part_N
 
 
-def _by_lists(split: ListSplit, packed: PackedSet, max_bad_fraction: float) -> dict[str, Rows]:
+def _by_lists(split: ListSplit, packed: PackedSet, allowed: float) -> dict[str, Rows]:
     find = finder([ImageRef(i, name, name) for i, name in zip(packed.ids, packed.names, strict=True)])
     taken: dict[int, str] = {}
     rows: dict[str, Rows] = {}
@@ -174,10 +185,10 @@ def _by_lists(split: ListSplit, packed: PackedSet, max_bad_fraction: float) -> d
         references = read_list(Path(path)) if path else []
         found = [(reference, find(reference)) for reference in references]
         unknown = [reference for reference, row in found if row is None]
-        if len(unknown) > max_bad_fraction * len(references):
+        if len(unknown) > allowed * len(references):
             raise DataError(
                 f"{path}: {len(unknown)} of {len(references)} entries name no usable image, more than "
-                f"data.max_bad_fraction {max_bad_fraction:g} allows; the first: {', '.join(unknown[:5])}"
+                f"data.set_aside.unknown_references {allowed:g} allows; the first: {', '.join(unknown[:5])}"
             )
         for reference, row in found:
             if row is not None and taken.setdefault(row, name) != name:

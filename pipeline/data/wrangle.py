@@ -54,7 +54,7 @@ _CHUNK = 64  # images per task: large enough to hide the cost of passing it on, 
 def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int | None = None) -> Path:
     """Pack the images and labels of a spec under `data_root`, unless that is done; returns the folder.
 
-    The folder appears complete or not at all. Raises DataError when more than `max_bad_fraction` of the
+    The folder appears complete or not at all. Raises DataError when more than `set_aside` of the
     images are unusable, or of the labels' references name no image. Fewer are set aside and listed in
     `wrangle_report.json`.
     """

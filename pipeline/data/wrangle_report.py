@@ -70,7 +70,7 @@ def _listed(entries: Sequence[str]) -> dict[str, Any]:
 def refuse_if_bad(
     report: dict[str, Any], table: LabelTable, data: DataSpec, source: Path, *, test: bool
 ) -> None:
-    """Raise a DataError where a problem exceeds `max_bad_fraction`, or a label has no image at all."""
+    """Raise a DataError where a problem exceeds `set_aside`, or a label has no image at all."""
     if not test:
         for label in table.labels:
             if not table.images_by_label[label]:
@@ -80,23 +80,25 @@ def refuse_if_bad(
                 )
     references = sum(len(references) for references in table.images_by_label.values())
     listed = report["images"] + report["listed_but_missing"]["count"]
+    limits = data.set_aside
     shares = (
-        ("quarantined", "images cannot be decoded", listed),
-        ("listed_but_missing", "entries of data.image_list name no image", listed),
+        ("quarantined", "images cannot be decoded", listed, "undecodable"),
+        ("listed_but_missing", "entries of data.image_list name no image", listed, "unknown_references"),
         (
             "without_label_row",
             "images have no row in the label file",
             listed + report["without_label_row"]["count"],
+            "without_row",
         ),
-        ("labels_of_unknown_images", "labels name unknown images", references),
+        ("labels_of_unknown_images", "labels name unknown images", references, "unknown_references"),
     )
-    for key, what, total in shares:
+    for key, what, total, limit in shares:
         count = report[key]["count"]
-        if count > data.max_bad_fraction * total:
+        if count > getattr(limits, limit) * total:
             examples = "\n  ".join(report[key]["examples"][:5])
             raise DataError(
-                f"{source}: {count} of {total} {what}, more than data.max_bad_fraction "
-                f"{data.max_bad_fraction:g} allows; correct the data, or raise it to set them aside. The first:\n"
+                f"{source}: {count} of {total} {what}, more than data.set_aside.{limit} "
+                f"{getattr(limits, limit):g} allows; correct the data, or raise it to set them aside. The first:\n"
                 f"  {examples}"
             )
 

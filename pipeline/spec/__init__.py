@@ -10,16 +10,17 @@ docs/spec.md and `jobs keys`. Reading, overriding and reporting mistakes is in `
 from __future__ import annotations
 
 # fmt: off
-from pipeline.spec.data import (
-    CocoLabels, DataSpec, IdListLabels, IdRanges, LabelsSpec, ListColumnLabels, ListSplit, OneHotLabels,
-    OrderedSplit, RandomSplit, RangeSplit, SplitSpec, StratifiedSplit, TestSpec, NegativesSpec,
-)
+from pipeline.spec.data import DataSpec, NegativesSpec, SetAsideSpec, TestSpec
 from pipeline.spec.evaluate import EvaluateSpec, SubmissionSpec, TopCells
 from pipeline.spec.fields import (
     LOWER_IS_BETTER, METRICS, OUTSIDE, SAME_BATCHES, SAME_BATCHES_OF_PIXELS, CalibrationMethod, Count, MetricName,
     Positive, Section, Seed, Share, TunedMetric, expand_path, in_training,
 )
 from pipeline.spec.grid_section import GridSpec
+from pipeline.spec.labels import (
+    CelebaLabels, CocoLabels, Delimiter, FolderLabels, IdListLabels, JsonLinesLabels, LabelNames, LabelsSpec,
+    ListColumnLabels, OneHotLabels, TableLabels, VectorLabels, VocLabels,
+)
 from pipeline.spec.recipe import (
     Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, FocalLoss, LossSpec,
     OneCycle, OptimizerSpec, Plateau, RmsProp, SamplingSpec, ScheduleSpec, Sgd, SoftF1Loss, SoftmaxF1Loss,
@@ -27,5 +28,9 @@ from pipeline.spec.recipe import (
 )
 from pipeline.spec.run import ResourceRule, RunSpec
 from pipeline.spec.spec import Spec
+from pipeline.spec.splits import (
+    ColumnSpec, ColumnSplit, GivenSplit, GroupPattern, GroupSpec, IdRanges, ListSplit, OrderedSplit, PartSpec,
+    RandomSplit, RangeSplit, SplitSpec, StratifiedSplit,
+)
 from pipeline.spec.train import AugmentSpec, ModelSpec, TrainSpec
 # fmt: on

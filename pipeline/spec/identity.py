@@ -25,7 +25,7 @@ def canonical(section: BaseModel) -> dict[str, Any]:
         value = getattr(section, name)
         is_tag = name in ("name", "format", "method")
         if is_tag or introduced is PydanticUndefined or value != introduced:
-            result[name] = canonical(value) if isinstance(value, BaseModel) else value
+            result[name.rstrip("_")] = canonical(value) if isinstance(value, BaseModel) else value
     return result
 
 

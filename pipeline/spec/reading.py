@@ -106,7 +106,9 @@ def assign(tree: dict[str, Any], key: KeyPath, value: Any) -> None:
 
 def dump(spec: Spec) -> str:
     """The spec as YAML that reads back to the same spec."""
-    return yaml.dump(spec.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(
+        spec.model_dump(mode="json", by_alias=True), Dumper=_Dumper, sort_keys=False, allow_unicode=True
+    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _field_texts(section: ast.ClassDef) -> dict[str, str]:
     texts = {}
     for field, below in itertools.pairwise(section.body):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            texts[ast.unparse(field.target)] = inspect.cleandoc(ast.literal_eval(below.value))
+            texts[ast.unparse(field.target).rstrip("_")] = inspect.cleandoc(ast.literal_eval(below.value))
     return texts
 
 

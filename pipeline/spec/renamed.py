@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 # where the key stood (without places in lists) -> its name now, in the same section
 RENAMED: dict[str, str] = {
     "data.unlabelled": "negatives",
-    "data.max_bad_share": "max_bad_fraction",
+    "data.max_bad_share": "set_aside",
+    "data.max_bad_fraction": "set_aside",
     "train.sampling.blanks": "negatives",
     "train.optimizer.lr_backbone": "backbone_lr_factor",
     "train.schedule.final_share": "final_fraction",
