@@ -27,6 +27,7 @@ class WrangleTask:
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import make_split, write_split
         from pipeline.data.wrangle import wrangle
+        from pipeline.data.wrangle_report import data_summary
 
         folder = wrangle(self.data, self.data_root, test=self.test)
         split_file = split_path(folder, self.data)
@@ -34,7 +35,7 @@ class WrangleTask:
             packed = PackedSet.open(folder, verify=False)  # only labels and digests are used
             split = make_split(self.data, packed)
             write_split(split_file, split, packed)
-            print(split.summary())
+        print(data_summary(folder, None if self.test else split_file), flush=True)
         return 0
 
 

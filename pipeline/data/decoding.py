@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
 from pipeline.data.pixel_files import PixelFiles
-from pipeline.data.sources import READ_ERRORS, open_source
+from pipeline.data.sources import READ_ERRORS, Source, open_source
 
 MAX_PIXELS = 178_956_970  # of one image (13,377 x 13,377); decoded, that is half a gigabyte
 
@@ -34,19 +34,21 @@ class Decoded:
 class Decoder:
     """One process's handle on the source and on the pixel files it writes to."""
 
-    def __init__(self, source: str, folder: str, size_px: int, resize: str) -> None:
-        self.source = open_source(source)
+    def __init__(self, folder: str, size_px: int, resize: str) -> None:
+        self.sources: dict[str, Source] = {}
         self.pixels = PixelFiles(Path(folder), size_px, writable=True)
         self.size_px, self.resize = size_px, resize
 
-    def __call__(self, first_row: int, members: Sequence[str]) -> Decoded:
+    def __call__(self, first_row: int, source: str, members: Sequence[str]) -> Decoded:
         """Decode `members` and write them from `first_row` on; a bad one leaves its row black."""
+        if source not in self.sources:
+            self.sources[source] = open_source(source)
         images_NHWC = np.zeros((len(members), self.size_px, self.size_px, 3), np.uint8)
         digests: list[str] = []
         bad: list[tuple[int, str]] = []
         for i, (member, image_HWC) in enumerate(zip(members, images_NHWC, strict=True)):
             try:
-                image_HWC[:] = decode(self.source.read(member), self.size_px, self.resize)
+                image_HWC[:] = decode(self.sources[source].read(member), self.size_px, self.resize)
             except DECODE_ERRORS as error:
                 bad.append((i, _reason(error)))
             else:
@@ -59,18 +61,18 @@ class Decoder:
 _decoder: Decoder | None = None  # of this worker process
 
 
-def start_worker(source: str, folder: str, size_px: int, resize: str) -> None:
+def start_worker(folder: str, size_px: int, resize: str) -> None:
     """Make this process's decoder, once."""
     global _decoder
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns from there on, and refuses twice as many
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    _decoder = Decoder(source, folder, size_px, resize)
+    _decoder = Decoder(folder, size_px, resize)
 
 
-def decode_chunk(first_row: int, members: Sequence[str]) -> Decoded:
+def decode_chunk(first_row: int, source: str, members: Sequence[str]) -> Decoded:
     """Decode with this process's decoder."""
     assert _decoder is not None
-    return _decoder(first_row, members)
+    return _decoder(first_row, source, members)
 
 
 def decode(body: bytes, size_px: int, resize: str) -> npt.NDArray[np.uint8]:

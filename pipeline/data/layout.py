@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.images import list_images
 from pipeline.data.labels import label_members
-from pipeline.data.sources import Source, fingerprint, list_images, open_source, read_list
+from pipeline.data.parts import Part, Sources, labels_of, parts_of, settings_of
+from pipeline.data.sources import Source, fingerprint, read_list
 from pipeline.errors import PipelineError
 from pipeline.spec import DataSpec, LabelsSpec, ListSplit, TestSpec
 from pipeline.spec.identity import canonical, digest
 from pipeline.storage.files import read_json_or_empty, write_json
 
-PACK_VERSION = 1  # raise it when equal sources would be packed into other pixels or labels
+PACK_VERSION = 2  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1
 _UNREADABLE = -1
 DATASET, LABELS, INDEX, REPORT = (
@@ -38,11 +40,6 @@ def origin(data: DataSpec, *, test: bool) -> DataSpec | TestSpec:
     return part
 
 
-def labels_source(part: DataSpec | TestSpec) -> Path:
-    """The folder or archive of the labels: their own, or the one that holds the images."""
-    return Path((part.labels and part.labels.source) or part.source)
-
-
 @dataclass(frozen=True)
 class PackedIdentity:
     """A readable name of a packed set, and the digest of everything its content depends on."""
@@ -56,39 +53,49 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
 
     Raises DataError where a source is missing or damaged. `cache` is a folder for digests.
     """
-    part = origin(data, test=test)
-    paths = {Path(part.source), labels_source(part)}
-    settings = {
-        "version": PACK_VERSION,
-        "images": part.images,
-        "image_list": list_digest(part.image_list),
-        "labels": _settings(part.labels),
-        "size_px": data.size_px,
-        "resize": data.resize,
-    }
+    parts = parts_of(data, test=test)
+    paths = {part.source for part in parts} | {part.labels_source for part in parts if part.labels}
+    lists = [list_digest(part.image_list) for part in parts]
+    settings = {"version": PACK_VERSION, "size_px": data.size_px, "resize": data.resize}
 
     def compute() -> tuple[str, bool]:
-        with contextlib.ExitStack() as stack:
-            sources = {path: stack.enter_context(contextlib.closing(open_source(path))) for path in paths}
-            source = sources[Path(part.source)]
-            images, _ = list_images(source, part.images, part.image_list)
-            content = [[image.id, image.name, *_checksum(source, image.member)] for image in images]
-            labels: list[Any] = []
-            if part.labels is not None:
-                source = sources[labels_source(part)]
-                labels = [
-                    [label, *_checksum(source, member)]
-                    for label, member in label_members(source, part.labels)
-                ]
-        # the name pattern and the list only choose images; `content` names the chosen ones
-        chosen = {**settings, "images": None, "image_list": None}
-        trusted = all(entry[-1] != _UNREADABLE for entry in [*content, *labels])
-        return digest([chosen, content, labels]), trusted
+        with Sources() as sources:
+            content = [_content(part, sources) for part in parts]
+        entries = [entry for part in content for kind in ("images", "labels") for entry in part[kind]]
+        return digest([settings, content]), all(entry[-1] != _UNREADABLE for entry in entries)
 
-    asked = part.labels.model_dump(mode="json", by_alias=True) if part.labels else None
     seen = [[str(path.resolve()), fingerprint(path)] for path in sorted(paths)]
-    value = _remembered(cache, digest([settings, asked, seen]), compute)
-    return PackedIdentity(f"{_slug(Path(part.source))}-{data.size_px}px", value)
+    value = _remembered(cache, digest([settings, list(settings_of(parts)), lists, seen]), compute)
+    return PackedIdentity(f"{_slug(parts[0].source)}-{data.size_px}px", value)
+
+
+def _content(part: Part, sources: Sources) -> dict[str, Any]:
+    """What the pixels and labels of a part depend on: files with their checksums, never the source's path.
+
+    The images' own paths count, as references may name them; so does the label file's folder.
+    """
+    source = sources(part.source)
+    images = list_images(source, part.images, part.image_list, part.key).chosen
+    labels = labels_of(part, sources)
+    files: list[tuple[str, str]] = []
+    if labels is not None:
+        files = label_members(sources(part.labels_source), labels, part.key)
+    beside = part.labels_source == part.source
+    return {
+        "split": part.split,
+        "images": [
+            [image.id, image.name, image.member, *_checksum(source, image.member)] for image in images
+        ],
+        "settings": _settings(labels),
+        "labels": [
+            [
+                label,
+                member.rpartition("/")[0] if beside else "",
+                *_checksum(sources(part.labels_source), member),
+            ]
+            for label, member in files
+        ],
+    }
 
 
 def packed_path(data_root: Path, identity: PackedIdentity) -> Path:
@@ -140,9 +147,8 @@ def list_digest(path: str | None) -> str | None:
 def _settings(labels: LabelsSpec | None) -> dict[str, Any] | None:
     if labels is None:
         return None
-    return {
-        name: value for name, value in canonical(labels).items() if name not in ("source", "file", "files")
-    }
+    moved = ("source", "file", "files", "order")
+    return {name: value for name, value in canonical(labels).items() if name not in moved}
 
 
 def _checksum(source: Source, member: str) -> tuple[int, int]:

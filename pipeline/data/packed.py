@@ -29,6 +29,8 @@ class PackedSet:
     resize: str
     ids: tuple[str, ...]
     names: tuple[str, ...]
+    paths: tuple[str, ...]  # in their sources
+    parts: tuple[str, ...]  # of a given split: train, validation or test
     pixel_digests: tuple[str, ...]
     labels: tuple[str, ...]
     labels_NK: npt.NDArray[np.uint8]
@@ -63,6 +65,8 @@ class PackedSet:
             resize=dataset["resize"],
             ids=tuple(row["id"] for row in rows),
             names=tuple(row["name"] for row in rows),
+            paths=tuple(row["path"] for row in rows),
+            parts=tuple(row["part"] for row in rows),
             pixel_digests=tuple(row["pixels"] for row in rows),
             labels=tuple(dataset["labels"]),
             labels_NK=np.load(path / LABELS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -9,15 +10,23 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from pipeline.errors import DataError
 
 MAX_MEMBER_BYTES = 1 << 30  # of an image or label file once inflated: more is an archive bomb or a mistake
 MAX_MEMBERS = 20_000_000
+_ENCRYPTED, _SAYS_UTF8 = 0x1, 0x800  # flags of a zip's entry
+_READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_COMPRESSIONS = {
+    9: "Deflate64 (of Windows, for large files)",
+    93: "Zstandard",
+    98: "PPMd",
+    99: "AES encryption",
+}
+Entry = TypeVar("Entry")
 
 # zipfile and tarfile raise all of these on damage: a future zip version, an offset before the start, a cut field
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, ValueError, struct.error)
@@ -49,14 +58,12 @@ class _Folder(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         # a listing must see every file or fail: an unreadable folder is not an empty one
-        self.members = [
-            str((folder / name).relative_to(path)).replace("\\", "/")
-            for folder, _, names in _walk(path)
-            for name in names
-        ]
+        files = (str((folder / name).relative_to(path)) for folder, _, names in _walk(path) for name in names)
+        self._files = _by_name(path, ((name.replace("\\", "/"), name) for name in files))
+        self.members = list(self._files)
 
     def read(self, member: str) -> bytes:
-        path = self.path / member
+        path = self.path / self._files[member]
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")  # reading a pipe or device might never end
@@ -68,13 +75,17 @@ class _Zip(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._archive = zipfile.ZipFile(path)
-        entries = (entry for entry in self._archive.infolist() if entry.filename)  # damage can empty a name
-        self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
+        # damage can empty a name; of an entry that was written twice the last one counts
+        entries = {entry.filename: entry for entry in self._archive.infolist() if entry.filename}
+        files = [entry for entry in entries.values() if not entry.filename.endswith(("/", "\\"))]
+        for entry in files:
+            _refuse_unreadable(path, entry)
+        self._entries = _by_name(path, ((_zip_name(entry), entry) for entry in files))
         self.members = list(self._entries)
 
     def read(self, member: str) -> bytes:
         _refuse_huge(self._entries[member].file_size)
-        return self._archive.read(member)
+        return self._archive.read(self._entries[member])
 
     def checksum(self, member: str) -> tuple[int, int]:
         entry = self._entries[member]  # from the archive's directory: nothing is decompressed
@@ -106,12 +117,42 @@ class _Tar(Source):
         self._file.close()
 
 
+def _zip_name(entry: zipfile.ZipInfo) -> str:
+    """The name with `/` between its parts; one that is UTF-8 without saying so is read as UTF-8."""
+    name = entry.filename
+    if not entry.flag_bits & _SAYS_UTF8 and not name.isascii():
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
+def _refuse_unreadable(path: Path, entry: zipfile.ZipInfo) -> None:
+    if entry.flag_bits & _ENCRYPTED:
+        raise DataError(f"{path}: {entry.filename} is encrypted; unpack it, and pack it without a password")
+    if entry.compress_type not in _READABLE:
+        kind = _COMPRESSIONS.get(entry.compress_type, f"compression method {entry.compress_type}")
+        raise DataError(
+            f"{path}: {entry.filename} is compressed by {kind}, which Python cannot read; unpack it, and "
+            "pack it with `zip -0` (images gain nothing from compression)"
+        )
+
+
+def _by_name(path: Path, named: Iterable[tuple[str, Entry]]) -> dict[str, Entry]:
+    """Name -> entry; two files that are told apart by a back slash only are refused."""
+    entries: dict[str, Entry] = {}
+    for name, entry in named:
+        if name in entries:
+            raise DataError(f"{path}: two files are named {name}, one of them with back slashes; rename one")
+        entries[name] = entry
+    return entries
+
+
 def open_source(path: str | Path) -> Source:
     """The folder or archive at `path`; a DataError names it where it is missing, damaged or of another kind."""
     path = Path(path)
     kinds: dict[str, Callable[[Path], Source]] = {".zip": _Zip, ".tar": _Tar}
     try:
-        kind = _Folder if path.is_dir() else kinds.get(path.suffix)
+        kind = _Folder if path.is_dir() else kinds.get(path.suffix.lower())
         if kind is not None:
             source = kind(path)
             if len(source.members) > MAX_MEMBERS:
@@ -163,75 +204,16 @@ def match_members(members: Iterable[str], pattern: str, field: str) -> list[tupl
     found = []
     for member in members:
         match = wanted.fullmatch(member)
-        if match and not any(part.startswith((".", "__MACOSX")) for part in member.split("/")):
+        if match and not is_hidden(member):
             found.append((match[1], member))
     return found
 
 
-@dataclass(frozen=True)
-class ImageRef:
-    """One image of a source: its id, its name in a submission, and its member in the source."""
-
-    id: str
-    name: str
-    member: str
-
-
-def list_images(
-    source: Source, pattern: str, image_list: str | None = None
-) -> tuple[list[ImageRef], list[str]]:
-    """The images of a source in natural order (im2 before im10), or in the order of `image_list`.
-
-    Also returns the entries of `image_list` that name no image. Raises DataError where nothing matches,
-    or where two files would be the same image.
-    """
-    by_id: dict[str, ImageRef] = {}
-    id_in_name = "{id}" in pattern.rsplit("/", 1)[-1]
-    for found, member in match_members(source.members, pattern, "id"):
-        if found in by_id:
-            raise DataError(f"{source.path}: {by_id[found].member} and {member} are both image {found}")
-        try:
-            member.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{source.path}: the file name {member!r} is not UTF-8; rename it") from error
-        by_id[found] = ImageRef(found, member.rsplit("/", 1)[-1] if id_in_name else found, member)
-    if not by_id:
-        some = ", ".join(sorted(source.members)[:3]) or "nothing"
-        raise DataError(
-            f"{source.path}: no file is named {pattern!r}; correct data.images (it holds {some}, ...)"
-        )
-    images = sorted(by_id.values(), key=lambda image: natural_key(image.id))
-    if image_list is None:
-        return images, []
-    find = finder(images)
-    rows = [(reference, find(reference)) for reference in read_list(Path(image_list))]
-    chosen = dict.fromkeys(row for _, row in rows if row is not None)
-    return [images[row] for row in chosen], [reference for reference, row in rows if row is None]
-
-
-def natural_key(text: str) -> list[tuple[int, int | str]]:
-    """Sorts digits as numbers: 2 before 10."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]
-
-
-def finder(images: Sequence[ImageRef]) -> Callable[[str], int | None]:
-    """A function from an image's id, name, path, or id as a number (7 for 0007) to its row."""
-    rows: dict[str, int] = {}
-    for row, image in enumerate(images):
-        if image.id.isdecimal():
-            rows.setdefault(str(int(image.id)), row)
-    for row, image in enumerate(images):
-        rows.update({image.id: row, image.name: row, image.member: row})
-
-    def find(reference: str) -> int | None:
-        row = rows.get(reference)
-        if row is None and "/" in reference:
-            row = rows.get(reference.rsplit("/", 1)[-1])
-        if row is None and reference.isdecimal():
-            row = rows.get(str(int(reference)))
-        return row
-
-    return find
+def is_hidden(member: str) -> bool:
+    """Whether a file or a folder above it is hidden, or is what macOS adds to a zip."""
+    return (member[0] == "." or "/." in member or "__MACOSX" in member) and any(
+        part.startswith((".", "__MACOSX")) for part in member.split("/")
+    )
 
 
 def read_list(path: Path) -> list[str]:

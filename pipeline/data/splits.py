@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.packed import PackedSet
-from pipeline.data.sources import ImageRef, finder, read_list
+from pipeline.data.references import Finder, ImageRef
+from pipeline.data.sources import read_list
 from pipeline.errors import DataError
 from pipeline.seeding import seeded
 from pipeline.spec import (
@@ -177,25 +178,25 @@ def stratify(
 
 
 def _by_lists(split: ListSplit, packed: PackedSet, allowed: float) -> dict[str, Rows]:
-    find = finder([ImageRef(i, name, name) for i, name in zip(packed.ids, packed.names, strict=True)])
+    finder = Finder([ImageRef(*image) for image in zip(packed.ids, packed.names, packed.paths, strict=True)])
     taken: dict[int, str] = {}
     rows: dict[str, Rows] = {}
     for name in _NAMES:
         path = getattr(split, name)
         references = read_list(Path(path)) if path else []
-        found = [(reference, find(reference)) for reference in references]
-        unknown = [reference for reference, row in found if row is None]
+        found = [(reference, finder.find(reference)) for reference in references]
+        unknown = [reference for reference, row in found if row < 0]
         if len(unknown) > allowed * len(references):
             raise DataError(
                 f"{path}: {len(unknown)} of {len(references)} entries name no usable image, more than "
                 f"data.set_aside.unknown_references {allowed:g} allows; the first: {', '.join(unknown[:5])}"
             )
         for reference, row in found:
-            if row is not None and taken.setdefault(row, name) != name:
+            if row >= 0 and taken.setdefault(row, name) != name:
                 raise DataError(
                     f"{path}: {reference} is in the list of data.split.{taken[row]} too; keep one"
                 )
-        rows[name] = np.unique(np.array([row for _, row in found if row is not None], np.int64))
+        rows[name] = np.unique(np.array([row for _, row in found if row >= 0], np.int64))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.decoding import Decoded, decode_chunk, start_worker
-from pipeline.data.labels import LabelTable, read_labels, to_multi_hot
 from pipeline.data.layout import (
     DATASET,
     INDEX,
@@ -26,16 +26,15 @@ from pipeline.data.layout import (
     PACK_VERSION,
     REPORT,
     is_complete,
-    labels_source,
     origin,
     packed_identity,
     packed_path,
 )
 from pipeline.data.pixel_files import PixelFiles
-from pipeline.data.sources import ImageRef, Source, finder, list_images, open_source
-from pipeline.data.wrangle_report import Problems, build_report, refuse_if_bad, summary
+from pipeline.data.reading import DataRead, read_data, refuse_if_bad
+from pipeline.data.wrangle_report import build_report
 from pipeline.errors import DataError, PipelineError
-from pipeline.spec import DataSpec, TestSpec
+from pipeline.spec import DataSpec
 from pipeline.storage.files import (
     atomic_write,
     flush,
@@ -54,20 +53,14 @@ _CHUNK = 64  # images per task: large enough to hide the cost of passing it on, 
 def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int | None = None) -> Path:
     """Pack the images and labels of a spec under `data_root`, unless that is done; returns the folder.
 
-    The folder appears complete or not at all. Raises DataError when more than `set_aside` of the
-    images are unusable, or of the labels' references name no image. Fewer are set aside and listed in
-    `wrangle_report.json`.
+    The folder appears complete or not at all. Raises DataError when more images or references are
+    unusable than `data.set_aside` allows. Fewer are set aside and listed in `wrangle_report.json`.
     """
     identity = packed_identity(data, data_root / "digests", test=test)
     target = packed_path(data_root, identity)
     if is_complete(target, identity.digest):
         return target
-    part = origin(data, test=test)
-    source_path = Path(part.source)
-    with contextlib.closing(open_source(source_path)) as source:
-        images, unlisted = list_images(source, part.images, part.image_list)
-        find_any = finder(list_images(source, part.images)[0] if part.image_list else images)
-        table = _labels(part, source)
+    read = read_data(data, test=test)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(target)
@@ -76,27 +69,15 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
         raise PipelineError(write_failed(target, error)) from error
     try:
         folder.chmod(0o777 & ~umask())
-        images, outside = _mentioned(images, table)
-        packed = _decode(source_path, folder, data, images, workers or cores())
-        kept = [images[row] for row in packed.good]
-        labels_NK, unknown = to_multi_hot(table, len(images), finder(images))
-        labels_NK = labels_NK[packed.good]
-        unknown = [(label, reference) for label, reference in unknown if find_any(reference) is None]
-        problems = Problems(packed.bad, unlisted, outside, unknown)
-        report = build_report([i.name for i in kept], packed.pixel_digests, problems, table, labels_NK)
-        refuse_if_bad(report, table, data, source_path, test=test)
-        with atomic_write(folder / LABELS) as file:
-            np.save(file, labels_NK)
-        _write_index(folder, kept, packed.pixel_digests)
-        write_json(folder / REPORT, report)
+        _pack(data, read, folder, workers or cores(), test=test)
         dataset = {
             "version": PACK_VERSION,
             "digest": identity.digest,
-            "source": str(source_path),
-            "images": len(kept),
+            "source": str(origin(data, test=test).source),
+            "images": len(read.images),
             "size_px": data.size_px,
             "resize": data.resize,
-            "labels": table.labels,
+            "labels": read.labels,
             "files": _flushed(sorted(folder.iterdir())),
         }
         write_json(folder / DATASET, dataset)
@@ -105,19 +86,40 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
         raise PipelineError(write_failed(target, error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(summary(report), flush=True)
     return target
 
 
-def _labels(part: DataSpec | TestSpec, images_source: Source) -> LabelTable:
-    if part.labels is None:
-        return LabelTable([], {})
-    path = labels_source(part)
-    with contextlib.ExitStack() as stack:
-        source = images_source
-        if path != source.path:
-            source = stack.enter_context(contextlib.closing(open_source(path)))
-        return read_labels(source, part.labels)
+def _pack(data: DataSpec, read: DataRead, folder: Path, workers: int, *, test: bool) -> None:
+    """Write pixels, labels, index and report; what cannot be decoded leaves `read`."""
+    packed = _decode(folder, data, read, workers)
+    read.problems.undecodable = packed.bad
+    refuse_if_bad(read.problems, data, "data.test" if test else "data")
+    if read.merge_copies:
+        _merge_copies(read, packed)
+    pixels = PixelFiles(folder, data.size_px, writable=True)
+    pixels.close_gaps(packed.good)
+    pixels.finish(len(packed.good))
+    read.keep(packed.good)
+    with atomic_write(folder / LABELS) as file:
+        np.save(file, read.labels_NK)
+    _write_index(folder, read, packed.pixel_digests)
+    write_json(folder / REPORT, build_report(read, packed.pixel_digests))
+
+
+def _merge_copies(read: DataRead, packed: _Packed) -> None:
+    """Of equal pictures the first stays, with the labels of all; changes `read` and `packed`."""
+    first: dict[tuple[str, str], int] = {}
+    kept = []
+    for row, pixels in zip(packed.good, packed.pixel_digests, strict=True):
+        if (same := first.setdefault((read.splits[row], pixels), row)) == row:
+            kept.append((row, pixels))
+        else:
+            read.labels_NK[same] |= read.labels_NK[row]
+    if copies := len(packed.good) - len(kept):
+        read.notes.append(
+            f"{copies} copies of pictures in other folders are merged: one image, all its labels"
+        )
+    packed.good, packed.pixel_digests = [row for row, _ in kept], [pixels for _, pixels in kept]
 
 
 def _flushed(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -133,22 +135,6 @@ def _flushed(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _mentioned(images: list[ImageRef], table: LabelTable) -> tuple[list[ImageRef], list[str]]:
-    """The images the label file mentions, and the names of the others: unknown labels, not negative images."""
-    if table.mentioned is None:
-        return images, []
-    find = finder(images)
-    rows = {find(reference) for reference in table.mentioned}
-    inside = [image for row, image in enumerate(images) if row in rows]
-    if not inside:
-        place = next(iter(table.read_from.values()), "the label file")
-        raise DataError(
-            f"{place}: names none of the images: it has {table.mentioned[0]!r}, images are called "
-            f"{images[0].id!r} ({images[0].name}); correct data.images or the ids"
-        )
-    return inside, [image.name for row, image in enumerate(images) if row not in rows]
-
-
 @dataclass
 class _Packed:
     """The result of decoding; rows and digests are those of the good images, in their order."""
@@ -158,54 +144,62 @@ class _Packed:
     pixel_digests: list[str] = field(default_factory=list)
 
 
-def _decode(source: Path, folder: Path, data: DataSpec, images: Sequence[ImageRef], workers: int) -> _Packed:
-    """Decode every image into the pixel files of `folder`, without gaps."""
+def _decode(folder: Path, data: DataSpec, read: DataRead, workers: int) -> _Packed:
+    """Decode every image into the pixel files of `folder`; bad ones leave gaps."""
     packed = _Packed()
     started = shown = time.monotonic()
-    done = 0
-    for part in _decoded(source, folder, data, [image.member for image in images], workers):
+    done, total = 0, len(read.images)
+    for part in _decoded(folder, data, read, workers):
         packed.pixel_digests += part.digests
-        packed.bad += [f"{images[done + i].member}: {reason}" for i, reason in part.bad]
+        packed.bad += [f"{read.images[done + i].member}: {reason}" for i, reason in part.bad]
         failed = {i for i, _ in part.bad}
         packed.good += [done + i for i in range(part.count) if i not in failed]
         done += part.count
         now = time.monotonic()
-        if now - shown > 0.5 or done == len(images):
+        if now - shown > 0.5 or done == total:
             shown = now
-            print(f"{done}/{len(images)} images, {done / (now - started):.0f} images/s", flush=True)
+            print(f"{done}/{total} images, {done / (now - started):.0f} images/s", flush=True)
     if not packed.good:
-        raise DataError(f"{source}: none of its {len(images)} images can be decoded: {packed.bad[0]}")
-    pixels = PixelFiles(folder, data.size_px, writable=True)
-    pixels.close_gaps(packed.good)
-    pixels.finish(len(packed.good))
+        raise DataError(f"{data.source}: none of its {total} images can be decoded: {packed.bad[0]}")
     return packed
 
 
-def _decoded(
-    source: Path, folder: Path, data: DataSpec, members: Sequence[str], workers: int
-) -> Iterator[Decoded]:
-    starts = range(0, len(members), _CHUNK)
+def _decoded(folder: Path, data: DataSpec, read: DataRead, workers: int) -> Iterator[Decoded]:
+    chunks = list(_chunks(read))
     # spawned, not forked: a fork of a process with threads can hang
     pool = ProcessPoolExecutor(
-        max(1, min(workers, len(starts))),
+        max(1, min(workers, len(chunks))),
         get_context("spawn"),
         start_worker,
-        (str(source), str(folder), data.size_px, data.resize),
+        (str(folder), data.size_px, data.resize),
     )
     try:
-        yield from pool.map(decode_chunk, starts, [members[i : i + _CHUNK] for i in starts])
+        yield from pool.map(decode_chunk, *zip(*chunks, strict=True))
     except BrokenProcessPool as error:
         raise DataError(
-            f"{source}: a decoding process died (out of memory, or a file that crashes the decoder)"
+            f"{data.source}: a decoding process died (out of memory, or a file that crashes the decoder)"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_index(folder: Path, images: Sequence[ImageRef], pixel_digests: Sequence[str]) -> None:
-    pairs = enumerate(zip(images, pixel_digests, strict=True))
-    rows = ([row, image.id, image.name, pixels] for row, (image, pixels) in pairs)
-    write_csv(folder / INDEX, ["row", "id", "name", "pixels"], rows)
+def _chunks(read: DataRead) -> Iterator[tuple[int, str, list[str]]]:
+    """(first row, source, members) of at most `_CHUNK` images of one source."""
+    rows = range(len(read.images))
+    for source, group in itertools.groupby(rows, key=lambda row: read.sources[row]):
+        whole = list(group)
+        for start in range(0, len(whole), _CHUNK):
+            chunk = whole[start : start + _CHUNK]
+            yield chunk[0], str(source), [read.images[row].member for row in chunk]
+
+
+def _write_index(folder: Path, read: DataRead, pixel_digests: Sequence[str]) -> None:
+    columns = zip(read.images, read.splits, pixel_digests, strict=True)
+    rows = (
+        [row, image.id, image.name, image.member, split, pixels]
+        for row, (image, split, pixels) in enumerate(columns)
+    )
+    write_csv(folder / INDEX, ["row", "id", "name", "path", "part", "pixels"], rows)
 
 
 def _put_in_place(folder: Path, target: Path, digest: str) -> None:
