@@ -203,7 +203,8 @@ def in_process(root: Path, name: str, rounds: int) -> dict[str, list[float]]:
         "import json, sys; from pathlib import Path; from jobs.planning.plan import make_plan;"
         "from pipeline.spec.reading import read_spec;"
         "cell = make_plan(read_spec(Path(sys.argv[1]))).cells[0];"
-        "print(json.dumps([json.loads(cell.cell.spec.model_dump_json(by_alias=True)), str(cell.data.packed), str(cell.data.split)]))"
+        "spec = json.loads(cell.cell.spec.model_dump_json(by_alias=True));"
+        "print(json.dumps([spec, str(cell.data.packed), str(cell.data.split)]))"
     )
     script = [sys.executable, "-c", code, str(root / "experiments" / f"{name}.yaml")]
     planned = json.loads(

@@ -98,7 +98,7 @@ def test_what_changes_pixels_or_labels_changes_the_identity(photos, tmp_path):
         identity(photos_with(photos, tmp_path, **{"annotations__dog.txt": "1\n"})),
     ]
     assert len({base, *changed}) == 8
-    same = [identity(photos, split={"method": "random"}), identity(photos, max_bad_fraction=0.5)]
+    same = [identity(photos, split={"method": "random"}), identity(photos, set_aside={"undecodable": 0.5})]
     assert set(same) == {base}
 
 
@@ -150,13 +150,13 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
     for i in (1, 2):
         (source / f"im{i}.jpg").write_bytes(jpeg(i))
     (source / "im3.jpg").symlink_to("nowhere.jpg")
-    folder = pack(source, tmp_path, images="im{id}.jpg", max_bad_fraction=0.5)
-    assert "im3.jpg: [Errno 2]" in report_of(folder)["quarantined"]["examples"][0]
+    folder = pack(source, tmp_path, images="im{id}.jpg", set_aside={"undecodable": 0.5})
+    assert "im3.jpg: [Errno 2]" in report_of(folder)["undecodable"]["examples"][0]
 
 
 def test_labels_that_name_no_image_at_all_say_what_images_are_called(photos, tmp_path):
     source = photos_with(photos, tmp_path, **{"y.csv": "ids,dog\nphoto_1,1\nphoto_2,0\n"})
-    error = r"y.csv: names none of the images: it has 'photo_1', images are called '1' \(im1.jpg\)"
+    error = r"y.csv: names none of the images: it has 'photo_1', images are called '1' \(images/im1.jpg\)"
     with pytest.raises(DataError, match=error):
         pack(source, tmp_path, labels={"format": "onehot_csv", "file": "y.csv"})
 
@@ -200,24 +200,24 @@ def test_a_flipped_bit_is_found_when_the_set_is_opened(photos, tmp_path, name):
 
 def test_bad_images_are_set_aside_with_the_reason_and_the_rest_lines_up(photos, tmp_path):
     bad = {"images__im2.jpg": jpeg(2)[:-100], "images__im5.jpg": "this is no picture", "images__im7.jpg": b""}
-    folder = pack(photos_with(photos, tmp_path, **bad), tmp_path, max_bad_fraction=0.3)
+    folder = pack(photos_with(photos, tmp_path, **bad), tmp_path, set_aside={"undecodable": 0.3})
     packed = PackedSet.open(folder)
     assert packed.ids == ("1", "3", "4", "6", "8", "9", "10", "11", "12")
     assert packed.labels_NK[:, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
     np.testing.assert_array_equal(packed.gather([4])[0], decode(jpeg(8), 16, "squash"))
     report = report_of(folder)
-    assert report["quarantined"]["count"] == 3
-    reasons = " | ".join(report["quarantined"]["examples"])
+    assert report["undecodable"]["count"] == 3
+    reasons = " | ".join(report["undecodable"]["examples"])
     assert "images/im2.jpg: " in reasons
     assert "truncated" in reasons
     assert "images/im5.jpg: not an image file that Pillow knows" in reasons
-    assert report["labels_of_unknown_images"]["count"] == 0
+    assert report["unknown_references"]["count"] == 0
 
 
 def test_more_bad_images_than_allowed_stop_wrangle_and_nothing_is_left(photos, tmp_path):
     source = photos_with(photos, tmp_path, **{"images__im2.jpg": jpeg(2)[:-100]})
     with pytest.raises(
-        DataError, match=r"1 of 12 images cannot be decoded, more than data.max_bad_fraction 0.01 allows"
+        DataError, match=r"1 of 12 images cannot be decoded, more than data.set_aside.undecodable 0.01 allows"
     ):
         pack(source, tmp_path)
     assert list((tmp_path / "data" / "packed").iterdir()) == []
@@ -227,16 +227,19 @@ def test_an_image_whose_bytes_do_not_match_the_archive_is_set_aside(photos, tmp_
     body = bytearray(photos.read_bytes())
     body[body.index(jpeg(3)) + 400] ^= 0xFF
     photos.write_bytes(body)
-    report = report_of(pack(photos, tmp_path, max_bad_fraction=0.1))
-    assert report["quarantined"]["examples"] == ["images/im3.jpg: Bad CRC-32 for file 'images/im3.jpg'"]
+    report = report_of(pack(photos, tmp_path, set_aside={"undecodable": 0.1}))
+    assert report["undecodable"]["examples"] == ["images/im3.jpg: Bad CRC-32 for file 'images/im3.jpg'"]
 
 
 def test_labels_of_images_that_are_not_there(photos, tmp_path):
     source = photos_with(photos, tmp_path, **{"annotations__dog.txt": "1\n2\n3\n4\n5\n77\n"})
-    with pytest.raises(DataError, match=r"(?s)1 of 12 labels name unknown images.*dog.txt: 77"):
+    with pytest.raises(
+        DataError, match=r"(?s)1 of 10 references of the label file name no image.*dog.txt: 77"
+    ):
         pack(source, tmp_path)
-    report = report_of(pack(source, tmp_path, max_bad_fraction=0.1))
-    assert report["labels_of_unknown_images"]["by_label"] == {"dog": 1}
+    report = report_of(pack(source, tmp_path, set_aside={"unknown_references": 0.1}))
+    (entry,) = report["unknown_references"]["examples"]
+    assert entry.endswith("annotations/dog.txt: 77")
 
 
 def test_an_empty_label_file_is_refused(photos, tmp_path):
@@ -249,11 +252,11 @@ def test_images_without_a_row_in_the_csv_are_unknown_not_blank(photos, tmp_path)
     rows = "".join(f"im{i}.jpg,{i % 2}\n" for i in range(1, 12))
     source = photos_with(photos, tmp_path, **{"y.csv": "ids,odd\n" + rows})
     labels = {"format": "onehot_csv", "file": "y.csv"}
-    with pytest.raises(DataError, match=r"1 of 12 images have no row in the label file"):
+    with pytest.raises(DataError, match=r"1 of 12 images are not mentioned by the label file"):
         pack(source, tmp_path, labels=labels)
-    folder = pack(source, tmp_path, labels=labels, max_bad_fraction=0.1)
+    folder = pack(source, tmp_path, labels=labels, set_aside={"without_row": 0.1})
     assert PackedSet.open(folder).ids == tuple(str(i) for i in range(1, 12))
-    assert report_of(folder)["without_label_row"]["examples"] == ["im12.jpg"]
+    assert report_of(folder)["without_row"]["examples"] == ["images/im12.jpg"]
 
 
 def test_a_list_takes_a_part_without_making_the_other_labels_unknown(photos, tmp_path):
@@ -349,6 +352,6 @@ def test_the_shared_photographs(shared, tmp_path):
         shared / "data/mirflickr-10k.zip", tmp_path, size_px=32, image_list=str(tmp_path / "some.txt")
     )
     report = report_of(folder)
-    assert (report["packed"], report["quarantined"]["count"]) == (400, 0)
+    assert (report["packed"], report["undecodable"]["count"]) == (400, 0)
     assert len(report["label_counts"]) == 14
     assert 0.3 < report["negative_fraction"] < 0.6
