@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs.commands import submit
+from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.planning.plan import Plan, make_plan, weights_folder
 from jobs.slurm.sbatch import refuse_early
@@ -98,11 +99,11 @@ def _quota(plan: Plan) -> Iterator[Check]:
 
 
 def _data(plan: Plan) -> Iterator[Check]:
-    for data in [*plan.datasets, *{str(t.packed): t for t in plan.tests.values()}.values()]:
-        if data.reason is not None:
-            yield Check("data", True, f"{display_path(data.packed)}: {data.reason}, will be packed")
-            continue
+    for data in all_data(plan):
         try:
+            if data.reason not in (None, "new split"):
+                yield Check("data", True, data_lines(data))
+                continue
             packed = PackedSet.open(data.packed)
             yield Check(
                 "data", True, f"{display_path(data.packed)}: {len(packed)} images, every byte verified"

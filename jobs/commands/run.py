@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs import ledger
+from jobs.commands.data_lines import data_lines
 from jobs.commands.request import Request
 from jobs.local.processes import Job, Outcome, run_jobs, started_early
 from jobs.local.progress import Progress
@@ -51,6 +52,9 @@ def _grid(request: Request) -> tuple[int, bool]:
     print(f"{spec}: {plural(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
     for cell in missing:
         print(f"  {cell.run.name}: {cell.reason}", flush=True)
+    for data in plan.datasets:
+        if missing and data.reason is None:
+            print(data_lines(data), flush=True)
     held = [cell for cell in plan.cells if cell.held is not None]
     for cell in held:
         print(f"  {cell.run.name}: held back: {cell.held}", flush=True)
@@ -137,14 +141,13 @@ def report(request: Request) -> int:
 
 def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False) -> int:
     for data in datasets:
-        if data.reason is None:
-            if not quiet:
-                print(f"{display_path(data.packed)}: complete")
+        if data.reason is not None:
+            status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data))
+            if status:
+                return status
+        elif quiet:
             continue
-        status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data))
-        if status:
-            return status
-        print(f"packed: {display_path(data.packed)}", flush=True)
+        print(data_lines(data), flush=True)
     return 0
 
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 
 from jobs.commands import run, submit
+from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.local.progress import clock, last_epoch, seconds_left
 from jobs.planning.cost import estimate
@@ -86,8 +87,8 @@ def plan(request: Request) -> int:
     planned = make_plan(request.loaded)
     profile = request.profile
     print(f"{display_path(planned.loaded.path)}: {run.plural(len(planned.cells), 'cell')}")
-    for data in planned.datasets:
-        print(f"data {display_path(data.packed)}: {data.reason or 'packed'}")
+    for data in all_data(planned):
+        print(data_lines(data))
     missing = planned.missing
     if profile.scheduler == "local":
         for cell in planned.cells:
@@ -115,6 +116,21 @@ def plan(request: Request) -> int:
             f"No estimate for {run.plural(len(missing), 'cell')}: "
             "no finished cell uses the same model, image size and device."
         )
+    return 0
+
+
+def inspect(request: Request) -> int:
+    """Say how the labels were read, and write twelve images with their labels as one picture."""
+    from pipeline.data.contact_sheet import contact_sheet
+    from pipeline.data.reading import read_data
+
+    planned = make_plan(request.loaded)
+    for number, data in enumerate(all_data(planned)):
+        print(data_lines(data))
+        test = data.split is None
+        name = "inspect" + ("-test" if test else f"-{number + 1}" if number else "") + ".png"
+        contact_sheet(read_data(data.data, test=test), planned.experiment.path / name)
+        print(f"  twelve images with their labels: {display_path(planned.experiment.path / name)}", flush=True)
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.clusters.profile import Profile
+from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.commands.run import FAILED, evaluate, fetch_weights, plural, selected
 from jobs.local.snapshot import snapshot
@@ -128,6 +129,8 @@ def _print_plan(request: Request, plan: Plan, grid_status: GridStatus) -> None:
         print(f"  {cell.planned.run.name}: {cell.why}{job}")
     if len(shown_cells) > 50:
         print(f"  ... and {len(shown_cells) - 50} more")
+    for data in all_data(plan) if counts["pending"] else ():
+        print(data_lines(data), flush=True)
 
 
 def _within_budget(request: Request, plan: Plan, grid_status: GridStatus) -> None:

@@ -109,6 +109,12 @@ VERBS: dict[str, Verb] = {
         "plan experiments/optimizers.yaml --cluster roihu",
         "show:plan",
     ),
+    "inspect": Verb(
+        "Look",
+        "Say how the labels were read, and write twelve images with their labels as one picture.",
+        "inspect experiments/demo.yaml",
+        "show:inspect",
+    ),
     "report": Verb(
         "Look",
         "Write report.html again from what is finished, with its figures and tables as files.",

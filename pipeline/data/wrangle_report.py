@@ -10,8 +10,9 @@ import numpy as np
 
 from pipeline.data.labels.table import some
 from pipeline.data.layout import REPORT
-from pipeline.data.reading import DataRead
+from pipeline.data.reading import DataRead, read_data
 from pipeline.data.splits import read_split
+from pipeline.spec import DataSpec
 from pipeline.storage.files import read_json_or_empty
 
 # N images, K labels
@@ -67,6 +68,12 @@ def data_summary(packed: Path, split_file: Path | None) -> str:
         return ""
     split = read_split(split_file).summary() if split_file is not None and split_file.exists() else ""
     return summary(report, split)
+
+
+def preview(data: DataSpec, *, test: bool = False) -> str:
+    """What can be known before anything is decoded; raises DataError where that shows a mistake."""
+    read = read_data(data, test=test)
+    return summary(build_report(read), "" if test else f"split: {data.split.method}, made when packed")
 
 
 def summary(report: Mapping[str, Any], split: str = "") -> str:

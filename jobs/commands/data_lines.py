@@ -1,0 +1,29 @@
+"""What a data set was understood to be, on the screen: the same lines in wrangle, grid, plan and inspect."""
+
+from __future__ import annotations
+
+import textwrap
+
+from jobs.planning.plan import Plan, PlannedData
+from pipeline.storage.files import display_path
+
+
+def all_data(plan: Plan) -> list[PlannedData]:
+    """Every packed set that the spec needs, those of `data.test` last, each once."""
+    own = {data.packed: data for data in plan.tests.values() if data.split is None}
+    return [*plan.datasets, *own.values()]
+
+
+def data_lines(data: PlannedData) -> str:
+    """A head line, and in at most ten lines what is known of the set.
+
+    A set that is not packed yet is read as far as that goes without decoding; raises DataError where
+    that shows a mistake.
+    """
+    from pipeline.data.wrangle_report import data_summary, preview  # numpy takes a while to import
+
+    what = "data.test" if data.split is None else "data"
+    head = f"{what} {display_path(data.packed)}: {data.reason or 'packed'}"
+    packed = data.reason in (None, "new split")
+    text = data_summary(data.packed, data.split) if packed else preview(data.data, test=data.split is None)
+    return f"{head}\n{textwrap.indent(text, '  ')}".rstrip()
