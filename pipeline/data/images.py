@@ -37,7 +37,7 @@ def list_images(source: Source, pattern: str, image_list: str | None = None, key
     `key` is the section of the spec that messages name. Raises DataError where nothing matches or two
     files could not be told apart.
     """
-    matches = list(_matches(source.members, pattern))
+    matches = list(_Pattern(pattern).matches(source.members))
     if not matches:
         raise DataError(_nothing_matches(source, pattern, key))
     for _, _, member in matches:
@@ -45,11 +45,11 @@ def list_images(source: Source, pattern: str, image_list: str | None = None, key
             member.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{source.path}: the file name {member!r} is not UTF-8; rename it") from error
-    images = sorted(_named(source, pattern, matches), key=lambda image: natural_key(image.id))
+    images = sorted(_named(source, _Pattern(pattern), matches), key=lambda image: natural_key(image.id))
     taken = {member for _, _, member in matches}
     unmatched = [m for m in source.members if m not in taken and is_image(m)]
     notes = []
-    deeper = [member for short, _, member in matches if short is None]
+    deeper = [member for _, spans, member in matches if spans]
     if 0 < len(deeper) < len(matches):
         notes.append(f"{len(deeper)} images lie in deeper folders than the others, e.g. {deeper[0]}")
     if image_list is None:
@@ -66,44 +66,51 @@ def is_image(member: str) -> bool:
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
     """Sorts digits as numbers: 2 before 10."""
+    if text.isdecimal():
+        return [(0, int(text))]
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]
 
 
 # ---------------------------------------------------------------- the name pattern
 
 
-def _matches(members: Sequence[str], pattern: str) -> Iterator[tuple[str | None, str | None, str]]:
-    """(id without folders, id with all folders that the pattern leaves open, member) of every image.
+class _Pattern:
+    """A name pattern. Folders above those it names are free; `{id}` may span folders where it begins a part."""
 
-    Folders above those the pattern names are free. `{id}` may span folders where it begins a part.
-    """
-    before, after = pattern.split("{id}")
-    ending = after if after.startswith(".") else ""
-    if after == ".*":
-        tail = r"\.\w+"
-    else:
+    def __init__(self, pattern: str) -> None:
+        before, after = pattern.split("{id}")
+        self.any_ending = after == ".*"
+        self.id_in_name = "/" not in after
         stem, dot, last = after.rpartition(".")
         tail = f"{re.escape(stem)}\\.(?i:{re.escape(last)})" if dot else re.escape(after)
-    short = re.compile(f"(?:.*/)?{re.escape(before)}([^/]+){tail}", re.DOTALL)
-    spans = before in ("", "/") or before.endswith("/")
-    spanned = re.compile(f"(?:.*?/)??{re.escape(before)}(.+){tail}", re.DOTALL) if spans else None
-    for member in members:
-        if ending == ".*" and not is_image(member):
-            continue
-        near, far = short.fullmatch(member), spanned and spanned.fullmatch(member)
-        if (near or far) and not is_hidden(member):
-            yield near and near[1], far and far[1], member
+        if self.any_ending:
+            tail = r"\.\w+"
+        self.short = re.compile(f"(?:.*/)?{re.escape(before)}([^/]+){tail}", re.DOTALL)
+        spans = not before or before.endswith("/")
+        self.spanned = re.compile(f"(?:.*?/)??{re.escape(before)}(.+){tail}", re.DOTALL) if spans else None
+
+    def matches(self, members: Sequence[str]) -> Iterator[tuple[str, bool, str]]:
+        """(id, whether it spans folders, member) of every image; the id is as short as it can be."""
+        for member in members:
+            if self.any_ending and not is_image(member):
+                continue
+            match = self.short.fullmatch(member) or (self.spanned and self.spanned.fullmatch(member))
+            if match and not is_hidden(member):
+                yield match[1], match.re is self.spanned, member
+
+    def long_id(self, member: str) -> str:
+        """The id with all folders that the pattern leaves open."""
+        match = (self.spanned or self.short).fullmatch(member)
+        return match[1] if match else member
 
 
-def _named(
-    source: Source, pattern: str, matches: Sequence[tuple[str | None, str | None, str]]
-) -> Iterator[ImageRef]:
+def _named(source: Source, pattern: _Pattern, matches: Sequence[tuple[str, bool, str]]) -> Iterator[ImageRef]:
     """Ids as short as they can be for all images to differ, and names likewise; both in NFC."""
     members = [member for _, _, member in matches]
     ids = _first_distinct(
         [
-            lambda: [short or far or "" for short, far, _ in matches],
-            lambda: [far or short or "" for short, far, _ in matches],
+            lambda: [short for short, _, _ in matches],
+            lambda: [pattern.long_id(member) for member in members],
             lambda: [_stem(member) for member in members],
             lambda: members,
         ]
@@ -115,7 +122,7 @@ def _named(
             f"{source.path}: {same[0]!r} and {same[1]!r} are one name in two Unicode forms; rename one"
         )
     names = ids
-    if "{id}" in pattern.rsplit("/", 1)[-1]:
+    if pattern.id_in_name:
         names = _first_distinct([lambda: [m.rsplit("/", 1)[-1] for m in members], lambda: members]) or ids
     for found, name, member in zip(ids, names, members, strict=True):
         yield ImageRef(found, name, member)

@@ -198,13 +198,9 @@ def _make_distinct(result: DataRead) -> None:
         counts = Counter(getattr(image, field_name) for image in result.images)
         if max(counts.values()) > 1:
             result.images = [
-                ImageRef(**_fields(image) | {field_name: f"{split}/{getattr(image, field_name)}"})
+                image._replace(**{field_name: f"{split}/{getattr(image, field_name)}"})
                 for image, split in zip(result.images, result.splits, strict=True)
             ]
-
-
-def _fields(image: ImageRef) -> dict[str, str]:
-    return {"id": image.id, "name": image.name, "member": image.member}
 
 
 def _drop_empty(read: DataRead, data: DataSpec, reads: Sequence[_PartRead]) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 UNKNOWN, AMBIGUOUS = -1, -2
 _SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRef:
+class ImageRef(NamedTuple):
     """One image of a source: its id, its name in a submission, and its member in the source."""
 
     id: str

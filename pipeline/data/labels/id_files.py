@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.data.labels.table import LabelTable, read_text, some
+from pipeline.data.labels.table import LabelTable, read_text
 from pipeline.data.sources import Source
 from pipeline.errors import DataError
 from pipeline.spec import VectorLabels, VocLabels
 
 Members = Sequence[tuple[str, str]]  # (label, file)
-_SELDOM_LABELS = frozenset(
-    {"train", "val", "valid", "validation", "test", "trainval", "all", "classes", "labels", "readme"}
-)
 
 
 def read_id_lists(source: Source, members: Members) -> LabelTable:
@@ -24,10 +21,6 @@ def read_id_lists(source: Source, members: Members) -> LabelTable:
         _refuse_other_formats(f"{source.path}/{member}", entries)
         for entry in entries:
             table.add(entry, [k])
-    if odd := [label for label in table.labels if label.casefold() in _SELDOM_LABELS]:
-        table.notes.append(
-            f"the label {some(odd)} looks like a list of something else; if so, write labels.except: [{', '.join(odd)}]"
-        )
     return table
 
 

@@ -13,6 +13,12 @@ from pipeline.data.labels.text_table import matches
 from pipeline.errors import DataError
 from pipeline.spec import LabelNames
 
+# columns and lists that are seldom labels, though a column may hold 0 and 1 and a list may hold ids
+_SELDOM_LABELS = frozenset({
+    "split", "set", "subset", "fold", "is_train", "is_test", "is_valid", "is_val", "train", "val", "valid",
+    "validation", "test", "trainval", "all", "classes", "labels", "readme",
+})  # fmt: skip
+
 
 def choose_labels(table: LabelTable, names: LabelNames) -> LabelTable:
     """The table with the labels that the spec chooses, under its names; changes `table`.
@@ -48,6 +54,12 @@ def choose_labels(table: LabelTable, names: LabelNames) -> LabelTable:
     }
     table.labels = labels
     table.notes += alike(labels)
+    odd = [label for label in labels if label.casefold() in _SELDOM_LABELS]
+    if odd and names.only is None:
+        table.notes.append(
+            f"{some(odd)} may be no label but a split or a list of something; if so, write "
+            f"labels.except: [{', '.join(odd)}]"
+        )
     return table
 
 

@@ -11,10 +11,6 @@ from pipeline.errors import DataError
 from pipeline.spec import OneHotLabels
 
 _UNKNOWN_LATER = "(unknown and soft labels are not supported yet)"
-# columns that are seldom labels though they may hold 0 and 1
-_SELDOM_LABELS = frozenset(
-    {"split", "is_train", "is_test", "is_valid", "is_val", "fold", "set", "subset", "train", "test"}
-)
 
 
 def read_onehot(text: str, place: str, labels: OneHotLabels, besides: Sequence[str] = ()) -> LabelTable:
@@ -44,10 +40,6 @@ def read_onehot(text: str, place: str, labels: OneHotLabels, besides: Sequence[s
     if cells.refused:
         raise DataError(_refusal(place, names, cells, len(references)))
     result.notes = table.notes
-    if odd := [name for name in names if name.casefold() in _SELDOM_LABELS]:
-        result.notes.append(
-            f"the label {some(odd)} looks like a column that is none; if so, write labels.ignore: [{', '.join(odd)}]"
-        )
     return result
 
 
