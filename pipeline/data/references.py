@@ -55,6 +55,11 @@ class Finder:
             row = exact if exact >= 0 else row
         return row
 
+    def names_one(self, text: str) -> bool:
+        """Whether a text is an image's id, name or path; a scan, for a single text."""
+        end = "/" + text
+        return any(text in image or image.member.endswith(end) for image in self.images)
+
     @property
     def folders_beyond(self) -> set[str]:
         """The folders above the images' paths that references had and the source lacks."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.data.images import Images, is_image
 from pipeline.data.labels.table import LabelTable, some
-from pipeline.data.references import AMBIGUOUS, UNKNOWN, Finder, ImageRef
+from pipeline.data.references import AMBIGUOUS, UNKNOWN, Finder, ImageRef, plain
 from pipeline.data.sources import Source
 from pipeline.errors import DataError
 
@@ -41,7 +41,7 @@ def resolve(table: LabelTable, images: Images, source: Source, key: str) -> Reso
     if (row_R == AMBIGUOUS).any():
         unclear = [refs[i] for i in np.flatnonzero(row_R == AMBIGUOUS)]
         raise DataError(f"{table.place}: {finder.explain(unclear)}")
-    if table.header is not None and finder.find(table.header, table.folder) >= 0:
+    if table.header is not None and finder.names_one(plain(table.header)):
         raise DataError(
             f"{table.place}:1: the header names the image {table.header!r}, so it is a row; write "
             f"{key}.labels.header: false, or the names of the columns as a list"
