@@ -130,7 +130,9 @@ def inspect(request: Request) -> int:
         test = data.split is None
         name = "inspect" + ("-test" if test else f"-{number + 1}" if number else "") + ".png"
         contact_sheet(read_data(data.data, test=test), planned.experiment.path / name)
-        print(f"  twelve images with their labels: {display_path(planned.experiment.path / name)}", flush=True)
+        print(
+            f"  twelve images with their labels: {display_path(planned.experiment.path / name)}", flush=True
+        )
     return 0
 
 

@@ -23,6 +23,7 @@ class WrangleTask:
 
     def __call__(self) -> int:
         """Exit status."""
+        from pipeline.data.columns import read_columns
         from pipeline.data.layout import split_path
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import make_split, write_split
@@ -33,7 +34,7 @@ class WrangleTask:
         split_file = split_path(folder, self.data)
         if not self.test and not split_file.exists():
             packed = PackedSet.open(folder, verify=False)  # only labels and digests are used
-            split = make_split(self.data, packed)
+            split = make_split(self.data, packed, read_columns(self.data, packed))
             write_split(split_file, split, packed)
         print(data_summary(folder, None if self.test else split_file), flush=True)
         return 0

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data.columns import SplitColumns, read_columns
 from pipeline.data.layout import split_identity
 from pipeline.data.packed import PackedSet
-from pipeline.data.splits import make_split, read_split, stratify, write_split
+from pipeline.data.splits import make_split, read_split, write_split
+from pipeline.data.stratify import part_sizes, stratify
 from pipeline.errors import DataError
-from tests.conftest import data_spec
+from tests.conftest import data_spec, write_zip
 
 
 def packed_of(labels_NK, pixels=None, first_id=1):
@@ -27,6 +29,8 @@ def packed_of(labels_NK, pixels=None, first_id=1):
         resize="squash",
         ids=ids,
         names=tuple(f"im{i}.jpg" for i in ids),
+        paths=tuple(f"scene{int(i) // 3}/im{i}.jpg" for i in ids),
+        parts=("train",) * images,
         pixel_digests=tuple(pixels or ids),
         labels=tuple(f"label{k}" for k in range(labels_NK.shape[1])),
         labels_NK=labels_NK.astype(np.uint8),
@@ -70,22 +74,129 @@ def test_drawn_splits_are_disjoint_complete_seeded_and_stable(method):
 def test_stratified_gives_every_part_its_share_of_every_label(seed, images):
     rng = np.random.default_rng(seed)
     labels_NK = (rng.random((images, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.02]).astype(np.uint8)
-    part_N = stratify(labels_NK, (0.7, 0.2, 0.1), rng)
+    part_N = stratify(labels_NK.astype(np.int64), np.ones(images, np.int64), (0.7, 0.2, 0.1), rng)
     assert set(part_N) <= {0, 1, 2}
     for share, part in zip((0.7, 0.2, 0.1), range(3), strict=True):
         inside = part_N == part
-        assert abs(inside.sum() - share * images) <= 0.05 * images + 2
+        assert inside.sum() == part_sizes(images, (0.7, 0.2, 0.1))[part]
         wanted = share * labels_NK.sum(axis=0)
         assert (abs(labels_NK[inside].sum(axis=0) - wanted) <= 0.08 * labels_NK.sum(axis=0) + 2).all()
 
 
 def test_stratified_spreads_a_rare_label_better_than_chance():
-    labels_NK = np.zeros((1000, 2), np.uint8)
+    labels_NK = np.zeros((1000, 2), np.int64)
     labels_NK[:5, 1] = 1
     labels_NK[5:500, 0] = 1
-    part_N = stratify(labels_NK, (0.8, 0.2, 0.0), np.random.default_rng(0))
+    part_N = stratify(labels_NK, np.ones(1000, np.int64), (0.8, 0.2, 0.0), np.random.default_rng(0))
     assert (part_N[:5] == 1).sum() == 1
     assert (part_N[500:] == 1).sum() == 100
+
+
+@pytest.mark.parametrize("labels_count", [10, 50, 200])
+def test_stratified_honours_the_asked_share_where_labels_have_two_images(labels_count):
+    labels_NK = np.repeat(np.eye(labels_count, dtype=np.uint8), 2, axis=0)
+    result = split(packed_of(labels_NK), {"method": "stratified", "validation": 0.2})
+    assert len(result.validation) == round(0.2 * len(labels_NK))
+    held_K = labels_NK[result.validation].sum(axis=0)
+    assert (held_K <= 1).all(), "a label with two images keeps one for training"
+    without = result.labels_without["validation"]
+    assert len(without) == (held_K == 0).sum()
+    assert f"{len(without)} labels have no validation image: label" in result.summary()
+    assert "train" not in result.labels_without
+
+
+GROUPS = {"pattern": r"(scene\d+)/"}
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(3, 9), min_size=5, max_size=30),
+    st.sampled_from(["ordered", "random", "stratified"]),
+    st.sampled_from([(0.2, 0.0), (0.3, 0.2), (0.05, 0.0)]),
+)
+def test_no_group_straddles_and_sizes_are_near_the_asked_ones(seed, sizes, method, shares):
+    rng = np.random.default_rng(seed)
+    group_N = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    packed = replace(
+        packed_of((rng.random((len(group_N), 3)) < 0.4).astype(np.uint8)),
+        paths=tuple(f"scene{group}/{row}.jpg" for row, group in enumerate(group_N)),
+    )
+    validation, test = shares
+    spec = {"method": method, "validation": validation, "test": test, "group": GROUPS}
+    result = split(packed, spec | ({} if method == "ordered" else {"seed": 1}))
+    where = {name: set(group_N[getattr(result, name)]) for name in ("train", "validation", "test")}
+    assert sum(map(len, where.values())) == len(sizes)
+    assert set.union(*where.values()) == set(range(len(sizes)))
+    assert abs(len(result.validation) - validation * len(group_N)) <= max(sizes)
+    assert abs(len(result.test) - test * len(group_N)) <= max(sizes)
+
+
+def test_groups_that_lists_ranges_or_columns_tear_are_all_named(tmp_path):
+    packed = packed_of(labels(12))  # ids 1 to 12: scene0 has 1 and 2, scene1 3 to 5, ...
+    with pytest.raises(DataError) as caught:
+        split(packed, {"method": "ranges", "train": "1-4", "validation": "5-12", "group": GROUPS})
+    assert "1 groups of data.split.group lie in two splits" in str(caught.value)
+    assert "scene1: scene1/im3.jpg in train and scene1/im5.jpg in validation" in str(caught.value)
+    whole = split(packed, {"method": "ranges", "train": "1-5", "validation": "6-12", "group": GROUPS})
+    assert len(whole.train) == 5
+
+
+def test_images_without_a_group_are_named():
+    with pytest.raises(DataError, match=r"'patient' finds nothing in 12 of 12 images: scene0/im1.jpg"):
+        split(packed_of(labels(12)), {"method": "random", "group": {"pattern": "patient"}})
+    data = data_spec("x.zip", split={"method": "random", "group": {"column": "film"}})
+    with pytest.raises(DataError, match=r"column 'film' of data.split.group has no value for 2 of 12 images"):
+        make_split(data, packed_of(labels(12)), SplitColumns(group=("a",) * 10 + ("", None)))
+
+
+def by_column(cells, **rest):
+    data = data_spec("x.zip", split={"method": "column", "column": "split"} | rest)
+    return make_split(data, packed_of(labels(len(cells))), SplitColumns(split=tuple(cells)))
+
+
+def test_a_column_divides_by_words_or_numbers():
+    result = by_column(["Train", "val", "test", "0", "1.0", "2", "train", "VALID"])
+    assert (result.train.tolist(), result.validation.tolist(), result.test.tolist()) == (
+        [0, 3, 6],
+        [1, 4, 7],
+        [2, 5],
+    )
+    swapped = by_column(["a", "b", "b"], train="b", validation="a")
+    assert (swapped.train.tolist(), swapped.validation.tolist()) == ([1, 2], [0])
+
+
+def test_cells_that_mean_no_split_and_images_without_a_row_are_refused():
+    error = r"column 'split' holds holdout \(2x\), empty \(1x\), which is not one of .*data.split.train: \[holdout\]"
+    with pytest.raises(DataError, match=error):
+        by_column(["train", "val", "holdout", "holdout", ""])
+    with pytest.raises(
+        DataError, match=r"does not mention 1 of 4 images, more than data.set_aside.without_row"
+    ):
+        by_column(["train", "val", "train", None])
+
+
+def test_columns_are_read_by_reference_from_the_labels_or_a_table_of_their_own(tmp_path):
+    files = {
+        "l.csv": "file,dog,split\nim1.jpg,1,train\n2,0,val\nscene1/im3.jpg,1,train\n",
+        "list_eval_partition.txt": "im1.jpg 0\nim2.jpg 1\nim3.jpg 2\n",
+        "twice.csv": "file,split\n1,train\nim1.jpg,val\n",
+    }
+    source = write_zip(tmp_path / "a.zip", files | dict.fromkeys(packed_of(labels(3)).paths, b""))
+    onehot = {"format": "onehot_csv", "file": "l.csv"}
+
+    def read(**split):
+        data = data_spec(source, labels=onehot, split={"method": "column", **split})
+        return read_columns(data, packed_of(labels(3))).split
+
+    assert read(column="split") == ("train", "val", "train")
+    own = {"file": "list_eval_partition.txt", "delimiter": "space", "header": False}
+    assert read(column="2", **own) == ("0", "1", "2")
+    with pytest.raises(
+        DataError, match=r"twice.csv: 1 rows contradict another: line 3: scene0/im1.jpg is 'val'"
+    ):
+        read(column="split", file="twice.csv")
+    with pytest.raises(DataError, match=r"has no column 'fold', its columns are file, dog, split"):
+        read(column="fold")
 
 
 def test_ranges_and_lists_take_ids(tmp_path):
