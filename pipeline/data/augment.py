@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.data.colour import Colour
+from pipeline.data.cropping import crop_sides
 from pipeline.data.loading import Rows
 from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec
@@ -77,11 +78,10 @@ class Augmentation:
         flip_x = np.where(hflip < self.spec.hflip, -1.0, 1.0)
         flip_y = np.where(vflip < self.spec.vflip, -1.0, 1.0)
         radians = np.deg2rad((2 * angle - 1) * self.spec.rotate_deg)
-        low, high = self.spec.crop or (1.0, 1.0)
-        areas = low + (high - low) * area
-        log_low, log_high = np.log(self.spec.crop_ratio) if self.spec.crop else (0.0, 0.0)
-        ratios = np.exp(log_low + (log_high - log_low) * ratio)
-        width, height = np.minimum(np.sqrt(areas * ratios), 1), np.minimum(np.sqrt(areas / ratios), 1)
+        width = height = np.ones(len(draws_B7))
+        if self.spec.crop is not None:
+            width, height, is_central = crop_sides(self.spec.crop, self.spec.crop_ratio, area, ratio)
+            left, top = np.where(is_central, 0.5, left), np.where(is_central, 0.5, top)
         centre_x, centre_y = (1 - width) * (2 * left - 1), (1 - height) * (2 * top - 1)
         cos, sin = np.cos(radians), np.sin(radians)
         # as seen in the picture: crop, then flip, then rotate; the map leads from the output back to the source
