@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import Augmentation, to_input
+from pipeline.data.augment import Augmentation
+from pipeline.data.inputs import to_input
 from pipeline.data.loading import STREAM_VERSION, Rows, Stream, in_order
 from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_cache import pixel_cache
@@ -98,18 +99,19 @@ class FrozenNetwork:
             batches = Stream(self.packed, rows, batch_size, train.seed).batches(view, read=pixels.read)
             augmentation = Augmentation(train.augment, train.seed, view, len(rows))
         place = positions_of(rows, len(self.packed))
+        normalisation = train.model.normalisation
         features: Tensor | None = None
-        with self.execution.autocast():
-            for batch in batches:
-                images_BHWC = pixels.of(batch)
-                if augmentation is None:
-                    inputs = to_input(images_BHWC, train.image_px)
-                else:
-                    inputs = augmentation(images_BHWC, batch.positions_B, train.image_px)
+        for batch in batches:
+            images_BHWC = pixels.of(batch)
+            if augmentation is None:
+                inputs = to_input(images_BHWC, train.image_px, normalisation)
+            else:
+                inputs = augmentation(images_BHWC, batch.positions_B, train.image_px, normalisation)
+            with self.execution.autocast():  # only the network: in bf16 a crop would be off by a pixel
                 found = _channels_last(net(inputs).cpu())
-                if features is None:
-                    features = torch.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
-                features[torch.from_numpy(place[batch.rows_B])] = found
+            if features is None:
+                features = torch.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
+            features[torch.from_numpy(place[batch.rows_B])] = found
         assert features is not None
         size = f"{features[0].numel():,} each, {features.nbytes / 2**20:,.0f} MiB"
         print(f"features of {len(rows)} pictures, view {view}: {size}", flush=True)
