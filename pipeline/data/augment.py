@@ -39,7 +39,8 @@ class Augmentation:
         draws_B7 = self.draws_N7[positions_B]
         if self.spec.crop is None and self.spec.rotate_deg == 0:
             return to_input(self._flipped(images_BHWC, draws_B7), image_px, normalisation)
-        return warp(images_BHWC, self.theta(draws_B7), image_px, normalisation)
+        rotates = self.spec.rotate_deg != 0
+        return warp(images_BHWC, self.theta(draws_B7), image_px, normalisation, rotates=rotates)
 
     def theta(self, draws_B7: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(B, 2, 3): output coordinates in [-1, 1] -> where in the source picture to look."""

