@@ -8,6 +8,7 @@ the batch. For the same map the two agree within 0.02 of 255.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.data.inputs import each, normalised, table_of
+from pipeline.data.loading import Rows
 from pipeline.data.prefilter import prefilters, radius_of
 from pipeline.spec import Normalisation
 
@@ -73,6 +75,14 @@ def _warp_on_cpu(
     matrices_B23 = _in_pixels(theta_B23, images_BHWC.shape[1], image_px)
     steps_B2 = _steps(matrices_B23)
     filters_B2T = prefilters(steps_B2) if rotates else None
+    taps: list[list[tuple[Rows, npt.NDArray[np.float32]]]] = [[], []]
+    if (
+        not rotates and steps_B2.max() > 1
+    ):  # here, as threads would wait for each other in numpy's small steps
+        taps = [
+            _triangle(matrices_B23[:, axis, axis], matrices_B23[:, axis, 2], image_px, images_BHWC.shape[1])
+            for axis in (0, 1)
+        ]
 
     def rotated(i: int, image_HWC: Any, out_SSC: Any) -> None:
         source_HWC = cv2.LUT(image_HWC, table)
@@ -82,7 +92,7 @@ def _warp_on_cpu(
 
     def cropped(i: int, image_HWC: Any, out_SSC: Any) -> None:
         if steps_B2[i].max() > 1:
-            _shrunk(image_HWC, table, matrices_B23[i], out_SSC)
+            _shrunk(image_HWC, table, (taps[0][i], taps[1][i]), out_SSC)
         else:
             source_HWC = cv2.LUT(image_HWC, table)
             border = cv2.BORDER_REPLICATE
@@ -102,12 +112,13 @@ def _filtered(source_HWC: Any, filters_2T: Floats, steps_2: Floats) -> Any:
 
 
 def _shrunk(
-    image_HWC: Any, table: npt.NDArray[np.float32], matrix_23: Floats, out_SSC: npt.NDArray[np.float32]
+    image_HWC: Any,
+    table: npt.NDArray[np.float32],
+    taps: Sequence[tuple[Rows, npt.NDArray[np.float32]]],
+    out_SSC: npt.NDArray[np.float32],
 ) -> None:
     """A crop of a uint8 picture, weighed by triangles along its columns, then along its rows."""
-    image_px = len(out_SSC)
-    rows_ST, row_weights_ST = _triangle(matrix_23[1, 1], matrix_23[1, 2], image_px, image_HWC.shape[0])
-    columns_ST, column_weights_ST = _triangle(matrix_23[0, 0], matrix_23[0, 2], image_px, image_HWC.shape[1])
+    (columns_ST, column_weights_ST), (rows_ST, row_weights_ST) = taps
     top, left = rows_ST.min(), columns_ST.min()
     part = image_HWC[top : rows_ST.max() + 1, left : columns_ST.max() + 1]
     source_HWC = cv2.LUT(part, table)
@@ -117,19 +128,28 @@ def _shrunk(
 
 
 def _triangle(
-    step: float, start: float, image_px: int, source_px: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Which source pixels an output pixel takes, and their weights, (S, T) each; it is centred at start + i * step."""
-    centre_S, width = start + step * np.arange(image_px), max(abs(step), 1.0)
-    first_S = np.floor(centre_S - width).astype(np.int64) + 1
-    pixels_ST = first_S[:, None] + np.arange(int(np.ceil(2 * width)))
-    weights_ST = np.maximum(1 - np.abs(pixels_ST - centre_S[:, None]) / width, 0)
-    weights_ST[(pixels_ST < 0) | (pixels_ST >= source_px)] = 0  # at the edge the others weigh more
-    weights_ST /= weights_ST.sum(axis=1, keepdims=True)
-    return pixels_ST.clip(0, source_px - 1), weights_ST.astype(np.float32)
+    step_B: Floats, start_B: Floats, image_px: int, source_px: int
+) -> list[tuple[Rows, npt.NDArray[np.float32]]]:
+    """Of each picture, which source pixels an output pixel takes, and their weights: (S, T) each.
+
+    Output pixel i is centred at start + i * step.
+    """
+    width_B = np.maximum(np.abs(step_B), 1.0)
+    taps_B = np.ceil(2 * width_B).astype(np.int64)
+    centre_BS = start_B[:, None] + step_B[:, None] * np.arange(image_px)
+    first_BS = np.floor(centre_BS - width_B[:, None]).astype(np.int64) + 1
+    pixels_BST = first_BS[..., None] + np.arange(taps_B.max())
+    weights_BST = np.maximum(1 - np.abs(pixels_BST - centre_BS[..., None]) / width_B[:, None, None], 0)
+    weights_BST *= (pixels_BST >= 0) & (pixels_BST < source_px)  # at the edge the others weigh more
+    weights_BST /= weights_BST.sum(axis=2, keepdims=True)
+    pixels_BST = pixels_BST.clip(0, source_px - 1)
+    return [
+        (pixels_ST[:, :taps], weights_ST[:, :taps].astype(np.float32))
+        for pixels_ST, weights_ST, taps in zip(pixels_BST, weights_BST, taps_B, strict=True)
+    ]
 
 
-def _weighed(source_HWC: Any, rows_ST: npt.NDArray[np.int64], weights_ST: npt.NDArray[np.float32]) -> Any:
+def _weighed(source_HWC: Any, rows_ST: Rows, weights_ST: npt.NDArray[np.float32]) -> Any:
     """Weighted sums of rows: (S, W, C) float32."""
     source_HX = source_HWC.reshape(len(source_HWC), -1)
     sum_SX = source_HX[rows_ST[:, 0]]
@@ -181,7 +201,7 @@ def _resampled(source_BHCW: Tensor, rows_BSH: Tensor, columns_BSW: Tensor) -> Te
 
 
 def _triangles(lines_B2: Tensor, image_px: int, source_px: int) -> Tensor:
-    """Weights (B, S, H) as `_triangle` has them, of (step, start) in float64."""
+    """Weights (B, S, H) as `_triangle` finds them, of (step, start) in float64."""
     centre_BS = lines_B2[:, 1:] + lines_B2[:, :1] * torch.arange(image_px, device=lines_B2.device)
     whole_BS = centre_BS.floor()  # apart from the rest, so that float32 is exact enough
     pixels_BSH = torch.arange(source_px, device=lines_B2.device) - whole_BS.to(torch.int32)[:, :, None]
