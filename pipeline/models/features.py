@@ -29,7 +29,7 @@ from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
 from pipeline.models.scoring import shrink_batch_to_fit
 from pipeline.spec import AugmentSpec, TrainSpec
-from pipeline.spec.identity import digest
+from pipeline.spec.identity import digest, pixel_versions
 from pipeline.storage.files import atomic_write
 
 _VERSION = 2  # of what is computed here
@@ -69,9 +69,11 @@ class FrozenNetwork:
         train = self.train
         draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
         parts = [_VERSION, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
+        versions = pixel_versions(train, is_augmented=view is not None)
         execution = [self.execution.device, self.execution.precision, self.execution.threads]
         key = digest(
             [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, execution]
+            + [versions] * bool(versions)
         )
         path = self.packed.path / "features" / f"{key[:32]}.npz"
         with _locked(path):

@@ -114,7 +114,10 @@ class AugmentSpec(Section):
     vflip: Share = 0.0
     """The probability of mirroring top and bottom. Use it for pictures from above."""
     crop: tuple[Share, Share] | None = None
-    """[smallest, largest] area of a random crop, as fractions of the picture, e.g. [0.35, 1]. null: none."""
+    """[smallest, largest] area of a random crop, as fractions of the picture, e.g. [0.35, 1]. null: none.
+
+    Area, ratio and place are distributed as torchvision's RandomResizedCrop.
+    """
     crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
     """Only with `crop`: [smallest, largest] width / height of the crop."""
     rotate_deg: Annotated[Number, Field(ge=0, le=180)] = 0.0
