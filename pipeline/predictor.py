@@ -25,8 +25,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.data.augment import to_input
 from pipeline.data.decoding import DECODE_ERRORS, decode, to_pixels
+from pipeline.data.inputs import to_input
 from pipeline.data.sources import open_source
 from pipeline.errors import CheckpointError, DataError, PipelineError
 from pipeline.evaluation.prediction import load_scorer
@@ -106,7 +106,9 @@ class Predictor:
     def score(self, images_BHWC: npt.NDArray[np.uint8]) -> Scores:
         """Scores (B, K) of pictures of the packed size, as `packed.gather` gives them."""
         images = torch.from_numpy(np.require(images_BHWC, requirements="W"))
-        logits = [s.logits(to_input(images.to(s.execution.device), s.image_px)).cpu() for s in self.scorers]
+        logits = [
+            s.logits(to_input(images.to(s.execution.device), *s.input_kind)).cpu() for s in self.scorers
+        ]
         return mean_scores([torch.sigmoid(logits_BK).numpy() for logits_BK in logits])
 
     def export(self, path: str | Path) -> Path:
@@ -124,7 +126,7 @@ class Predictor:
                 f"{path}: needs two more packages: pip install onnx onnxscript; or export a .pt2"
             )
         side = self.preprocessing["packed_px"]
-        module = _Exported(copy.deepcopy(self.scorers), self.preprocessing).eval()
+        module = _Exported(copy.deepcopy(self.scorers)).eval()
         module = module.to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
         example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -166,23 +168,25 @@ class Predictor:
 class _Exported(nn.Module):
     """Packed pixels to scores with torch's operators alone; `to_input` is faster but cannot be exported."""
 
-    def __init__(self, scorers: Sequence[Scorer], preprocessing: dict[str, Any]) -> None:
+    def __init__(self, scorers: Sequence[Scorer]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(scorer.net for scorer in scorers)
         self.sides = [(scorer.image_px, scorer.flips) for scorer in scorers]
-        self.mean, self.std = (  # plain parameters: constants of the program
-            nn.Parameter(255 * torch.tensor(preprocessing[name]).view(1, 3, 1, 1)) for name in ("mean", "std")
+        self.means, self.stds = (  # plain parameters: constants of the program
+            nn.ParameterList(255 * torch.tensor(value).view(1, 3, 1, 1) for value in values)
+            for values in zip(*(scorer.normalisation for scorer in scorers), strict=True)
         )
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
         packed_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
         scores = []
-        for net, (image_px, flips) in zip(self.nets, self.sides, strict=True):
+        parts = zip(self.nets, self.sides, self.means, self.stds, strict=True)
+        for net, (image_px, flips), mean, std in parts:
             images_BCHW = packed_BCHW
             if images_BCHW.shape[-1] != image_px:
                 size = (image_px, image_px)
                 images_BCHW = functional.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
-            inputs_BCHW = (images_BCHW - self.mean) / self.std
+            inputs_BCHW = (images_BCHW - mean) / std
             logits_BK = net(inputs_BCHW)
             if flips:
                 logits_BK = (logits_BK + net(inputs_BCHW.flip(3))) / 2

@@ -17,7 +17,7 @@ from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.scoring import Scorer, compute_scores
-from pipeline.spec import ModelSpec
+from pipeline.spec import ModelSpec, Normalisation
 from pipeline.storage.files import atomic_write
 from pipeline.storage.run_dir import RunDir
 
@@ -32,7 +32,8 @@ def load_scorer(best: dict[str, Any], device: str) -> Scorer:
     net = net.to(execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
     preprocessing = best["preprocessing"]
     flips = preprocessing.get("flips", False)  # checkpoints from before 24 November 2026 lack it
-    return Scorer(net, preprocessing["image_px"], execution, flips)
+    normalisation = Normalisation(tuple(preprocessing["mean"]), tuple(preprocessing["std"]))
+    return Scorer(net, preprocessing["image_px"], execution, normalisation, flips)
 
 
 def predict(runs: Sequence[RunDir], tests: Mapping[str, TestImages], *, device: str = "auto") -> None:

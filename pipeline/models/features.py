@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import Augmentation, to_input
+from pipeline.data.augment import Augmentation
+from pipeline.data.inputs import to_input
 from pipeline.data.loading import STREAM_VERSION, Rows, Stream, in_order
 from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_cache import pixel_cache
@@ -28,7 +29,7 @@ from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
 from pipeline.models.scoring import shrink_batch_to_fit
 from pipeline.spec import AugmentSpec, TrainSpec
-from pipeline.spec.identity import digest
+from pipeline.spec.identity import digest, pixel_versions
 from pipeline.storage.files import atomic_write
 
 _VERSION = 2  # of what is computed here
@@ -68,9 +69,11 @@ class FrozenNetwork:
         train = self.train
         draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
         parts = [_VERSION, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
+        versions = pixel_versions(train, is_augmented=view is not None)
         execution = [self.execution.device, self.execution.precision, self.execution.threads]
         key = digest(
             [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, execution]
+            + [versions] * bool(versions)
         )
         path = self.packed.path / "features" / f"{key[:32]}.npz"
         with _locked(path):
@@ -98,18 +101,19 @@ class FrozenNetwork:
             batches = Stream(self.packed, rows, batch_size, train.seed).batches(view, read=pixels.read)
             augmentation = Augmentation(train.augment, train.seed, view, len(rows))
         place = positions_of(rows, len(self.packed))
+        normalisation = train.model.normalisation
         features: Tensor | None = None
-        with self.execution.autocast():
-            for batch in batches:
-                images_BHWC = pixels.of(batch)
-                if augmentation is None:
-                    inputs = to_input(images_BHWC, train.image_px)
-                else:
-                    inputs = augmentation(images_BHWC, batch.positions_B, train.image_px)
+        for batch in batches:
+            images_BHWC = pixels.of(batch)
+            if augmentation is None:
+                inputs = to_input(images_BHWC, train.image_px, normalisation)
+            else:
+                inputs = augmentation(images_BHWC, batch.positions_B, train.image_px, normalisation)
+            with self.execution.autocast():  # only the network: in bf16 a crop would be off by a pixel
                 found = _channels_last(net(inputs).cpu())
-                if features is None:
-                    features = torch.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
-                features[torch.from_numpy(place[batch.rows_B])] = found
+            if features is None:
+                features = torch.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
+            features[torch.from_numpy(place[batch.rows_B])] = found
         assert features is not None
         size = f"{features[0].numel():,} each, {features.nbytes / 2**20:,.0f} MiB"
         print(f"features of {len(rows)} pictures, view {view}: {size}", flush=True)

@@ -12,13 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import to_input
+from pipeline.data.inputs import to_input
 from pipeline.data.loading import Rows, in_order
 from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_cache import pixel_cache
 from pipeline.errors import DivergedError
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
+from pipeline.spec import Normalisation
 
 # N images, K labels
 Found = TypeVar("Found")
@@ -52,7 +53,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A network (on its device), the size of its input, the precision it is scored in.
+    """A network (on its device), the size and normalisation of its input, the precision it is scored in.
 
     With `flips` a logit is the mean over a picture and its mirror image.
     """
@@ -60,7 +61,13 @@ class Scorer:
     net: nn.Module
     image_px: int
     execution: ExecutionConfig
+    normalisation: Normalisation
     flips: bool = False
+
+    @property
+    def input_kind(self) -> tuple[int, Normalisation]:
+        """What pictures must become; scorers of one kind share them."""
+        return self.image_px, self.normalisation
 
     def logits(self, inputs_BCHW: Tensor) -> Tensor:
         """(B, K) float32 of inputs of its size, on its device."""
@@ -75,8 +82,8 @@ def compute_logits(
 ) -> list[Tensor]:
     """Logits (N, K) float32 on the CPU of `rows` under each network, all on one device.
 
-    Each batch is read once, and brought to each size once. Puts the networks into evaluation mode (the
-    caller sets training mode again). Where a GPU has no room for a batch, halves it.
+    Each batch is read once, and brought to each size and normalisation once. Puts the networks into
+    evaluation mode (the caller sets training mode again). Where a GPU has no room for a batch, halves it.
     """
     return shrink_batch_to_fit(functools.partial(_compute_logits, scorers, packed, rows), batch_size)
 
@@ -99,9 +106,9 @@ def _compute_logits(
     pixels = pixel_cache(packed, scorers[0].execution.device)
     for batch in in_order(packed, rows, batch_size, read=pixels.read):
         images_BHWC = pixels.of(batch)
-        inputs = {px: to_input(images_BHWC, px) for px in {scorer.image_px for scorer in scorers}}
+        inputs = {kind: to_input(images_BHWC, *kind) for kind in {scorer.input_kind for scorer in scorers}}
         for scorer, logits in zip(scorers, parts, strict=True):
-            logits.append(scorer.logits(inputs[scorer.image_px]).cpu())
+            logits.append(scorer.logits(inputs[scorer.input_kind]).cpu())
     return [torch.cat(logits) for logits in parts]
 
 

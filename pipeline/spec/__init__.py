@@ -21,6 +21,7 @@ from pipeline.spec.labels import (
     CelebaLabels, CocoLabels, Delimiter, FolderLabels, IdListLabels, JsonLinesLabels, LabelNames, LabelsSpec,
     ListColumnLabels, OneHotLabels, TableLabels, VectorLabels, VocLabels,
 )
+from pipeline.spec.model_names import IMAGENET, Normalisation
 from pipeline.spec.recipe import (
     Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, FocalLoss, LossSpec,
     OneCycle, OptimizerSpec, Plateau, RmsProp, SamplingSpec, ScheduleSpec, Sgd, SoftF1Loss, SoftmaxF1Loss,

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipeline.spec import TrainSpec
+from pipeline.spec import IMAGENET, TrainSpec
 
 
 def canonical(section: BaseModel) -> dict[str, Any]:
@@ -58,9 +58,26 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def pixel_versions(train: TrainSpec, *, is_augmented: bool = True) -> dict[str, Any]:
+    """What of this program's making of inputs differs from its first way; empty where nothing does.
+
+    `is_augmented` is False of pictures as they are scored. A change of pixels raises the version of the
+    cells it reaches, and of them alone: they are trained again, and no features of both kinds are mixed.
+    """
+    augment, versions = train.augment, dict[str, Any]()
+    is_sampled = augment.crop is not None or augment.rotate_deg != 0
+    # the sharpness operation ran in half precision where features were cached
+    was_rounded = train.cached_views is not None and augment.trivial_augment
+    if is_augmented and (is_sampled or was_rounded):
+        versions["augment_version"] = 2
+    if train.model.normalisation != IMAGENET:
+        versions["normalisation"] = train.model.normalisation
+    return versions
+
+
 def cell_identity(train: TrainSpec, data_digest: str, weights_digest: str | None) -> str:
     """The identity of a cell: its training settings, the content of its data, of its weights file."""
-    settings = canonical(train)
+    settings = canonical(train) | pixel_versions(train)
     if weights_digest is not None:
         settings["model"] = canonical(train.model) | {"weights": f"sha256:{weights_digest}"}
     return digest({"data": data_digest, "train": settings})

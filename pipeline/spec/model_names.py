@@ -1,9 +1,11 @@
 """Which networks a spec may name, without importing torch.
 
-`pipeline/models/build.py` builds exactly these; a test holds the table against torchvision.
+`pipeline/models/build.py` builds exactly these; tests hold the tables against torchvision.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 CNNS = ("cnn2", "cnn3")
 
@@ -55,3 +57,15 @@ LAST_STAGE_OF: dict[str, str] = {
 }
 
 MODEL_NAMES: tuple[str, ...] = (*CNNS, *HEAD_OF)
+
+
+class Normalisation(NamedTuple):
+    """What a network's input is: (value - mean) / std of RGB in [0, 1], channel by channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# the networks whose published weights were trained on another input
+OTHER_NORMALISATIONS = {"efficientnet_v2_l": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}

@@ -22,7 +22,7 @@ from pipeline.spec.fields import (
     Share,
     resolve_path,
 )
-from pipeline.spec.model_names import CNNS, MODEL_NAMES
+from pipeline.spec.model_names import CNNS, IMAGENET, MODEL_NAMES, OTHER_NORMALISATIONS, Normalisation
 from pipeline.spec.recipe import Adam, BceLoss, Constant, LossSpec, OptimizerSpec, SamplingSpec, ScheduleSpec
 
 
@@ -57,7 +57,8 @@ class ModelSpec(Section):
     weights: Annotated[str, BeforeValidator(_weights)] = "none"
     """`none` (random), torchvision's name for published weights (`IMAGENET1K_V1`), or the path of a file.
 
-    Use published weights for photographs; a file holds the weights of the same network.
+    Use published weights for photographs; a file holds the weights of the same network. Pictures are
+    normalised as the network's published weights want it, also for a file; for `none` by ImageNet's constants.
     """
     trainable: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")] = "all"
     """What is trained: `all`, `head`, `last_stage` (after the last loss of resolution), or a part by its name.
@@ -99,6 +100,11 @@ class ModelSpec(Section):
         """The path of a weights file, if that is what `weights` is."""
         return None if self.weights == "none" or self.named_weights else self.weights
 
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of the input: the published weights' own, for a file of this network too; ImageNet's for random weights."""
+        return IMAGENET if self.weights == "none" else OTHER_NORMALISATIONS.get(self.name, IMAGENET)
+
 
 class AugmentSpec(Section):
     """Random changes to training pictures, drawn once per image and epoch."""
@@ -108,7 +114,10 @@ class AugmentSpec(Section):
     vflip: Share = 0.0
     """The probability of mirroring top and bottom. Use it for pictures from above."""
     crop: tuple[Share, Share] | None = None
-    """[smallest, largest] area of a random crop, as fractions of the picture, e.g. [0.35, 1]. null: none."""
+    """[smallest, largest] area of a random crop, as fractions of the picture, e.g. [0.35, 1]. null: none.
+
+    Area, ratio and place are distributed as torchvision's RandomResizedCrop.
+    """
     crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
     """Only with `crop`: [smallest, largest] width / height of the crop."""
     rotate_deg: Annotated[Number, Field(ge=0, le=180)] = 0.0

@@ -56,7 +56,10 @@ class PixelFeed:
         augmentation = Augmentation(recipe.augment, recipe.seed, epoch, stream.images)
         mixing = Mixing(recipe.augment, recipe.seed, epoch, stream.images)
         for batch in stream.batches(epoch, first_step, read=pixels.read):
-            inputs_BCHW = augmentation(pixels.of(batch), batch.positions_B, recipe.image_px)
+            images_BHWC = pixels.of(batch)
+            inputs_BCHW = augmentation(
+                images_BHWC, batch.positions_B, recipe.image_px, recipe.model.normalisation
+            )
             targets_BK = torch.from_numpy(batch.targets_BK).to(self.device).float()
             yield mixing(inputs_BCHW, targets_BK, batch.positions_B)
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.augment import MEAN, STD
 from pipeline.data.loading import Rows, Stream
 from pipeline.data.packed import PackedSet
 from pipeline.data.sampling import expected_repeats
@@ -117,8 +116,8 @@ class Learner:
                 "image_px": self.train.eval_image_px or self.train.image_px,
                 "packed_px": packed.size_px,
                 "resize": self.spec.data.resize,
-                "mean": list(MEAN),
-                "std": list(STD),
+                "mean": list(self.train.model.normalisation.mean),
+                "std": list(self.train.model.normalisation.std),
                 "flips": self.train.tta_hflip,
             },
             "precision": self.execution.precision,
@@ -157,7 +156,10 @@ class Learner:
     def scorer(self, *, final: bool) -> Scorer:
         """What scores images: the epoch's network as it trains, or (`final`) with the spec's size and flips."""
         px = (self.train.eval_image_px if final else None) or self.train.image_px
-        return Scorer(self.scored_net, px, self.execution, flips=final and self.train.tta_hflip)
+        normalisation = self.train.model.normalisation
+        return Scorer(
+            self.scored_net, px, self.execution, normalisation, flips=final and self.train.tta_hflip
+        )
 
     @property
     def final_scores(self) -> Scored | None:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.augment import as_pictures
+from pipeline.data.inputs import as_pictures
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.scoring import Scored
-from pipeline.spec import in_training
+from pipeline.spec import Normalisation, in_training
 from pipeline.storage.files import atomic_write
 from pipeline.tracking.tracker import SHOWN_IMAGES
 from pipeline.training.checkpointing import Checkpointer
@@ -30,9 +30,13 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
     All share data, augmentation, batch size and seed, and so one stream of batches; each step of each is
     what it would be alone. One that is ahead (they were killed at different steps) waits for the others;
     one that fails drops out and leaves them untouched. A stop saves at the step's end; starting again
-    resumes with the very same steps.
+    resumes with the very same steps. Networks that want pictures normalised in another way take turns.
     """
     if not learners:
+        return
+    if len(groups := _by_normalisation(learners)) > 1:
+        for group in groups:
+            train(group, stop)
         return
     checkpointer = Checkpointer(learners[0].spec.run)
     feed = build_feed(learners[0])
@@ -97,6 +101,13 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
             return
 
 
+def _by_normalisation(learners: Sequence[Learner]) -> list[list[Learner]]:
+    groups: dict[Normalisation, list[Learner]] = {}
+    for learner in learners:
+        groups.setdefault(learner.train.model.normalisation, []).append(learner)
+    return list(groups.values())
+
+
 def _still_training(learners: Sequence[Learner]) -> list[Learner]:
     return [learner for learner in learners if learner.is_training]
 
@@ -105,7 +116,8 @@ def _step(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor, steps_per_e
     """One step of one learner: forward, backward, clip, update, average, log."""
     recipe = learner.train
     if learner.step == 0 and recipe.cached_views is None:
-        learner.tracker.training_images(as_pictures(inputs_BCHW[:SHOWN_IMAGES]))
+        shown = as_pictures(inputs_BCHW[:SHOWN_IMAGES], recipe.model.normalisation)
+        learner.tracker.training_images(shown)
     # what a network draws itself (dropout) is a function of seed and step, like the batch
     torch.manual_seed((recipe.seed << 32) + learner.step)
     rate = learner.set_learning_rate(steps_per_epoch)

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
-from pipeline.models.scoring import Scorer, compute_scores
+from pipeline.models.scoring import compute_scores
 from pipeline.spec import Spec
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
@@ -38,7 +38,7 @@ def main() -> None:
             raise attempt.error
         row = next(row for row in read_jsonl(run.metrics) if "validation/loss" in row)
         started = time.perf_counter()
-        scorer = Scorer(learner.net, spec.train.image_px, learner.execution)
+        scorer = learner.scorer(final=False)
         compute_scores([scorer], data.packed, data.validation)
         validation = len(data.validation) / (time.perf_counter() - started)
         bare = _bare(learner, steps=max(4, len(data.train) // spec.train.batch_size))

@@ -16,13 +16,13 @@ import torch
 
 from jobs.commands.verbs import VERBS
 from jobs.local.endings import last_error
-from pipeline.data.augment import to_input
 from pipeline.data.drawn import LABELS
+from pipeline.data.inputs import to_input
 from pipeline.data.layout import split_identity
 from pipeline.data.packed import PackedSet
 from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.spec import ModelSpec
+from pipeline.spec import IMAGENET, ModelSpec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
 from tests.cells import PATIENCE_S, clean_environment, jobs, packed_project, project
@@ -77,7 +77,7 @@ def test_the_submission_is_what_the_best_checkpoint_says(finished):
     net = build_model(ModelSpec(name="cnn2"), 14, 32)
     net.load_state_dict(best["model"])
     with torch.inference_mode():
-        scores_NK = torch.sigmoid(net.eval()(to_input(images, 32))).numpy()
+        scores_NK = torch.sigmoid(net.eval()(to_input(images, 32, IMAGENET))).numpy()
     with np.load(cell / "scores_test.npz") as stored:
         np.testing.assert_allclose(stored["scores"], scores_NK, atol=0.02)  # bfloat16 where the CPU has it
         decided = stored["scores"] >= np.array(best["thresholds"]["per_label"], np.float32)

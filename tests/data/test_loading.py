@@ -5,11 +5,11 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from pipeline.data import augment as augment_module
-from pipeline.data.augment import MEAN, STD, Augmentation, to_input
+from pipeline.data.augment import Augmentation
+from pipeline.data.inputs import to_input
 from pipeline.data.loading import Stream, in_order
 from pipeline.data.packed import PackedSet
-from pipeline.spec import AugmentSpec
+from pipeline.spec import IMAGENET, AugmentSpec
 
 
 @pytest.fixture(scope="module")
@@ -62,25 +62,28 @@ def pictures(count=6, size=32):
 
 
 def unnormalised(inputs_BCHW):
-    return inputs_BCHW * torch.tensor(STD).view(1, 3, 1, 1) * 255 + torch.tensor(MEAN).view(1, 3, 1, 1) * 255
+    return (
+        inputs_BCHW * torch.tensor(IMAGENET.std).view(1, 3, 1, 1) * 255
+        + torch.tensor(IMAGENET.mean).view(1, 3, 1, 1) * 255
+    )
 
 
 def augment(images_BHWC, seed=0, epoch=0, image_px=32, positions=None, **settings):
     spec = AugmentSpec.model_validate({"hflip": 0.0, **settings})
     positions = np.arange(len(images_BHWC)) if positions is None else positions
-    return Augmentation(spec, seed, epoch, 50)(images_BHWC, positions, image_px)
+    return Augmentation(spec, seed, epoch, 50)(images_BHWC, positions, image_px, IMAGENET)
 
 
 def test_scoring_s_input_is_the_normalised_picture():
     images = pictures()
-    expected = reference.normalize(images.permute(0, 3, 1, 2).float() / 255, MEAN, STD)
-    torch.testing.assert_close(to_input(images, 32), expected, atol=1e-5, rtol=1e-5)
+    expected = reference.normalize(images.permute(0, 3, 1, 2).float() / 255, *IMAGENET)
+    torch.testing.assert_close(to_input(images, 32, IMAGENET), expected, atol=1e-5, rtol=1e-5)
     smaller = reference.resize(images.permute(0, 3, 1, 2).float(), [16, 16], antialias=True)
-    torch.testing.assert_close(unnormalised(to_input(images, 16)), smaller, atol=1e-2, rtol=1e-4)
+    torch.testing.assert_close(unnormalised(to_input(images, 16, IMAGENET)), smaller, atol=1e-2, rtol=1e-4)
 
 
 def test_without_any_change_augmentation_is_scoring_s_input():
-    torch.testing.assert_close(augment(pictures()), to_input(pictures(), 32))
+    torch.testing.assert_close(augment(pictures()), to_input(pictures(), 32, IMAGENET))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_flips_are_torchvision_s(settings, expected, extra):
 def test_a_rotation_is_torchvision_s_for_the_same_angle():
     images = pictures(4, 64)
     augmentation = Augmentation(AugmentSpec(hflip=0.0, rotate_deg=25.0), 0, 0, 4)
-    rotated = unnormalised(augmentation(images, np.arange(4), 64))
+    rotated = unnormalised(augmentation(images, np.arange(4), 64, IMAGENET))
     for i in range(4):
         angle = float((2 * augmentation.draws_N7[i, 2] - 1) * 25)
         expected = reference.rotate(
@@ -139,23 +142,18 @@ def test_training_crop_and_packed_size_are_independent():
     assert augment(pictures(2, 64), image_px=24).shape == (2, 3, 24, 24)
 
 
-@pytest.mark.parametrize(("size", "image_px"), [(32, 32), (32, 56), (64, 24), (65, 20), (64, 16)])
-def test_cpu_and_gpu_ways_show_the_same_picture_for_the_same_draw(monkeypatch, size, image_px):
-    settings = {"hflip": 0.5, "vflip": 0.5, "crop": (0.3, 1.0), "rotate_deg": 25.0}
-    by_threads = augment(pictures(12, size), image_px=image_px, **settings)
-    monkeypatch.setattr(augment_module, "_warp_on_cpu", augment_module._warp_by_torch)
-    by_torch = augment(pictures(12, size), image_px=image_px, **settings)
-    torch.testing.assert_close(unnormalised(by_threads), unnormalised(by_torch), atol=0.02, rtol=0)
+@pytest.mark.parametrize("settings", [{"crop": (0.3, 1.0)}, {"crop": (0.3, 1.0), "rotate_deg": 25.0}])
+@pytest.mark.parametrize("image_px", [20, 56])
+def test_threads_change_no_bit_of_a_picture(settings, image_px):
+    def made(threads):
+        torch.set_num_threads(threads)
+        return augment(pictures(33), image_px=image_px, **settings), to_input(
+            pictures(33), image_px, IMAGENET
+        )
 
-
-def test_threads_change_no_bit_of_a_picture():
-    settings = {"crop": (0.3, 1.0), "rotate_deg": 25.0}
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        one = augment(pictures(33), **settings), to_input(pictures(33), 56)
-        torch.set_num_threads(4)
-        four = augment(pictures(33), **settings), to_input(pictures(33), 56)
+        one, four = made(1), made(4)
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(one, four, strict=True))
@@ -165,4 +163,4 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     stripes = torch.zeros((1, 64, 64, 3), dtype=torch.uint8)
     stripes[:, :, ::4] = 255  # every fourth column: skipped or hit by plain sampling, a quarter by area
     shown = unnormalised(augment(stripes, image_px=16, rotate_deg=1e-6))
-    assert (shown - 63.75).abs().max() < 0.1
+    assert (shown - 63.75)[..., 1:-1].abs().max() < 0.1  # the column at the edge is one of them

@@ -1,6 +1,7 @@
 """Cells that train a head or a last stage on features computed once: the same network, the same rows."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -190,6 +191,27 @@ def test_features_are_those_of_one_frozen_network(tmp_path, drawn_zip, weights):
     _, tasks = planned(tmp_path / "p", drawn_zip, weights, text, cached_views=1)
     assert len({task.stream for task in tasks}) == 2
     assert {task.spec.train.precision for task in tasks} == {"fp32", "bf16"}
+
+
+def test_features_of_pixels_that_changed_since_are_not_taken_from_before(
+    tmp_path, drawn_zip, weights, monkeypatch
+):
+    def made(augment):
+        plan, _ = planned(tmp_path / "x", drawn_zip, weights, "", augment=augment, cached_views=1)
+        train, packed = plan.cells[0].cell.spec.train, PackedSet.open(plan.cells[0].data.packed)
+        execution = ExecutionConfig.choose("cpu", "fp32", 1)
+        frozen = FrozenNetwork(build_model(train.model, 14, 32, weights), train, packed, execution)
+        frozen.plain(np.arange(4))
+        frozen.augmented(np.arange(4), 0)
+        names = {path.name for path in (packed.path / "features").glob("*.npz")}
+        shutil.rmtree(tmp_path / "x")
+        return names
+
+    flipped, cropped = {"hflip": 0.5}, {"hflip": 0.5, "crop": [0.5, 1]}
+    now = made(flipped), made(cropped)
+    monkeypatch.setattr("pipeline.models.features.pixel_versions", lambda train, **_: {})
+    assert made(flipped) == now[0]
+    assert len(made(cropped) & now[1]) == 1  # of pictures as they are scored
 
 
 @pytest.mark.parametrize("view", [None, 1])

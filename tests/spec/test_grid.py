@@ -7,11 +7,12 @@ import pytest
 from pydantic import Field
 
 from pipeline.errors import SpecError
-from pipeline.spec import Adam, Section, TrainSpec
+from pipeline.spec import Adam, AugmentSpec, Section, TrainSpec
 from pipeline.spec.grid import expand_grid
-from pipeline.spec.identity import canonical, cell_identity
+from pipeline.spec.identity import canonical, cell_identity, digest, pixel_versions
 from pipeline.spec.reading import read_spec
 
+PRETRAINED = {"name": "resnet18", "weights": "IMAGENET1K_V1", "trainable": "head"}
 BASE = "data: {source: a.zip}\ntrain: {epochs: 2}\n"
 
 
@@ -157,5 +158,29 @@ def test_identities_of_today_stay_what_they_are(cells):
         "cell": identity(
             cells("", "train.augment.crop=[0.35, 1]", "train.schedule={name: cosine}")[0].spec.train
         ),
+        "flips and colour": identity(
+            TrainSpec(augment=AugmentSpec(vflip=0.5, trivial_augment=True, mixup=0.2), image_px=64)
+        ),
     }
     assert found == golden
+
+
+def test_cells_whose_pixels_changed_since_have_another_identity_and_no_others():
+    def changed(**settings):
+        train = TrainSpec.model_validate({"model": PRETRAINED} | settings)
+        plain = digest({"data": "d", "train": canonical(train)})
+        return identity(train) != plain
+
+    large = PRETRAINED | {"name": "efficientnet_v2_l"}
+    assert not changed()
+    assert not changed(augment={"hflip": 0.5, "vflip": 0.5, "brightness": 0.2, "cutmix": 1.0})
+    assert not changed(augment={"trivial_augment": True})
+    assert not changed(cached_views=2)
+    assert not changed(model={"name": "efficientnet_v2_l"})  # random weights take what they took
+    assert changed(augment={"crop": (1.0, 1.0)})
+    assert changed(augment={"rotate_deg": 1.0})
+    assert changed(augment={"trivial_augment": True}, cached_views=2)
+    assert changed(model=large)
+    cropped = TrainSpec.model_validate({"model": large, "augment": {"crop": (0.5, 1.0)}})
+    assert pixel_versions(cropped).keys() == {"augment_version", "normalisation"}
+    assert pixel_versions(cropped, is_augmented=False).keys() == {"normalisation"}

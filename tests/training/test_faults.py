@@ -19,7 +19,7 @@ from pipeline.data.splits import read_split
 from pipeline.errors import DataError, TrainingError
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.scoring import Scorer, compute_scores
-from pipeline.spec import RunSpec
+from pipeline.spec import IMAGENET, RunSpec
 from pipeline.training.attempt import Attempt
 from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.learner import CellData, Learner
@@ -89,7 +89,7 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_remembers_it(learner, 
 
 def test_out_of_memory_in_scoring_halves_its_batch_and_changes_no_score(learner, monkeypatch):
     one = learner()
-    scorer, rows = Scorer(one.net, 32, one.execution), one.data.validation
+    scorer, rows = Scorer(one.net, 32, one.execution, IMAGENET), one.data.validation
     monkeypatch.setattr(
         "pipeline.models.scoring.fuse_conv_bn", nn.Module.eval
     )  # or the limit below would be lost
