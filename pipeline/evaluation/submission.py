@@ -22,7 +22,7 @@ from pipeline.spec import EvaluateSpec
 from pipeline.storage.files import write_csv
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
-# N images, K labels
+# N images, K labels, L labels of the test set
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,51 @@ def make_submission(
         f"  {len(names)} images x {len(labels)} labels from {cells}, {rule.text}: "
         f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % without a label; checked",
     ]
-    metrics = None
-    if list(packed.labels) == labels:
-        metrics = all_metrics(scores_NK, decisions_NK, packed.labels_NK[rows])
-        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("f1_micro", "f1_macro", "map_macro"))
-        lines.append(f"  the true labels of these images are known: {shown}")
-    return Submission("\n".join(lines), metrics)
+    metrics, said = score_test(labels, scores_NK, decisions_NK, packed.labels, packed.labels_NK[rows])
+    return Submission("\n".join([*lines, *said]), metrics)
+
+
+def score_test(
+    labels: Sequence[str],
+    scores_NK: npt.NDArray[np.float32],
+    decisions_NK: npt.NDArray[np.uint8],
+    true_labels: Sequence[str],
+    truth_NL: npt.NDArray[np.uint8],
+) -> tuple[dict[str, float] | None, list[str]]:
+    """The metrics of test images whose labels are known, matched by name, and what to say of them.
+
+    A trained label that is not among `true_labels` counts as absent from every image; one that was not
+    trained is left out. None where there are no labels, or none in common.
+    """
+    column = {label: k for k, label in enumerate(true_labels)}
+    lacking = [label for label in labels if label not in column]
+    foreign = [label for label in true_labels if label not in set(labels)]
+    if not column:
+        return None, []
+    if len(lacking) == len(labels):
+        return None, [
+            "  no score: the test labels and those that were trained have no name in common "
+            f"(trained: {_some(labels)}; in the test set: {_some(true_labels)}); see data.test.labels"
+        ]
+    truth_NK = np.zeros((len(truth_NL), len(labels)), np.uint8)
+    for k, label in enumerate(labels):
+        if label in column:
+            truth_NK[:, k] = truth_NL[:, column[label]]
+    metrics = all_metrics(scores_NK, decisions_NK, truth_NK)
+    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("f1_micro", "f1_macro", "map_macro"))
+    lines = [f"  the true labels of these images are known: {shown}"]
+    if lacking:
+        lines.append(
+            f"  not among the test labels, so counted as absent from every test image: {_some(lacking)}"
+        )
+    if foreign:
+        lines.append(f"  not trained, so left out of the score: {_some(foreign)}")
+    return metrics, lines
+
+
+def _some(names: Sequence[str], shown: int = 10) -> str:
+    rest = f", ... ({len(names)})" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
 
 
 def write_submission(
