@@ -141,7 +141,9 @@ def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False
             if not quiet:
                 print(f"{display_path(data.packed)}: complete")
             continue
-        status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data))
+        # a set is named by its split too: one packed set can have several
+        log = "-".join(["wrangle", data.packed.name, *([data.split.stem] if data.split else [])])
+        status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data), log)
         if status:
             return status
         print(f"packed: {display_path(data.packed)}", flush=True)
@@ -233,9 +235,12 @@ def _test_data(plan: Plan, run: RunDir) -> PlannedData:
     return test
 
 
-def _run_one(plan: Plan, name: str, task: Task) -> int:
-    """One stage in a process of its own; on failure its error is repeated here."""
-    log = plan.experiment.logs / f"{name.split()[0]}.txt"
+def _run_one(plan: Plan, name: str, task: Task, log_name: str | None = None) -> int:
+    """One stage in a process of its own; on failure its error is repeated here.
+
+    Its log is called as the first word of `name`, where it has no name of its own.
+    """
+    log = plan.experiment.logs / f"{log_name or name.split()[0]}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     ledger.append(plan.experiment.ledger, "started", stage=name, cluster="local")
