@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.contents import UNREADABLE, contents_path, remember_contents
 from pipeline.data.labels import label_members
 from pipeline.data.sources import Source, fingerprint, list_images, open_source, read_list
 from pipeline.errors import PipelineError
@@ -22,7 +23,6 @@ from pipeline.storage.files import read_json_or_empty, write_json
 
 PACK_VERSION = 1  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1
-_UNREADABLE = -1
 DATASET, LABELS, INDEX, REPORT = (
     "dataset.json",
     "labels.npy",
@@ -82,8 +82,10 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
                 ]
         # the name pattern and the list only choose images; `content` names the chosen ones
         chosen = {**settings, "images": None, "image_list": None}
-        trusted = all(entry[-1] != _UNREADABLE for entry in [*content, *labels])
-        return digest([chosen, content, labels]), trusted
+        trusted = all(entry[-1] != UNREADABLE for entry in [*content, *labels])
+        value = digest([chosen, content, labels])
+        remember_contents(cache, value, chosen, content, labels)
+        return value, trusted
 
     asked = part.labels.model_dump(mode="json", by_alias=True) if part.labels else None
     seen = [[str(path.resolve()), fingerprint(path)] for path in sorted(paths)]
@@ -149,13 +151,13 @@ def _checksum(source: Source, member: str) -> tuple[int, int]:
     try:
         return source.checksum(member)
     except (OSError, EOFError):
-        return _UNREADABLE, _UNREADABLE  # wrangle will report it and set it aside
+        return UNREADABLE, UNREADABLE  # wrangle will report it and set it aside
 
 
 def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> str:
     path = cache / f"{key[:32]}.json"
     known = read_json_or_empty(path)
-    if known.get("key") == key:
+    if known.get("key") == key and contents_path(cache, known["digest"]).exists():
         return str(known["digest"])
     value, trusted = compute()
     if not trusted:
