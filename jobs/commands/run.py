@@ -13,6 +13,7 @@ from jobs.local.progress import Progress
 from jobs.local.slots import Slots
 from jobs.local.snapshot import snapshot
 from jobs.local.train_groups import group_process, plan_processes
+from jobs.planning.overlaps import check_test_sets, with_own_test
 from jobs.planning.plan import Plan, PlannedCell, PlannedData, experiment_dir, make_plan
 from jobs.planning.tasks import (
     evaluate_task,
@@ -35,7 +36,12 @@ def wrangle(request: Request) -> int:
     """Pack the images and labels this spec needs."""
     plan = make_plan(request.loaded)
     tests = {str(test.split or test.packed): test for test in plan.tests.values()}
-    return _wrangle(plan, [*plan.datasets, *tests.values()])
+    check_test_sets(plan)
+    tell([*plan.gone, *plan.changed])
+    status = _wrangle(plan, [*plan.datasets, *tests.values()])
+    if not status:
+        tell(check_test_sets(plan))
+    return status
 
 
 def grid(request: Request) -> int:
@@ -55,6 +61,7 @@ def _grid(request: Request) -> tuple[int, bool]:
     for cell in held:
         print(f"  {cell.run.name}: held back: {cell.held}", flush=True)
     failed = FAILED if held else 0
+    tell([*check_test_sets(plan), *plan.gone, *plan.changed])
     if missing:
         outcome = _train(plan, missing)
         if outcome is None:
@@ -63,12 +70,20 @@ def _grid(request: Request) -> tuple[int, bool]:
             print(f"stopped; `make grid SPEC={spec}` goes on from here", flush=True)
             return FAILED, False
         failed = FAILED if outcome.failed or held else 0
-    status = evaluate(request)
+    else:
+        plan.remember_data()
+    status = rank(request)
     return status or failed, status == 0
 
 
-def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
+def evaluate(request: Request) -> int:
     """Decide, measure and rank the finished cells."""
+    tell(make_plan(request.loaded).gone)
+    return rank(request)
+
+
+def rank(request: Request, reasons: Mapping[str, str] | None = None) -> int:
+    """The same, without a word on the data. `reasons`: why cells are not complete that cannot say it themselves."""
     from pipeline.evaluation.selection import format_leaderboard
 
     plan = make_plan(request.loaded)
@@ -164,10 +179,15 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
     jobs, slots = _processes(plan, missing)
     code = snapshot(plan.experiment.code)
     datasets = list({cell.data.split: cell.data for cell in missing}.values())
+    tests = {test.packed: test for _, test in with_own_test(plan, datasets)}
+    datasets += tests.values()
     waits = any(plan.named_weights()) or any(data.reason for data in datasets)
     with started_early(jobs if waits else [], slots, code) as early:
+        packs = any(data.reason for data in datasets)
         if _wrangle(plan, datasets, quiet=True) or fetch_weights(plan):
             return None
+        if packs:  # now by their pixels
+            tell(check_test_sets(plan))
         where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{plural(slots.threads, 'thread')} each"
         shared = f" in {plural(len(jobs), 'process', 'es')}" if len(jobs) < len(missing) else ""
         at_once = min(slots.count, len(jobs))
@@ -176,6 +196,7 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
             ledger.append(plan.experiment.ledger, "queued", cell=planned.run.name, cluster="local")
         progress = Progress("cells", len(missing), plan.loaded.spec.train.monitor)
         outcome = run_jobs(jobs, slots, progress, code=code, early=early)
+    plan.remember_data()
     for planned in missing:
         run, status = planned.run, outcome.status.get(planned.run.name)
         error = run.read_manifest().get("error") if status else None
@@ -260,6 +281,12 @@ def _error_text(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     _, found, error = text.rpartition("error: ")
     return error.strip() if found else ""
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Print what a person should know beside what was asked for."""
+    for note in notes:
+        print(f"note: {note}", flush=True)
 
 
 def plural(number: int, what: str, plural: str = "s") -> str:

@@ -11,6 +11,7 @@ from jobs.commands import run, submit
 from jobs.commands.request import Request
 from jobs.local.progress import clock, last_epoch, seconds_left
 from jobs.planning.cost import estimate
+from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.status import CellStatus, local_status
 from jobs.slurm.sbatch import Submitter, refuse_early
@@ -88,6 +89,7 @@ def plan(request: Request) -> int:
     print(f"{display_path(planned.loaded.path)}: {run.plural(len(planned.cells), 'cell')}")
     for data in planned.datasets:
         print(f"data {display_path(data.packed)}: {data.reason or 'packed'}")
+    run.tell([*check_test_sets(planned), *planned.gone, *planned.changed])
     missing = planned.missing
     if profile.scheduler == "local":
         for cell in planned.cells:

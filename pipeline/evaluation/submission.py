@@ -6,11 +6,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.loading import Rows
+from pipeline.data.overlap import Overlap, find_overlap
 from pipeline.data.packed import PackedSet
 from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
@@ -31,6 +33,7 @@ class Submission:
 
     text: str
     test_metrics: dict[str, float] | None
+    overlap: dict[str, Any] | None = None  # test images that training has: their number and the first pairs
 
 
 def test_rows(packed: PackedSet, split_file: Path | None) -> Rows:
@@ -59,8 +62,12 @@ def make_submission(
     runs: Sequence[RunDir],
     tests: Mapping[str, TestImages],
     evaluate: EvaluateSpec,
+    trained_on: Mapping[str, tuple[Path, Path]] | None = None,
 ) -> Submission:
     """Decide on the mean test scores of `runs`, write `submission.csv`, and check what was written.
+
+    `trained_on` is the packed set and split of each run, by name: its pictures that are test images too
+    are named beside the score.
 
     The rule is fitted on the mean validation scores of the same runs, as evaluate did; test scores of
     another checkpoint than the run's current one are refused.
@@ -94,7 +101,25 @@ def make_submission(
         f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % without a label; checked",
     ]
     metrics, said = score_test(labels, scores_NK, decisions_NK, packed.labels, packed.labels_NK[rows])
-    return Submission("\n".join([*lines, *said]), metrics)
+    overlap = _overlap(runs, tests, trained_on or {})
+    if overlap is None:
+        return Submission("\n".join([*lines, *said]), metrics)
+    told = {"images": overlap.count, "of": overlap.of, "first": [list(pair) for pair in overlap.pairs]}
+    return Submission("\n".join([*lines, *said, f"  note: {overlap.short()}"]), metrics, told)
+
+
+def _overlap(
+    runs: Sequence[RunDir], tests: Mapping[str, TestImages], trained_on: Mapping[str, tuple[Path, Path]]
+) -> Overlap | None:
+    """Test images that the training or validation of a run has: those of the run with most. None where none has."""
+    found = []
+    for run in runs:
+        test, test_split = tests[run.name]
+        packed, split = trained_on.get(run.name, (None, None))
+        if test_split is None and packed is not None and split is not None and split.exists():
+            found.append(find_overlap(packed, split, test))
+    most = max(found, key=lambda overlap: overlap.count, default=None)
+    return most if most is not None and most.count else None
 
 
 def score_test(
