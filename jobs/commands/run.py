@@ -193,7 +193,8 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
         at_once = min(slots.count, len(jobs))
         print(f"train: {plural(len(missing), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
         for planned in missing:
-            ledger.append(plan.experiment.ledger, "queued", cell=planned.run.name, cluster="local")
+            facts = {"cell": planned.run.name, "cluster": "local", "packed": planned.data.packed.name}
+            ledger.append(plan.experiment.ledger, "queued", **facts)
         progress = Progress("cells", len(missing), plan.loaded.spec.train.monitor)
         outcome = run_jobs(jobs, slots, progress, code=code, early=early)
     plan.remember_data()

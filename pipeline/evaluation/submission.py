@@ -57,6 +57,15 @@ def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool
         return False
 
 
+def predicted_set(run: RunDir) -> str | None:
+    """The name of the packed set whose scores `scores_test.npz` holds; None where there are none."""
+    try:
+        with run.scores_test.open("rb") as opened, np.load(opened) as file:
+            return str(file["made_of"]).split(" ")[1]
+    except (*READ_ERRORS, KeyError, IndexError, SyntaxError):
+        return None
+
+
 def make_submission(
     experiment: ExperimentDir,
     runs: Sequence[RunDir],
