@@ -69,7 +69,7 @@ doctor: ## check everything that a grid will need
 logs: ## the end of the right log (RUN=cell)
 cancel: ## cancel the active jobs (RUN=cell: those of one cell)
 retry: ## train one cell again from the start (RUN=cell)
-prune: ## delete what neither a selection nor a resume needs
+prune: ## delete what neither a selection nor a resume needs, and packed sets nobody here needs
 
 $(SPEC_VERBS): $(READY)
 	@test -n "$(SPEC)" || { echo "error: name a spec: make $@ SPEC=experiments/demo.yaml"; exit 2; }

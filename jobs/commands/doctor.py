@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jobs.commands import submit
 from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
+from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, make_plan, weights_folder
 from jobs.slurm.sbatch import refuse_early
 from pipeline.data.packed import PackedSet
@@ -110,6 +111,11 @@ def _data(plan: Plan) -> Iterator[Check]:
             )
         except PipelineError as error:
             yield Check("data", False, str(error))
+    try:
+        for note in check_test_sets(plan):
+            yield Check("test set", True, note)
+    except PipelineError as error:
+        yield Check("test set", False, str(error))
 
 
 def _weights(plan: Plan) -> Iterator[Check]:

@@ -14,6 +14,7 @@ from jobs.local.progress import Progress
 from jobs.local.slots import Slots
 from jobs.local.snapshot import snapshot
 from jobs.local.train_groups import group_process, plan_processes
+from jobs.planning.overlaps import check_test_sets, with_own_test
 from jobs.planning.plan import Plan, PlannedCell, PlannedData, experiment_dir, make_plan
 from jobs.planning.tasks import (
     evaluate_task,
@@ -36,7 +37,12 @@ def wrangle(request: Request) -> int:
     """Pack the images and labels this spec needs."""
     plan = make_plan(request.loaded)
     tests = {str(test.split or test.packed): test for test in plan.tests.values()}
-    return _wrangle(plan, [*plan.datasets, *tests.values()])
+    check_test_sets(plan)
+    tell([*plan.gone, *plan.changed])
+    status = _wrangle(plan, [*plan.datasets, *tests.values()])
+    if not status:
+        tell(check_test_sets(plan))
+    return status
 
 
 def grid(request: Request) -> int:
@@ -59,6 +65,7 @@ def _grid(request: Request) -> tuple[int, bool]:
     for cell in held:
         print(f"  {cell.run.name}: held back: {cell.held}", flush=True)
     failed = FAILED if held else 0
+    tell([*check_test_sets(plan), *plan.gone, *plan.changed])
     if missing:
         outcome = _train(plan, missing)
         if outcome is None:
@@ -67,12 +74,20 @@ def _grid(request: Request) -> tuple[int, bool]:
             print(f"stopped; `make grid SPEC={spec}` goes on from here", flush=True)
             return FAILED, False
         failed = FAILED if outcome.failed or held else 0
-    status = evaluate(request)
+    else:
+        plan.remember_data()
+    status = rank(request)
     return status or failed, status == 0
 
 
-def evaluate(request: Request, reasons: Mapping[str, str] | None = None) -> int:
+def evaluate(request: Request) -> int:
     """Decide, measure and rank the finished cells."""
+    tell(make_plan(request.loaded).gone)
+    return rank(request)
+
+
+def rank(request: Request, reasons: Mapping[str, str] | None = None) -> int:
+    """The same, without a word on the data. `reasons`: why cells are not complete that cannot say it themselves."""
     from pipeline.evaluation.selection import format_leaderboard
 
     plan = make_plan(request.loaded)
@@ -142,7 +157,9 @@ def report(request: Request) -> int:
 def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False) -> int:
     for data in datasets:
         if data.reason is not None:
-            status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data))
+            # a set is named by its split too: one packed set can have several
+            log = "-".join(["wrangle", data.packed.name, *([data.split.stem] if data.split else [])])
+            status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data), log)
             if status:
                 return status
         elif quiet:
@@ -165,18 +182,25 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
     jobs, slots = _processes(plan, missing)
     code = snapshot(plan.experiment.code)
     datasets = list({cell.data.split: cell.data for cell in missing}.values())
+    tests = {test.packed: test for _, test in with_own_test(plan, datasets)}
+    datasets += tests.values()
     waits = any(plan.named_weights()) or any(data.reason for data in datasets)
     with started_early(jobs if waits else [], slots, code) as early:
+        packs = any(data.reason for data in datasets)
         if _wrangle(plan, datasets, quiet=True) or fetch_weights(plan):
             return None
+        if packs:  # now by their pixels
+            tell(check_test_sets(plan))
         where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{plural(slots.threads, 'thread')} each"
         shared = f" in {plural(len(jobs), 'process', 'es')}" if len(jobs) < len(missing) else ""
         at_once = min(slots.count, len(jobs))
         print(f"train: {plural(len(missing), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
         for planned in missing:
-            ledger.append(plan.experiment.ledger, "queued", cell=planned.run.name, cluster="local")
+            facts = {"cell": planned.run.name, "cluster": "local", "packed": planned.data.packed.name}
+            ledger.append(plan.experiment.ledger, "queued", **facts)
         progress = Progress("cells", len(missing), plan.loaded.spec.train.monitor)
         outcome = run_jobs(jobs, slots, progress, code=code, early=early)
+    plan.remember_data()
     for planned in missing:
         run, status = planned.run, outcome.status.get(planned.run.name)
         error = run.read_manifest().get("error") if status else None
@@ -236,9 +260,12 @@ def _test_data(plan: Plan, run: RunDir) -> PlannedData:
     return test
 
 
-def _run_one(plan: Plan, name: str, task: Task) -> int:
-    """One stage in a process of its own; on failure its error is repeated here."""
-    log = plan.experiment.logs / f"{name.split()[0]}.txt"
+def _run_one(plan: Plan, name: str, task: Task, log_name: str | None = None) -> int:
+    """One stage in a process of its own; on failure its error is repeated here.
+
+    Its log is called as the first word of `name`, where it has no name of its own.
+    """
+    log = plan.experiment.logs / f"{log_name or name.split()[0]}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     ledger.append(plan.experiment.ledger, "started", stage=name, cluster="local")
@@ -258,6 +285,12 @@ def _error_text(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     _, found, error = text.rpartition("error: ")
     return error.strip() if found else ""
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Print what a person should know beside what was asked for."""
+    for note in notes:
+        print(f"note: {note}", flush=True)
 
 
 def plural(number: int, what: str, plural: str = "s") -> str:

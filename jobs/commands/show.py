@@ -12,6 +12,7 @@ from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.local.progress import clock, last_epoch, seconds_left
 from jobs.planning.cost import estimate
+from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.status import CellStatus, local_status
 from jobs.slurm.sbatch import Submitter, refuse_early
@@ -89,6 +90,7 @@ def plan(request: Request) -> int:
     print(f"{display_path(planned.loaded.path)}: {run.plural(len(planned.cells), 'cell')}")
     for data in all_data(planned):
         print(data_lines(data))
+    run.tell([*check_test_sets(planned), *planned.gone, *planned.changed])
     missing = planned.missing
     if profile.scheduler == "local":
         for cell in planned.cells:

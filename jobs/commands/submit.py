@@ -8,9 +8,10 @@ from pathlib import Path
 from jobs.clusters.profile import Profile
 from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
-from jobs.commands.run import FAILED, evaluate, fetch_weights, plural, selected
+from jobs.commands.run import FAILED, fetch_weights, plural, rank, selected, tell
 from jobs.local.snapshot import snapshot
 from jobs.planning.cost import estimate
+from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, data_root, make_plan
 from jobs.planning.status import GridStatus
 from jobs.planning.tasks import resources_for, submission_task
@@ -45,6 +46,7 @@ def _submit(request: Request, *, submission: bool) -> int:
         plan = make_plan(request.loaded)  # once more: another submission may just have ended
         grid_status = grid_status_of(request, plan)
         _print_plan(request, plan, grid_status)
+        tell([*check_test_sets(plan), *plan.gone, *plan.changed])
         batches = batches_of(request, plan, grid_status, submission=submission)
         if not batches and grid_status.of("active"):
             print(f"all is queued already; evaluate waits as job {next(iter(grid_status.final_jobs))}")
@@ -62,6 +64,7 @@ def _submit(request: Request, *, submission: bool) -> int:
         plan.experiment.slurm.mkdir(parents=True, exist_ok=True)
         submitter = Submitter(request.profile, request.cluster, plan.experiment, frozen, code()["digest"])
         ids = submitter.submit(batches)
+        plan.remember_data()
         cancel(grid_status.final_jobs)  # the new final job waits for their cells too
     for batch in batches:
         jobs = ids[batch.key]
@@ -150,7 +153,7 @@ def _rank_and_submit(
 ) -> tuple[int, list[Batch]]:
     """With every cell done: the leaderboard, made here (it is light), and the job of a submission if asked."""
     reasons = {cell.planned.run.name: cell.why for cell in grid_status.of("held")}
-    status = evaluate(request, reasons) or (FAILED if reasons else 0)
+    status = rank(request, reasons) or (FAILED if reasons else 0)
     if not submission:
         return status, []
     from pipeline.evaluation.submission import is_predicted

@@ -147,9 +147,9 @@ VERBS: dict[str, Verb] = {
     ),
     "prune": Verb(
         "Manage",
-        "Delete what neither a selection nor a resume needs.",
+        "Delete what neither a selection nor a resume needs, and packed sets that nobody here needs.",
         "prune experiments/demo.yaml",
-        "manage:prune",
+        "prune:prune",
     ),
     "data": Verb(
         "Data",

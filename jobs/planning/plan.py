@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from pipeline.data.layout import is_complete, packed_identity, packed_path, split_identity, split_path
-from pipeline.errors import SpecError
+from pipeline.data.history import changes, known_identity, remember_identity, seen_key, seen_value
+from pipeline.data.layout import is_complete, packed_path, split_identity, split_path
+from pipeline.errors import PipelineError, SpecError
 from pipeline.evaluation.selection import EvaluationInputs
 from pipeline.spec import DataSpec, ModelSpec
 from pipeline.spec.grid import Cell, expand_grid
 from pipeline.spec.identity import cell_identity, digest
 from pipeline.spec.reading import Loaded
-from pipeline.storage.files import sha256_file
+from pipeline.storage.files import display_path, read_json_or_empty, sha256_file, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
 
@@ -26,6 +29,7 @@ class PlannedData:
     packed: Path
     packed_digest: str
     split: Path | None  # None for a test set
+    note: str | None = None  # that its source is gone
 
     @property
     def reason(self) -> str | None:
@@ -103,7 +107,7 @@ class Plan:
         if data not in self._tests:
             own = data.test is not None
             has_test = own or getattr(data.split, "test", None)
-            self._tests[data] = _planned_data(data, self.root, test=own) if has_test else None
+            self._tests[data] = planned_data(data, self.root, test=own) if has_test else None
         return self._tests[data]
 
     @property
@@ -111,6 +115,26 @@ class Plan:
         """The test images of each cell, by folder name."""
         found = {cell.run.name: self.test_of(cell.cell.spec.data) for cell in self.cells}
         return {name: data for name, data in found.items() if data is not None}
+
+    @property
+    def gone(self) -> list[str]:
+        """That sources are gone whose packed sets are used; of test sets those that were looked up."""
+        sets = [*self.datasets, *filter(None, self._tests.values())]
+        return list(dict.fromkeys(data.note for data in sets if data.note is not None))
+
+    @property
+    def changed(self) -> list[str]:
+        """What has changed in the data of missing cells since this experiment's cells were last run."""
+        seen = read_json_or_empty(self.experiment.data)
+        return list(dict.fromkeys(_changes(self, seen))) if seen else []
+
+    def remember_data(self) -> None:
+        """Keep which data the cells are run on, to say what has changed the next time."""
+        known = read_json_or_empty(self.experiment.data)
+        now = {seen_key(data.data): seen_value(data.data, data.packed_digest) for data in self.datasets}
+        if known | now != known:
+            with contextlib.suppress(PipelineError):  # only a note would be missing
+                write_json(self.experiment.data, known | now)
 
     def named_weights(self) -> Iterator[ModelSpec]:
         """The networks whose weights are fetched by name, each once."""
@@ -151,7 +175,7 @@ def make_plan(loaded: Loaded) -> Plan:
     planned = []
     for cell in expand_grid(loaded):
         if cell.spec.data not in datasets:
-            datasets[cell.spec.data] = _planned_data(cell.spec.data, loaded.root)
+            datasets[cell.spec.data] = planned_data(cell.spec.data, loaded.root)
         data = datasets[cell.spec.data]
         path = cell.spec.train.model.weights_file
         if path is not None and path not in weights:
@@ -162,10 +186,29 @@ def make_plan(loaded: Loaded) -> Plan:
     return Plan(loaded, planned)
 
 
-def _planned_data(data: DataSpec, root: Path, *, test: bool = False) -> PlannedData:
-    identity = packed_identity(data, data_root(root) / "digests", test=test)
-    packed = packed_path(data_root(root), identity)
-    return PlannedData(data, packed, identity.digest, None if test else split_path(packed, data))
+def planned_data(data: DataSpec, root: Path, *, test: bool = False) -> PlannedData:
+    """The packed set that a spec's data asks for, or its test set; raises DataError where its source is wrong."""
+    known = known_identity(data, data_root(root), test=test)
+    packed = packed_path(data_root(root), known.identity)
+    if known.gone is None and is_complete(packed, known.identity.digest):
+        remember_identity(data, data_root(root), known.identity, test=test)
+    split = None if test else split_path(packed, data)
+    return PlannedData(data, packed, known.identity.digest, split, known.note(packed))
+
+
+def _changes(plan: Plan, seen: Mapping[str, Any]) -> Iterator[str]:
+    for data in plan.datasets:
+        missing = sum(cell.data.split == data.split for cell in plan.missing)
+        before, now = seen.get(seen_key(data.data)), seen_value(data.data, data.packed_digest)
+        found = changes(data.data, data_root(plan.root), before, now) if missing else []
+        if found:
+            yield "\n  ".join(
+                [
+                    f"{display_path(Path(data.data.source))}: its data has changed since this grid last ran; "
+                    f"{missing} of its cells train anew, those of the earlier data stay in their folders",
+                    *found,
+                ]
+            )
 
 
 def _weights_digest(path: Path) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from jobs.clusters.profile import Profile
-from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root, weights_folder
+from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root, planned_data, weights_folder
 from jobs.stages import (
     EvaluateTask,
     FetchWeightsTask,
+    OverlapTask,
     PredictTask,
     SubmissionTask,
     TrainTask,
     WrangleTask,
 )
+from pipeline.errors import PipelineError
 from pipeline.evaluation.selection import TestImages
 from pipeline.spec import ModelSpec, TrainSpec
 from pipeline.spec.grid import matches
@@ -68,9 +72,26 @@ def submission_task(plan: Plan, tests: Mapping[RunDir, PlannedData] | None = Non
     spec = plan.loaded.spec
     if tests is None:
         images = {name: (test.packed, test.split) for name, test in plan.tests.items()}
-        return SubmissionTask(plan.experiment, None, images, spec.run.device, spec.evaluate)
-    images = _by_name(tests)
-    return SubmissionTask(plan.experiment, tuple(images), images, spec.run.device, spec.evaluate)
+    else:
+        images = _by_name(tests)
+    return SubmissionTask(
+        plan.experiment,
+        None if tests is None else tuple(images),
+        images,
+        spec.run.device,
+        spec.evaluate,
+        _trained_on(plan, tests or {}),
+    )
+
+
+def _trained_on(plan: Plan, tests: Mapping[RunDir, PlannedData]) -> dict[str, tuple[Path, Path]]:
+    """The packed set and split of each cell, by folder name; of cells outside this grid those in `tests`."""
+    trained = {cell.run.name: cell.data for cell in plan.cells}
+    for run, test in tests.items():
+        if run.name not in trained:
+            with contextlib.suppress(PipelineError):  # only what it says of an overlap would be missing
+                trained[run.name] = planned_data(test.data, plan.root)
+    return {name: (data.packed, data.split_file) for name, data in trained.items()}
 
 
 def _by_name(tests: Mapping[RunDir, PlannedData]) -> dict[str, TestImages]:
@@ -80,6 +101,11 @@ def _by_name(tests: Mapping[RunDir, PlannedData]) -> dict[str, TestImages]:
 def wrangle_task(plan: Plan, data: PlannedData) -> WrangleTask:
     """The task that packs a data set."""
     return WrangleTask(data.data, data_root(plan.root), test=data.split is None)
+
+
+def overlap_task(data: PlannedData, test: PlannedData) -> OverlapTask:
+    """The task that compares a training set with its test set, once both are packed."""
+    return OverlapTask(data.data, data.packed, data.split_file, test.packed)
 
 
 def weights_task(plan: Plan, model: ModelSpec) -> FetchWeightsTask:

@@ -9,9 +9,17 @@ from typing import Any
 
 from jobs.clusters.profile import Profile, Resources
 from jobs.local.train_groups import CELLS_PER_PROCESS
+from jobs.planning.overlaps import with_own_test
 from jobs.planning.plan import Plan, PlannedCell
 from jobs.planning.status import GridStatus
-from jobs.planning.tasks import evaluate_task, resources_for, submission_task, train_task, wrangle_task
+from jobs.planning.tasks import (
+    evaluate_task,
+    overlap_task,
+    resources_for,
+    submission_task,
+    train_task,
+    wrangle_task,
+)
 from jobs.slurm.job import CellJob, FinalJob, StageJob
 from pipeline.errors import SpecError
 
@@ -42,17 +50,21 @@ def build_batches(
     active_jobs = sorted({str(cell.job).split("_")[0] for cell in grid_status.of("active")})
     wrangle_jobs = grid_status.wrangle_jobs
     batches = []
+    # pictures of the test set are looked for in training before it begins
+    compared = list(with_own_test(plan, {str(c.data.split): c.data for c in cells}.values()))
     needed = {str(c.data.split): c.data for c in cells if c.data.reason is not None}
-    if submission:
-        needed |= {str(t.split or t.packed): t for t in plan.tests.values() if t.reason is not None}
+    tests = [*(test for _, test in compared), *(plan.tests.values() if submission else ())]
+    needed |= {str(t.split or t.packed): t for t in tests if t.reason is not None}
     new = [data for data in needed.values() if str(data.packed) not in wrangle_jobs]
     waits = tuple(
         sorted({wrangle_jobs[str(d.packed)] for d in needed.values() if str(d.packed) in wrangle_jobs})
     )
     if new:
-        stages = StageJob(tuple(wrangle_task(plan, data) for data in new))
+        checks = [overlap_task(*pair) for pair in compared if any(data.reason for data in pair)]
+        stages = StageJob((*(wrangle_task(plan, data) for data in new), *checks))
         packs = tuple(str(data.packed) for data in new)
-        batches.append(Batch("wrangle", (stages,), profile.cpu, packs=packs, requeue=profile.requeue))
+        wrangle = Batch("wrangle", (stages,), profile.cpu, packs=packs, requeue=profile.requeue)
+        batches.append(replace(wrangle, after=waits) if checks else wrangle)
         waits = (*waits, "wrangle")
     arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + len(active_jobs) + 1))
     last = []

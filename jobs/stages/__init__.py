@@ -9,7 +9,14 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from jobs.stages.exit_status import EXIT_FAILED, EXIT_STOPPED
-from jobs.stages.tasks import EvaluateTask, FetchWeightsTask, PredictTask, SubmissionTask, WrangleTask
+from jobs.stages.tasks import (
+    EvaluateTask,
+    FetchWeightsTask,
+    OverlapTask,
+    PredictTask,
+    SubmissionTask,
+    WrangleTask,
+)
 from jobs.stages.train import TrainGroupTask, TrainTask
 from pipeline.spec.model_names import CNNS
 from pipeline.training.dynamo_stub import install_dynamo_stub
@@ -19,6 +26,7 @@ __all__ = [
     "EXIT_STOPPED",
     "EvaluateTask",
     "FetchWeightsTask",
+    "OverlapTask",
     "PredictTask",
     "SubmissionTask",
     "Task",
@@ -32,7 +40,14 @@ __all__ = [
 ]
 
 Task = (
-    WrangleTask | FetchWeightsTask | TrainTask | TrainGroupTask | EvaluateTask | PredictTask | SubmissionTask
+    WrangleTask
+    | OverlapTask
+    | FetchWeightsTask
+    | TrainTask
+    | TrainGroupTask
+    | EvaluateTask
+    | PredictTask
+    | SubmissionTask
 )
 _TASKS: dict[str, type[Task]] = {task.__name__: task for task in get_args(Task)}
 

@@ -24,19 +24,44 @@ class WrangleTask:
     def __call__(self) -> int:
         """Exit status."""
         from pipeline.data.columns import read_columns
-        from pipeline.data.layout import split_path
+        from pipeline.data.history import known_identity, remember_identity
+        from pipeline.data.layout import packed_path, split_path
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import make_split, write_split
         from pipeline.data.wrangle import wrangle
         from pipeline.data.wrangle_report import data_summary
 
-        folder = wrangle(self.data, self.data_root, test=self.test)
+        known = known_identity(self.data, self.data_root, test=self.test)
+        if known.gone is None:
+            folder = wrangle(self.data, self.data_root, test=self.test)
+            remember_identity(self.data, self.data_root, known.identity, test=self.test)
+        else:  # its packed set is complete, and can be split once more
+            folder = packed_path(self.data_root, known.identity)
         split_file = split_path(folder, self.data)
         if not self.test and not split_file.exists():
             packed = PackedSet.open(folder, verify=False)  # only labels and digests are used
             split = make_split(self.data, packed, read_columns(self.data, packed))
             write_split(split_file, split, packed)
         print(data_summary(folder, None if self.test else split_file), flush=True)
+        return 0
+
+
+@dataclass(frozen=True)
+class OverlapTask:
+    """Refuse a packed test set that has pictures of training or validation, unless they are allowed."""
+
+    data: DataSpec
+    packed: Path
+    split: Path
+    test: Path
+
+    def __call__(self) -> int:
+        """Exit status; raises DataError for what is refused."""
+        from pipeline.data.overlap import find_overlap, judge
+
+        said = judge(self.data, find_overlap(self.packed, self.split, self.test))
+        if said is not None:
+            print(said, flush=True)
         return 0
 
 
@@ -108,6 +133,9 @@ class SubmissionTask:
     tests: Mapping[str, TestImages]  # of each cell that may be selected, by folder name
     device: str
     evaluate: EvaluateSpec
+    trained_on: Mapping[str, tuple[Path, Path]] = field(
+        default_factory=dict
+    )  # packed set and split, as above
 
     def __call__(self) -> int:
         """Exit status."""
@@ -120,7 +148,8 @@ class SubmissionTask:
             from pipeline.evaluation.prediction import predict  # which imports torch
 
             predict(runs, tests, device=self.device)
-        result = make_submission(experiment, runs, tests, self.evaluate)
-        ledger.append(experiment.ledger, "submission", cell=", ".join(tests), test=result.test_metrics)
+        result = make_submission(experiment, runs, tests, self.evaluate, self.trained_on)
+        details = {"test": result.test_metrics, "overlap": result.overlap}
+        ledger.append(experiment.ledger, "submission", cell=", ".join(tests), **details)
         print(f"submission: {display_path(experiment.submission)}\n{result.text}", flush=True)
         return 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.contents import UNREADABLE, contents_path, remember_contents
 from pipeline.data.images import list_images
 from pipeline.data.labels import label_members
 from pipeline.data.parts import Part, Sources, labels_of, parts_of, settings_of
@@ -24,7 +25,6 @@ from pipeline.storage.files import read_json_or_empty, write_json
 
 PACK_VERSION = 2  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1
-_UNREADABLE = -1
 DATASET, LABELS, INDEX, REPORT = (
     "dataset.json",
     "labels.npy",
@@ -61,8 +61,18 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
     def compute() -> tuple[str, bool]:
         with Sources() as sources:
             content = [_content(part, sources) for part in parts]
-        entries = [entry for part in content for kind in ("images", "labels") for entry in part[kind]]
-        return digest([settings, content]), all(entry[-1] != _UNREADABLE for entry in entries)
+        images = [entry for part in content for entry in part["images"]]
+        labels = [entry for part in content for entry in part["labels"]]
+        value = digest([settings, content])
+        chosen = {**settings, "labels": [part["settings"] for part in content]}
+        remember_contents(
+            cache,
+            value,
+            chosen,
+            [[i, n, *sums] for i, n, _, *sums in images],
+            [[n, *sums] for n, _, *sums in labels],
+        )
+        return value, all(entry[-1] != UNREADABLE for entry in [*images, *labels])
 
     seen = [[str(path.resolve()), fingerprint(path)] for path in sorted(paths)]
     value = _remembered(cache, digest([settings, list(settings_of(parts)), lists, seen]), compute)
@@ -155,13 +165,13 @@ def _checksum(source: Source, member: str) -> tuple[int, int]:
     try:
         return source.checksum(member)
     except (OSError, EOFError):
-        return _UNREADABLE, _UNREADABLE  # wrangle will report it and set it aside
+        return UNREADABLE, UNREADABLE  # wrangle will report it and set it aside
 
 
 def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> str:
     path = cache / f"{key[:32]}.json"
     known = read_json_or_empty(path)
-    if known.get("key") == key:
+    if known.get("key") == key and contents_path(cache, known["digest"]).exists():
         return str(known["digest"])
     value, trusted = compute()
     if not trusted:

@@ -6,11 +6,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.loading import Rows
+from pipeline.data.overlap import Overlap, find_overlap
 from pipeline.data.packed import PackedSet
 from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
@@ -22,7 +24,7 @@ from pipeline.spec import EvaluateSpec
 from pipeline.storage.files import write_csv
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
-# N images, K labels
+# N images, K labels, L labels of the test set
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Submission:
 
     text: str
     test_metrics: dict[str, float] | None
+    overlap: dict[str, Any] | None = None  # test images that training has: their number and the first pairs
 
 
 def test_rows(packed: PackedSet, split_file: Path | None) -> Rows:
@@ -54,13 +57,26 @@ def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool
         return False
 
 
+def predicted_set(run: RunDir) -> str | None:
+    """The name of the packed set whose scores `scores_test.npz` holds; None where there are none."""
+    try:
+        with run.scores_test.open("rb") as opened, np.load(opened) as file:
+            return str(file["made_of"]).split(" ")[1]
+    except (*READ_ERRORS, KeyError, IndexError, SyntaxError):
+        return None
+
+
 def make_submission(
     experiment: ExperimentDir,
     runs: Sequence[RunDir],
     tests: Mapping[str, TestImages],
     evaluate: EvaluateSpec,
+    trained_on: Mapping[str, tuple[Path, Path]] | None = None,
 ) -> Submission:
     """Decide on the mean test scores of `runs`, write `submission.csv`, and check what was written.
+
+    `trained_on` is the packed set and split of each run, by name: its pictures that are test images too
+    are named beside the score.
 
     The rule is fitted on the mean validation scores of the same runs, as evaluate did; test scores of
     another checkpoint than the run's current one are refused.
@@ -93,12 +109,69 @@ def make_submission(
         f"  {len(names)} images x {len(labels)} labels from {cells}, {rule.text}: "
         f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % without a label; checked",
     ]
-    metrics = None
-    if list(packed.labels) == labels:
-        metrics = all_metrics(scores_NK, decisions_NK, packed.labels_NK[rows])
-        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("f1_micro", "f1_macro", "map_macro"))
-        lines.append(f"  the true labels of these images are known: {shown}")
-    return Submission("\n".join(lines), metrics)
+    metrics, said = score_test(labels, scores_NK, decisions_NK, packed.labels, packed.labels_NK[rows])
+    overlap = _overlap(runs, tests, trained_on or {})
+    if overlap is None:
+        return Submission("\n".join([*lines, *said]), metrics)
+    told = {"images": overlap.count, "of": overlap.of, "first": [list(pair) for pair in overlap.pairs]}
+    return Submission("\n".join([*lines, *said, f"  note: {overlap.short()}"]), metrics, told)
+
+
+def _overlap(
+    runs: Sequence[RunDir], tests: Mapping[str, TestImages], trained_on: Mapping[str, tuple[Path, Path]]
+) -> Overlap | None:
+    """Test images that the training or validation of a run has: those of the run with most. None where none has."""
+    found = []
+    for run in runs:
+        test, test_split = tests[run.name]
+        packed, split = trained_on.get(run.name, (None, None))
+        if test_split is None and packed is not None and split is not None and split.exists():
+            found.append(find_overlap(packed, split, test))
+    most = max(found, key=lambda overlap: overlap.count, default=None)
+    return most if most is not None and most.count else None
+
+
+def score_test(
+    labels: Sequence[str],
+    scores_NK: npt.NDArray[np.float32],
+    decisions_NK: npt.NDArray[np.uint8],
+    true_labels: Sequence[str],
+    truth_NL: npt.NDArray[np.uint8],
+) -> tuple[dict[str, float] | None, list[str]]:
+    """The metrics of test images whose labels are known, matched by name, and what to say of them.
+
+    A trained label that is not among `true_labels` counts as absent from every image; one that was not
+    trained is left out. None where there are no labels, or none in common.
+    """
+    column = {label: k for k, label in enumerate(true_labels)}
+    lacking = [label for label in labels if label not in column]
+    foreign = [label for label in true_labels if label not in set(labels)]
+    if not column:
+        return None, []
+    if len(lacking) == len(labels):
+        return None, [
+            "  no score: the test labels and those that were trained have no name in common "
+            f"(trained: {_some(labels)}; in the test set: {_some(true_labels)}); see data.test.labels"
+        ]
+    truth_NK = np.zeros((len(truth_NL), len(labels)), np.uint8)
+    for k, label in enumerate(labels):
+        if label in column:
+            truth_NK[:, k] = truth_NL[:, column[label]]
+    metrics = all_metrics(scores_NK, decisions_NK, truth_NK)
+    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("f1_micro", "f1_macro", "map_macro"))
+    lines = [f"  the true labels of these images are known: {shown}"]
+    if lacking:
+        lines.append(
+            f"  not among the test labels, so counted as absent from every test image: {_some(lacking)}"
+        )
+    if foreign:
+        lines.append(f"  not trained, so left out of the score: {_some(foreign)}")
+    return metrics, lines
+
+
+def _some(names: Sequence[str], shown: int = 10) -> str:
+    rest = f", ... ({len(names)})" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
 
 
 def write_submission(

@@ -145,8 +145,25 @@ def test_a_draft_is_wrangle_then_one_array_then_the_closing(plan):
 
 def test_data_that_another_job_packs_already_is_waited_for(plan):
     planned = plan("grid: {seeds: [1, 2]}")
-    batches = drafted(planned, load_profile("slurm"), wrangle_jobs={str(planned.datasets[0].packed): "17"})
+    packed = [str(data.packed) for data in (*planned.datasets, *planned.tests.values())]
+    batches = drafted(planned, load_profile("slurm"), wrangle_jobs=dict.fromkeys(packed, "17"))
     assert shape(batches)[0] == ("train-1", 2, ("17",), "afterok")
+
+
+def test_the_test_set_is_packed_and_compared_before_any_cell_begins(plan):
+    planned = plan("grid: {seeds: [1, 2]}")
+    wrangle, cells, _ = drafted(planned, load_profile("slurm"))
+    assert [type(task).__name__ for task in wrangle.tasks[0].tasks] == [
+        *("WrangleTask", "WrangleTask", "OverlapTask")
+    ]
+    (test,) = {data.packed for data in planned.tests.values()}
+    assert wrangle.packs == (str(planned.datasets[0].packed), str(test))
+    assert cells.after == ("wrangle",)
+    # the training set is another job's: the comparison waits for that
+    of_others = {str(planned.datasets[0].packed): "17"}
+    wrangle, cells, _ = drafted(planned, load_profile("slurm"), wrangle_jobs=of_others)
+    assert (wrangle.packs, wrangle.after) == ((str(test),), ("17",))
+    assert cells.after == ("17", "wrangle")
 
 
 def test_cells_of_different_resources_go_in_arrays_of_their_own(plan):
