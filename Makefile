@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN_PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
-SPEC_VERBS := wrangle grid evaluate select predict submission report status plan doctor logs cancel retry prune
+SPEC_VERBS := wrangle grid evaluate select predict submission report status plan inspect doctor logs cancel retry prune
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo data check test coverage lint torture bench pictures $(SPEC_VERBS)
@@ -65,6 +65,7 @@ submission: ## everything up to a checked submission.csv
 report: ## write report.html again, and its figures and tables as files
 status: ## the status of every cell (WATCH=1 repeats it)
 plan: ## the dry run of grid: cells, scripts, hours, cost
+inspect: ## how the labels were read, and twelve images with their labels as a picture
 doctor: ## check everything that a grid will need
 logs: ## the end of the right log (RUN=cell)
 cancel: ## cancel the active jobs (RUN=cell: those of one cell)

@@ -35,7 +35,7 @@ def list_images(source: Source, pattern: str, image_list: str | None = None, key
     """The images of a source in natural order (im2 before im10), or in the order of `image_list`.
 
     `key` is the section of the spec that messages name. Raises DataError where nothing matches or two
-    files could not be told apart.
+    files have one name.
     """
     matches = list(_Pattern(pattern).matches(source.members))
     if not matches:

@@ -138,7 +138,7 @@ def _refuse_unreadable(path: Path, entry: zipfile.ZipInfo) -> None:
 
 
 def _by_name(path: Path, named: Iterable[tuple[str, Entry]]) -> dict[str, Entry]:
-    """Name -> entry; two files that are told apart by a back slash only are refused."""
+    """Name -> entry; two files whose names differ by back slashes only are refused."""
     entries: dict[str, Entry] = {}
     for name, entry in named:
         if name in entries:

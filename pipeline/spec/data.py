@@ -103,14 +103,14 @@ class DataSpec(Section):
         images = {"": self.images} | {f"{key}.": part.images for key, part in parts.items() if part}
         for key, pattern in images.items():
             if pattern is not None and pattern.count("{id}") != 1:
-                raise ValueError(f"{key}images: {pattern!r} must hold {{id}} once, e.g. im{{id}}.jpg")
+                raise ValueError(f"{key}images {pattern!r} must hold {{id}} once, e.g. im{{id}}.jpg")
         labels = {"": self.labels} | {f"{key}.": part.labels for key, part in parts.items() if part}
         for key, section in labels.items():
             if (
                 isinstance(section, IdListLabels | VectorLabels | VocLabels)
                 and "{label}" not in section.files
             ):
-                raise ValueError(f"{key}labels.files: {section.files!r} must hold {{label}} once")
+                raise ValueError(f"{key}labels.files {section.files!r} must hold {{label}} once")
         for key, part in parts.items():
             if isinstance(part, PartSpec) and part == PartSpec():
                 raise ValueError(f"{key}: name its source, images, image_list or labels")

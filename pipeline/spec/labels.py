@@ -55,7 +55,7 @@ class LabelNames(Section):
     rename: Renames = ()
     """Old name to new name. Labels that are given one name are joined: an image has it if it has any of them."""
     none: Words = ()
-    """Names that mean "no label", e.g. `No Finding`: they are no labels, and do not make an image positive."""
+    """Names that mean "no label", e.g. `No Finding`: they are no labels, and never count as one."""
     empty: Literal["refuse", "drop"] = "refuse"
     """What happens to labels that no image has: they are all named and refused, or dropped."""
 

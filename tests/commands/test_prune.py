@@ -99,7 +99,7 @@ def test_a_set_that_nobody_needs_goes_after_all_were_listed(root):
     digests = {plan_of(root, "data.size_px=24").datasets[0].packed_digest}
     left, printed = prune(root)
     assert left == needed
-    assert "data/packed: 4 packed sets, 0.0 MB\n" in printed
+    assert "data/packed: 4 packed sets, 0.1 MB\n" in printed
     for name in orphans:
         assert f"  {name.ljust(20)} " in printed
     assert printed.count("  goes: needed by nobody") == 2

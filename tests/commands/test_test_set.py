@@ -89,7 +89,7 @@ def test_without_a_common_picture_nothing_is_said(tmp_path):
     for verb in ("plan", "wrangle", "plan"):
         status, printed = jobs(verb, spec, cwd=tmp_path)
         assert status == 0, printed
-        assert "data.test" not in printed
+        assert "data.test.overlap" not in printed
 
 
 def test_where_the_split_decides_a_plan_says_so_and_wrangle_looks_again(tmp_path):
@@ -99,7 +99,7 @@ def test_where_the_split_decides_a_plan_says_so_and_wrangle_looks_again(tmp_path
     assert status == 0, printed
     assert "note: data.test: 1 of its 1 images are files of photos.zip too; whether they are used" in printed
     assert jobs("wrangle", spec, cwd=tmp_path)[0] == 0
-    assert "data.test" not in jobs("plan", spec, cwd=tmp_path)[1]
+    assert "data.test.overlap" not in jobs("plan", spec, cwd=tmp_path)[1]
     used = "data.split={method: ranges, train: 1-4, validation: 5-12}"
     status, printed = jobs("wrangle", spec, "--set", used, cwd=tmp_path)
     assert status == 2

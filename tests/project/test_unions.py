@@ -37,8 +37,8 @@ def test_every_network_of_the_spec_can_be_built():
     [
         (LossSpec, "pipeline/training/losses.py"),
         (ScheduleSpec, "pipeline/training/schedules.py"),
-        (SplitSpec, "pipeline/data/splits.py"),
-        (LabelsSpec, "pipeline/data/labels.py"),
+        (SplitSpec, "pipeline/data/split_methods.py"),
+        (LabelsSpec, "pipeline/data/labels/__init__.py"),
     ],
 )
 def test_the_branches_of_a_union_end_in_assert_never(union, branches):

@@ -70,7 +70,7 @@ def sort_labels(table: LabelTable, numbers: LabelNumbers) -> LabelTable:
 
 
 def read_text(source: Source, member: str) -> str:
-    """A text file of a source; a DataError where it is no UTF-8 or cannot be read."""
+    """A text file of a source; a DataError where it is not UTF-8 or cannot be read."""
     place = f"{source.path}/{member}"
     try:
         return source.read(member).decode("utf-8-sig")
