@@ -13,7 +13,7 @@ from pipeline.data.history import changes, known_identity, remember_identity, se
 from pipeline.data.layout import is_complete, packed_path, split_identity, split_path
 from pipeline.errors import PipelineError, SpecError
 from pipeline.evaluation.selection import EvaluationInputs
-from pipeline.spec import DataSpec, ModelSpec
+from pipeline.spec import ColumnSplit, DataSpec, ModelSpec
 from pipeline.spec.grid import Cell, expand_grid
 from pipeline.spec.identity import cell_identity, digest
 from pipeline.spec.reading import Loaded
@@ -107,7 +107,10 @@ class Plan:
         if data not in self._tests:
             own = data.test is not None
             has_test = own or getattr(data.split, "test", None)
-            self._tests[data] = planned_data(data, self.root, test=own) if has_test else None
+            planned = planned_data(data, self.root, test=own) if has_test else None
+            if planned is not None and not own and isinstance(data.split, ColumnSplit):
+                planned = planned if _has_test_images(planned) else None
+            self._tests[data] = planned
         return self._tests[data]
 
     @property
@@ -194,6 +197,12 @@ def planned_data(data: DataSpec, root: Path, *, test: bool = False) -> PlannedDa
         remember_identity(data, data_root(root), known.identity, test=test)
     split = None if test else split_path(packed, data)
     return PlannedData(data, packed, known.identity.digest, split, known.note(packed))
+
+
+def _has_test_images(data: PlannedData) -> bool:
+    """Whether a column divides some images off as test images, which only the finished split tells."""
+    counts = read_json_or_empty(data.split_file).get("counts")
+    return counts is None or "test" in counts
 
 
 def _changes(plan: Plan, seen: Mapping[str, Any]) -> Iterator[str]:

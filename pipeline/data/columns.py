@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.data.labels import find_file
 from pipeline.data.labels.table import read_text, some
 from pipeline.data.labels.text_table import Layout, TextTable
 from pipeline.data.packed import PackedSet
-from pipeline.data.parts import Sources, parts_of
+from pipeline.data.parts import Sources, column_specs, parts_of, table_of
 from pipeline.data.references import AMBIGUOUS, Finder, ImageRef
 from pipeline.errors import DataError
-from pipeline.spec import ColumnSpec, ColumnSplit, DataSpec, TableLabels
+from pipeline.spec import ColumnSpec, DataSpec, TableLabels
 
 Cells = tuple[str | None, ...]  # of each image of a packed set; None where the table does not mention it
 
@@ -23,26 +22,6 @@ class SplitColumns:
 
     split: Cells | None = None
     group: Cells | None = None
-
-
-def column_specs(data: DataSpec) -> dict[str, ColumnSpec]:
-    """The columns that a split needs, by their key in the spec."""
-    split = {"data.split": data.split} if isinstance(data.split, ColumnSplit) else {}
-    group = {"data.split.group": data.split.group} if isinstance(data.split.group, ColumnSpec) else {}
-    return {**split, **group}
-
-
-def table_of(data: DataSpec, column: ColumnSpec, key: str) -> tuple[Path, str]:
-    """(source, file) of the table that holds a column; a DataError where neither it nor the labels name one."""
-    part = parts_of(data)[0]
-    source = Path(column.source) if column.source else part.labels_source
-    if column.file is not None:
-        return source, column.file
-    if not isinstance(data.labels, TableLabels):
-        raise DataError(
-            f"{key}.file: the labels are no table with a column {column.column!r}; write the table's name"
-        )
-    return source, data.labels.file
 
 
 def read_columns(data: DataSpec, packed: PackedSet) -> SplitColumns:

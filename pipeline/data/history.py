@@ -18,11 +18,11 @@ from pipeline.data.layout import (
     DATASET,
     PackedIdentity,
     is_complete,
-    origin,
     packed_identity,
     packed_path,
     split_identity,
 )
+from pipeline.data.parts import parts_of, tables_of
 from pipeline.errors import DataError, PipelineError
 from pipeline.spec import DataSpec, GivenSplit
 from pipeline.spec.identity import digest
@@ -120,12 +120,10 @@ def _last_path(data_root: Path, key: str) -> Path:
 
 def _paths(data: DataSpec, *, test: bool) -> Iterator[Path]:
     """The sources and lists of a set."""
-    parts: list[Any] = [origin(data, test=test)]
-    if not test and isinstance(data.split, GivenSplit):
-        parts += [part for part in (data.split.validation, data.split.test) if part is not None]
-    for part in parts:
-        found = (part.source, getattr(part.labels, "source", None), part.image_list)
+    for part in parts_of(data, test=test):
+        found = (part.source, part.labels_source, part.image_list)
         yield from (Path(path) for path in found if path)
+    yield from (path for path, _ in ({} if test else tables_of(data)).values())
 
 
 def _is_gone(path: Path) -> bool:

@@ -15,11 +15,11 @@ from typing import Any
 
 from pipeline.data.contents import UNREADABLE, contents_path, remember_contents
 from pipeline.data.images import list_images
-from pipeline.data.labels import label_members
-from pipeline.data.parts import Part, Sources, labels_of, parts_of, settings_of
+from pipeline.data.labels import find_file, label_members
+from pipeline.data.parts import Part, Sources, labels_of, parts_of, settings_of, tables_of
 from pipeline.data.sources import Source, fingerprint, read_list
 from pipeline.errors import PipelineError
-from pipeline.spec import DataSpec, LabelsSpec, ListSplit, TestSpec
+from pipeline.spec import DataSpec, GivenSplit, LabelsSpec, ListSplit, TestSpec
 from pipeline.spec.identity import canonical, digest
 from pipeline.storage.files import read_json_or_empty, write_json
 
@@ -55,12 +55,15 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
     """
     parts = parts_of(data, test=test)
     paths = {part.source for part in parts} | {part.labels_source for part in parts if part.labels}
+    tables = {} if test else tables_of(data)
+    paths |= {path for path, _ in tables.values()}
     lists = [list_digest(part.image_list) for part in parts]
     settings = {"version": PACK_VERSION, "size_px": data.size_px, "resize": data.resize}
 
     def compute() -> tuple[str, bool]:
         with Sources() as sources:
             content = [_content(part, sources) for part in parts]
+            content += [_table_content(key, *table, sources) for key, table in tables.items()]
         images = [entry for part in content for entry in part["images"]]
         labels = [entry for part in content for entry in part["labels"]]
         value = digest([settings, content])
@@ -75,7 +78,13 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
         return value, all(entry[-1] != UNREADABLE for entry in [*images, *labels])
 
     seen = [[str(path.resolve()), fingerprint(path)] for path in sorted(paths)]
-    value = _remembered(cache, digest([settings, list(settings_of(parts)), lists, seen]), compute)
+    value = _remembered(
+        cache,
+        digest(
+            [settings, list(settings_of(parts)), list(tables), [f for _, f in tables.values()], lists, seen]
+        ),
+        compute,
+    )
     return PackedIdentity(f"{_slug(parts[0].source)}-{data.size_px}px", value)
 
 
@@ -108,6 +117,12 @@ def _content(part: Part, sources: Sources) -> dict[str, Any]:
     }
 
 
+def _table_content(key: str, path: Path, file: str, sources: Sources) -> dict[str, Any]:
+    """A table that divides the images belongs to the set: another one must make another split."""
+    member = find_file(sources(path), file, f"{key}.file")
+    return {"images": [], "settings": None, "labels": [[key, "", *_checksum(sources(path), member)]]}
+
+
 def packed_path(data_root: Path, identity: PackedIdentity) -> Path:
     """`data/packed/<slug>-<hash8>`; a set of equal content packed under another slug is used as it is."""
     folder = data_root / "packed"
@@ -136,8 +151,16 @@ def read_dataset(packed_dir: Path) -> dict[str, Any] | None:
 
 
 def split_identity(data: DataSpec) -> str:
-    """Digest of how the images are divided: the method, the lists' content, the negative images."""
+    """Digest of how the images are divided: the method, the lists' content, the negative images.
+
+    The parts of a given split, and the tables of columns, belong to the packed set's own digest.
+    """
     split: dict[str, Any] = canonical(data.split)
+    if isinstance(data.split, GivenSplit):
+        split = {name: value for name, value in split.items() if name not in ("validation", "test")}
+    for section in (split, split.get("group", {})):
+        section.pop("source", None)
+        section.pop("file", None)
     if isinstance(data.split, ListSplit):
         for name in ("train", "validation", "test"):
             split[name] = list_digest(getattr(data.split, name))

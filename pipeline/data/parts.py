@@ -10,7 +10,15 @@ from pathlib import Path
 from pipeline.data.labels import label_members
 from pipeline.data.sources import Source, open_source
 from pipeline.errors import DataError
-from pipeline.spec import DataSpec, FolderLabels, GivenSplit, LabelsSpec
+from pipeline.spec import (
+    ColumnSpec,
+    ColumnSplit,
+    DataSpec,
+    FolderLabels,
+    GivenSplit,
+    LabelsSpec,
+    TableLabels,
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,37 @@ def _part(
     return Part(split, key, source, images, image_list, labels, Path(own) if own else source)
 
 
+def column_specs(data: DataSpec) -> dict[str, ColumnSpec]:
+    """The columns that a split needs, by their key in the spec."""
+    split = {"data.split": data.split} if isinstance(data.split, ColumnSplit) else {}
+    group = {"data.split.group": data.split.group} if isinstance(data.split.group, ColumnSpec) else {}
+    return {**split, **group}
+
+
+def table_of(data: DataSpec, column: ColumnSpec, key: str) -> tuple[Path, str]:
+    """(source, file) of the table that holds a column; a DataError where neither it nor the labels name one."""
+    part = parts_of(data)[0]
+    source = Path(column.source) if column.source else part.labels_source
+    if column.file is not None:
+        return source, column.file
+    if not isinstance(data.labels, TableLabels):
+        raise DataError(
+            f"{key}.file: the labels are no table with a column {column.column!r}; write the table's name"
+        )
+    return source, data.labels.file
+
+
 def settings_of(parts: list[Part]) -> Iterator[list[object]]:
     """What of the parts decides which files are looked at, for the key of remembered digests."""
     for part in parts:
         labels = part.labels.model_dump(mode="json", by_alias=True) if part.labels else None
         yield [part.split, part.images, labels, part.inherited]
+
+
+def tables_of(data: DataSpec) -> dict[str, tuple[Path, str]]:
+    """(source, file) of the tables of columns that are not the labels' own, by their key in the spec."""
+    return {
+        key: table_of(data, column, key)
+        for key, column in column_specs(data).items()
+        if column.file is not None
+    }

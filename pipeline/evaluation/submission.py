@@ -38,7 +38,12 @@ class Submission:
 
 def test_rows(packed: PackedSet, split_file: Path | None) -> Rows:
     """The rows to predict: the split's test rows, or all rows."""
-    return np.arange(len(packed.ids)) if split_file is None else read_split(split_file).test
+    rows = np.arange(len(packed.ids)) if split_file is None else read_split(split_file).test
+    if not len(rows):
+        raise SubmissionError(
+            f"{split_file}: no image is for test; add data.test, or test images to data.split"
+        )
+    return rows
 
 
 def made_of(run: RunDir, packed_dir: Path, split_file: Path | None) -> str:

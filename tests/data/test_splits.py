@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.columns import SplitColumns, read_columns
-from pipeline.data.layout import split_identity
+from pipeline.data.layout import packed_identity, split_identity
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import make_split, read_split, write_split
 from pipeline.data.stratify import part_sizes, stratify
@@ -197,6 +197,23 @@ def test_columns_are_read_by_reference_from_the_labels_or_a_table_of_their_own(t
         read(column="split", file="twice.csv")
     with pytest.raises(DataError, match=r"has no column 'fold', its columns are file, dog, split"):
         read(column="fold")
+
+
+def test_another_table_of_a_column_makes_another_set_wherever_it_lies(tmp_path):
+    """Else a changed partition file would be overlooked, and cells would keep the old split."""
+    files = {"im1.jpg": b"a", "im2.jpg": b"b", "annotations/dog.txt": "1\n"}
+
+    def identity(folder, table, **column):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "parts.csv").write_text(table)
+        split = {"method": "column", "column": "part", "file": "parts.csv", "source": str(tmp_path / folder)}
+        data = data_spec(write_zip(tmp_path / "a.zip", files), split=split | column)
+        return packed_identity(data, tmp_path / "cache").digest, split_identity(data)
+
+    first = identity("one", "f,part\n1,train\n2,val\n")
+    assert identity("two", "f,part\n1,train\n2,val\n") == first
+    assert identity("one", "f,part\n1,val\n2,train\n")[0] != first[0]
+    assert identity("two", "f,part\n1,train\n2,val\n", train="a")[1] != first[1]
 
 
 def test_ranges_and_lists_take_ids(tmp_path):
