@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.data.decoding import DECODE_ERRORS, decode, to_pixels
+from pipeline.data.decoding import Preparation, decode, reason, to_pixels
+from pipeline.data.image_files import HEIC_ENDINGS, REFUSED
 from pipeline.data.inputs import to_input
 from pipeline.data.sources import open_source
 from pipeline.errors import CheckpointError, DataError, PipelineError
@@ -42,6 +44,15 @@ from pipeline.storage.run_dir import ExperimentDir, RunDir
 
 # B batch, H W pixels, C channels, K labels
 _CARD = "labelgrid.json"  # inside an exported file
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever reading one picture raises becomes a DataError with its name."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"{name}: cannot be decoded: {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -94,12 +105,17 @@ class Predictor:
     def folder(self, source: str | Path, batch_size: int = 64) -> Iterator[tuple[str, Prediction]]:
         """(name, prediction) of every picture in a folder, .zip or .tar, in the order of their names."""
         opened = open_source(Path(source))
-        known = Image.registered_extensions()
+        formats = Image.registered_extensions()
+        known = {ending for ending, name in formats.items() if name not in REFUSED} | HEIC_ENDINGS
         names = sorted(name for name in opened.members if Path(name).suffix.lower() in known)
         for start in range(0, len(names), batch_size):
             part = names[start : start + batch_size]
-            pixels = np.stack([self._pixels(opened.read(name), name) for name in part])
-            yield from zip(part, self._decided(self.score(pixels)), strict=True)
+            pixels = []
+            for name in part:
+                with _naming(name):
+                    body = opened.read(name)
+                pixels.append(self._pixels(body, name))
+            yield from zip(part, self._decided(self.score(np.stack(pixels))), strict=True)
         opened.close()
 
     @torch.inference_mode()
@@ -145,15 +161,14 @@ class Predictor:
     def _pixels(
         self, image: str | Path | bytes | Image.Image, name: str = "the image"
     ) -> npt.NDArray[np.uint8]:
-        size_px, resize = self.preprocessing["packed_px"], self.preprocessing["resize"]
-        try:
+        packed = self.preprocessing
+        preparation = Preparation(packed["packed_px"], packed["resize"], packed["range"])
+        if isinstance(image, str | Path):
+            name = str(image)
+        with _naming(name):
             if isinstance(image, Image.Image):
-                return to_pixels(image, size_px, resize)
-            if not isinstance(image, bytes):
-                name, image = str(image), Path(image).read_bytes()
-            return decode(image, size_px, resize)
-        except DECODE_ERRORS as error:
-            raise DataError(f"{name}: cannot be decoded: {error}") from error
+                return to_pixels(image, preparation)
+            return decode(image if isinstance(image, bytes) else Path(image).read_bytes(), preparation)
 
     def _decided(self, scores_BK: Scores) -> list[Prediction]:
         return [

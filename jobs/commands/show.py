@@ -131,7 +131,8 @@ def inspect(request: Request) -> int:
         print(data_lines(data))
         test = data.split is None
         name = "inspect" + ("-test" if test else f"-{number + 1}" if number else "") + ".png"
-        contact_sheet(read_data(data.data, test=test), planned.experiment.path / name)
+        ends = data.data.range if isinstance(data.data.range, tuple) else None
+        contact_sheet(read_data(data.data, test=test), planned.experiment.path / name, ends)
         print(
             f"  twelve images with their labels: {display_path(planned.experiment.path / name)}", flush=True
         )

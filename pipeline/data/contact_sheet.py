@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.data.decoding import DECODE_ERRORS, decode
+from pipeline.data.decoding import Preparation, decode, reason
 from pipeline.data.parts import Sources
 from pipeline.data.reading import DataRead
 from pipeline.seeding import seeded
@@ -34,8 +34,12 @@ def choose_rows(read: DataRead, seed: int = 0) -> list[int]:
     return sorted(chosen)
 
 
-def contact_sheet(read: DataRead, path: Path) -> None:
-    """Write the picture; an image that cannot be decoded is a grey tile that says so."""
+def contact_sheet(read: DataRead, path: Path, ends: tuple[float, float] | None = None) -> None:
+    """Write the picture; an image that cannot be decoded is a grey tile that says so.
+
+    `ends` are the values of pictures with more than 8 bits that become black and white.
+    """
+    preparation = Preparation(_TILE_PX, "squash", ends)
     height = _TILE_PX + (_LINES + 1) * _LINE_PX + _MARGIN_PX
     sheet = Image.new(
         "RGB", (_COLUMNS * (_TILE_PX + _MARGIN_PX) + _MARGIN_PX, _ROWS * height + _MARGIN_PX), "white"
@@ -47,11 +51,11 @@ def contact_sheet(read: DataRead, path: Path) -> None:
             left = _MARGIN_PX + place % _COLUMNS * (_TILE_PX + _MARGIN_PX)
             top = _MARGIN_PX + place // _COLUMNS * height
             try:
-                pixels_HWC = decode(sources(read.sources[row]).read(image.member), _TILE_PX, "squash")
+                pixels_HWC = decode(sources(read.sources[row]).read(image.member), preparation)
                 sheet.paste(Image.fromarray(pixels_HWC), (left, top))
-            except DECODE_ERRORS as error:
+            except Exception as error:  # noqa: BLE001 - one file's damage is shown in its tile
                 draw.rectangle((left, top, left + _TILE_PX, top + _TILE_PX), fill="lightgrey")
-                draw.text((left + 4, top + 4), "\n".join(textwrap.wrap(str(error), 32)), "black", font)
+                draw.text((left + 4, top + 4), "\n".join(textwrap.wrap(reason(error), 32)), "black", font)
             labels = [
                 label for label, present in zip(read.labels, read.labels_NK[row], strict=True) if present
             ]

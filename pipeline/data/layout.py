@@ -59,6 +59,7 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
     paths |= {path for path, _ in tables.values()}
     lists = [list_digest(part.image_list) for part in parts]
     settings = {"version": PACK_VERSION, "size_px": data.size_px, "resize": data.resize}
+    settings |= _range(data, cache, test=test)
 
     def compute() -> tuple[str, bool]:
         with Sources() as sources:
@@ -175,6 +176,15 @@ def split_path(packed_dir: Path, data: DataSpec) -> Path:
 def list_digest(path: str | None) -> str | None:
     """Digest of a list file's entries; a DataError where it cannot be read."""
     return None if path is None else digest(read_list(Path(path)))
+
+
+def _range(data: DataSpec, cache: Path, *, test: bool) -> dict[str, Any]:
+    """What the values of deep pictures depend on; nothing for `full`, which older sets were packed with."""
+    if data.range == "full":
+        return {}
+    if test and data.range == "auto":  # the test pictures get the range of the training pictures
+        return {"range": ["auto", packed_identity(data, cache).digest]}
+    return {"range": data.range}
 
 
 def _settings(labels: LabelsSpec | None) -> dict[str, Any] | None:

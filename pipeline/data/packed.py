@@ -34,6 +34,8 @@ class PackedSet:
     pixel_digests: tuple[str, ...]
     labels: tuple[str, ...]
     labels_NK: npt.NDArray[np.uint8]
+    range: tuple[float, float] | None = None
+    """What became black and white in pictures of more than 8 bits; None: 0 and 65535."""
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> PackedSet:
@@ -70,6 +72,7 @@ class PackedSet:
             pixel_digests=tuple(row["pixels"] for row in rows),
             labels=tuple(dataset["labels"]),
             labels_NK=np.load(path / LABELS),
+            range=None if dataset.get("range") is None else (dataset["range"][0], dataset["range"][1]),
         )
 
     def __len__(self) -> int:

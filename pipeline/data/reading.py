@@ -24,12 +24,15 @@ from pipeline.spec import ColumnSpec, ColumnSplit, DataSpec, LabelNames
 
 @dataclass
 class Problems:
-    """What was set aside, by kind: how many of how many, with an entry for each."""
+    """What was set aside or may be a mistake, by kind: how many of how many, with an entry for each."""
 
     undecodable: list[str] = field(default_factory=list)  # "path: reason"
     without_row: list[str] = field(default_factory=list)  # images that the label file does not mention
     unlisted: list[str] = field(default_factory=list)  # entries of an image list that name no image
     unknown: list[str] = field(default_factory=list)  # "file:line: reference" of label files
+    constant: list[str] = field(default_factory=list)  # pictures of a single colour; they are packed
+    dark: list[str] = field(default_factory=list)  # nearly black pictures; they are packed
+    need_range: int = 0  # dark ones of more than 8 bits, packed as if all 16 were used
     images: int = 0  # before anything was set aside
     listed: int = 0  # entries of image lists
     references: int = 0

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.data.decoding import Decoded, decode_chunk, start_worker
+from pipeline.data.decode_pool import Files, common_range, decode_all
+from pipeline.data.decoding import Preparation
 from pipeline.data.layout import (
     DATASET,
     INDEX,
@@ -30,8 +28,9 @@ from pipeline.data.layout import (
     packed_identity,
     packed_path,
 )
+from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_files import PixelFiles
-from pipeline.data.reading import DataRead, read_data, refuse_if_bad
+from pipeline.data.reading import DataRead, Problems, read_data, refuse_if_bad
 from pipeline.data.wrangle_report import build_report
 from pipeline.errors import DataError, PipelineError
 from pipeline.spec import DataSpec
@@ -60,6 +59,9 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     target = packed_path(data_root, identity)
     if is_complete(target, identity.digest):
         return target
+    workers = workers or cores()
+    # test pictures get the range of the training pictures
+    trained_on = wrangle(data, data_root, workers=workers) if test and data.range == "auto" else None
     read = read_data(data, test=test)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,14 +71,17 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
         raise PipelineError(write_failed(target, error)) from error
     try:
         folder.chmod(0o777 & ~umask())
-        _pack(data, read, folder, workers or cores(), test=test)
+        files = [(str(source), image.member) for source, image in zip(read.sources, read.images, strict=True)]
+        preparation = _preparation(data, trained_on, files, folder, workers)
+        packed = _decode(files, folder, preparation, workers, read.problems)
+        refuse_if_bad(read.problems, data, "data.test" if test else "data")
+        _pack(read, packed, folder, preparation.size_px)
         dataset = {
             "version": PACK_VERSION,
             "digest": identity.digest,
             "source": str(origin(data, test=test).source),
             "images": len(read.images),
-            "size_px": data.size_px,
-            "resize": data.resize,
+            **asdict(preparation),
             "labels": read.labels,
             "files": _flushed(sorted(folder.iterdir())),
         }
@@ -89,14 +94,23 @@ def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int
     return target
 
 
-def _pack(data: DataSpec, read: DataRead, folder: Path, workers: int, *, test: bool) -> None:
+def _preparation(
+    data: DataSpec, trained_on: Path | None, files: Files, folder: Path, workers: int
+) -> Preparation:
+    """What becomes of every picture; `auto` looks at all of them, or takes the range of `trained_on`."""
+    ends: str | tuple[float, float] | None = data.range
+    if trained_on is not None:
+        ends = PackedSet.open(trained_on, verify=False).range
+    elif ends == "auto":
+        ends = common_range(files, folder, workers)
+    return Preparation(data.size_px, data.resize, None if isinstance(ends, str) else ends)
+
+
+def _pack(read: DataRead, packed: _Packed, folder: Path, size_px: int) -> None:
     """Write pixels, labels, index and report; what cannot be decoded leaves `read`."""
-    packed = _decode(folder, data, read, workers)
-    read.problems.undecodable = packed.bad
-    refuse_if_bad(read.problems, data, "data.test" if test else "data")
     if read.merge_copies:
         _merge_copies(read, packed)
-    pixels = PixelFiles(folder, data.size_px, writable=True)
+    pixels = PixelFiles(folder, size_px, writable=True)
     pixels.close_gaps(packed.good)
     pixels.finish(len(packed.good))
     read.keep(packed.good)
@@ -140,18 +154,24 @@ class _Packed:
     """The result of decoding; rows and digests are those of the good images, in their order."""
 
     good: list[int] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
     pixel_digests: list[str] = field(default_factory=list)
 
 
-def _decode(folder: Path, data: DataSpec, read: DataRead, workers: int) -> _Packed:
-    """Decode every image into the pixel files of `folder`; bad ones leave gaps."""
+def _decode(
+    files: Files, folder: Path, preparation: Preparation, workers: int, problems: Problems
+) -> _Packed:
+    """Decode every image into the pixel files of `folder`; bad ones leave gaps, and are in `problems`."""
     packed = _Packed()
     started = shown = time.monotonic()
-    done, total = 0, len(read.images)
-    for part in _decoded(folder, data, read, workers):
+    done, total = 0, len(files)
+    for part in decode_all(files, folder, preparation, workers):
         packed.pixel_digests += part.digests
-        packed.bad += [f"{read.images[done + i].member}: {reason}" for i, reason in part.bad]
+        names = [member for _, member in files[done : done + part.count]]
+        problems.undecodable += [f"{names[i]}: {reason}" for i, reason in part.bad]
+        problems.constant += [names[i] for i in part.constant]
+        problems.dark += [names[i] for i in part.dark]
+        if preparation.range is None:
+            problems.need_range += len({*part.dark} & {*part.deep})
         failed = {i for i, _ in part.bad}
         packed.good += [done + i for i in range(part.count) if i not in failed]
         done += part.count
@@ -160,37 +180,10 @@ def _decode(folder: Path, data: DataSpec, read: DataRead, workers: int) -> _Pack
             shown = now
             print(f"{done}/{total} images, {done / (now - started):.0f} images/s", flush=True)
     if not packed.good:
-        raise DataError(f"{data.source}: none of its {total} images can be decoded: {packed.bad[0]}")
-    return packed
-
-
-def _decoded(folder: Path, data: DataSpec, read: DataRead, workers: int) -> Iterator[Decoded]:
-    chunks = list(_chunks(read))
-    # spawned, not forked: a fork of a process with threads can hang
-    pool = ProcessPoolExecutor(
-        max(1, min(workers, len(chunks))),
-        get_context("spawn"),
-        start_worker,
-        (str(folder), data.size_px, data.resize),
-    )
-    try:
-        yield from pool.map(decode_chunk, *zip(*chunks, strict=True))
-    except BrokenProcessPool as error:
         raise DataError(
-            f"{data.source}: a decoding process died (out of memory, or a file that crashes the decoder)"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _chunks(read: DataRead) -> Iterator[tuple[int, str, list[str]]]:
-    """(first row, source, members) of at most `_CHUNK` images of one source."""
-    rows = range(len(read.images))
-    for source, group in itertools.groupby(rows, key=lambda row: read.sources[row]):
-        whole = list(group)
-        for start in range(0, len(whole), _CHUNK):
-            chunk = whole[start : start + _CHUNK]
-            yield chunk[0], str(source), [read.images[row].member for row in chunk]
+            f"{files[0][0]}: none of its {total} images can be decoded: {problems.undecodable[0]}"
+        )
+    return packed
 
 
 def _write_index(folder: Path, read: DataRead, pixel_digests: Sequence[str]) -> None:

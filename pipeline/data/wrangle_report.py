@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.decoding import DARK_BELOW
 from pipeline.data.labels.table import some
 from pipeline.data.layout import REPORT
 from pipeline.data.reading import DataRead, read_data
@@ -41,6 +42,8 @@ def build_report(read: DataRead, pixel_digests: Sequence[str] | None = None) -> 
         "unknown_references": _listed(problems.unknown),
         "unmatched_files": _listed(read.unmatched),
         "notes": read.notes,
+        "constant": _listed(problems.constant),
+        "dark": _listed(problems.dark) | {"need_range": problems.need_range},
         "exact_duplicates": {"groups": len(duplicates), "examples": duplicates[:_SHOWN]},
         "label_counts": dict(zip(read.labels, labels_NK.sum(axis=0, dtype=np.int64).tolist(), strict=True)),
         "negative_fraction": float((labels_NK.sum(axis=1) == 0).mean()) if read.labels else None,
@@ -58,6 +61,11 @@ _LEFT_OUT = {
     "without_row": "without a row in the label file",
     "unlisted": "entries of the image list that name no image",
     "unknown_references": "references that name no image",
+}
+
+_ODD_PICTURES = {
+    "constant": "pictures of a single colour",
+    "dark": f"nearly black pictures (brightest value below {DARK_BELOW})",
 }
 
 
@@ -98,6 +106,10 @@ def summary(report: Mapping[str, Any], split: str = "") -> str:
     if report["unmatched_files"]["count"]:
         files = report["unmatched_files"]
         unusual.append(f"{files['count']:,} image files match no name pattern: {some(files['examples'], 3)}")
+    for key, what in _ODD_PICTURES.items():
+        if report[key]["count"]:
+            remedy = "; pictures of 16 bits need data.range: auto" if report[key].get("need_range") else ""
+            unusual.insert(0, f"{report[key]['count']:,} {what}, e.g. {report[key]['examples'][0]}{remedy}")
     if report["exact_duplicates"]["groups"]:
         unusual.append(f"{report['exact_duplicates']['groups']:,} groups of exact duplicates")
     room = max(1, _LINES - len(lines))

@@ -75,13 +75,16 @@ def _fitting(run: RunDir, packed: PackedSet) -> dict[str, Any]:
     """The cell's best checkpoint, if it was trained on pictures packed like these."""
     best = load_checkpoint(run.verify(run.checkpoint_best))
     preprocessing = best["preprocessing"]
-    trained_on, packed_as = (
-        (preprocessing["packed_px"], preprocessing["resize"]),
-        (packed.size_px, packed.resize),
-    )
+    trained_on = (preprocessing["packed_px"], preprocessing["resize"], preprocessing["range"])
+    packed_as = (packed.size_px, packed.resize, packed.range)
     if trained_on != packed_as:
         raise CheckpointError(
-            f"{run.checkpoint_best}: trained on pictures packed at {trained_on[0]} px ({trained_on[1]}), the test "
-            f"set is packed at {packed_as[0]} px ({packed_as[1]}); use one data.size_px and data.resize for both"
+            f"{run.checkpoint_best}: trained on pictures packed as {_words(*trained_on)}, the test set is packed "
+            f"as {_words(*packed_as)}; use one data.size_px, data.resize and data.range for both"
         )
     return best
+
+
+def _words(size_px: int, resize: str, ends: tuple[float, float] | None) -> str:
+    values = f", values {ends[0]:g} to {ends[1]:g}" if ends else ""
+    return f"{size_px} px ({resize}{values})"

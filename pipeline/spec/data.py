@@ -96,8 +96,6 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _patterns_have_their_field(self) -> DataSpec:
-        if self.range != "full":
-            raise ValueError("range: only `full` works in this version; convert the pictures to 8 bits")
         split = self.split
         parts: dict[str, PartSpec | TestSpec | None] = {"test": self.test}
         if isinstance(split, GivenSplit):

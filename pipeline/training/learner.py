@@ -116,6 +116,7 @@ class Learner:
                 "image_px": self.train.eval_image_px or self.train.image_px,
                 "packed_px": packed.size_px,
                 "resize": self.spec.data.resize,
+                "range": packed.range,
                 "mean": list(self.train.model.normalisation.mean),
                 "std": list(self.train.model.normalisation.std),
                 "flips": self.train.tta_hflip,

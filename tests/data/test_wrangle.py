@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pipeline.data.decoding import decode
+from pipeline.data.decoding import Preparation, decode
 from pipeline.data.layout import is_complete, packed_identity, packed_path
 from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_files import PixelFiles
@@ -45,8 +45,8 @@ def test_pixels_labels_and_index_line_up(photos, tmp_path):
     assert packed.labels_NK[:, 0].tolist() == [1] * 6 + [0] * 6
     assert packed.labels_NK[:, 1].tolist() == [0] * 3 + [1] * 6 + [0] * 3
     pixels_NHWC = packed.gather(np.array([11, 0]))
-    np.testing.assert_array_equal(pixels_NHWC[0], decode(jpeg(12), 16, "squash"))
-    np.testing.assert_array_equal(pixels_NHWC[1], decode(jpeg(1), 16, "squash"))
+    np.testing.assert_array_equal(pixels_NHWC[0], decode(jpeg(12), Preparation(16, "squash")))
+    np.testing.assert_array_equal(pixels_NHWC[1], decode(jpeg(1), Preparation(16, "squash")))
 
 
 def test_a_set_of_several_shards_reads_like_one(photos, tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_bad_images_are_set_aside_with_the_reason_and_the_rest_lines_up(photos, 
     packed = PackedSet.open(folder)
     assert packed.ids == ("1", "3", "4", "6", "8", "9", "10", "11", "12")
     assert packed.labels_NK[:, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
-    np.testing.assert_array_equal(packed.gather([4])[0], decode(jpeg(8), 16, "squash"))
+    np.testing.assert_array_equal(packed.gather([4])[0], decode(jpeg(8), Preparation(16, "squash")))
     report = report_of(folder)
     assert report["undecodable"]["count"] == 3
     reasons = " | ".join(report["undecodable"]["examples"])

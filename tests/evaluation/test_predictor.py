@@ -97,5 +97,38 @@ def test_what_cannot_be_is_said(model, tmp_path):
     with pytest.raises(DataError, match=r"notes\.jpg: cannot be decoded"):
         (tmp_path / "notes.jpg").write_text("no picture")
         model(tmp_path / "notes.jpg")
+    with pytest.raises(
+        DataError, match=r"scan\.heic: cannot be decoded: a HEIC picture: install|not an image"
+    ):
+        (tmp_path / "scan.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+        list(model.folder(tmp_path))
     with pytest.raises(PipelineError, match=r"must end in \.pt2 or \.onnx"):
         model.export(tmp_path / "model.pth")
+
+
+def test_whatever_decoding_raises_names_the_picture(model, tmp_path, monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.predictor.decode", fails)
+    (tmp_path / "im.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"im\.jpg: cannot be decoded: needs more memory than there is"):
+        model(tmp_path / "im.jpg")
+
+
+def test_a_damaged_member_of_an_archive_is_named(model, drawn_zip, tmp_path):
+    body = bytearray(drawn_zip.test.read_bytes())
+    with zipfile.ZipFile(drawn_zip.test) as archive:
+        first = min((e for e in archive.infolist() if e.filename.endswith(".jpg")), key=lambda e: e.filename)
+    body[first.header_offset + 300] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(body)
+    with pytest.raises(DataError, match=rf"{first.filename}: cannot be decoded: Bad CRC-32"):
+        list(model.folder(tmp_path / "a.zip"))
+
+
+def test_the_range_of_the_training_set_is_kept(model, monkeypatch):
+    grey_HW = np.linspace(0, 4095, 32 * 32).reshape(32, 32).astype(np.uint16)
+    assert model.preprocessing["range"] is None
+    assert model._pixels(Image.fromarray(grey_HW)).max() == 15
+    monkeypatch.setitem(model.preprocessing, "range", (0, 4095))
+    assert model._pixels(Image.fromarray(grey_HW)).max() == 255
