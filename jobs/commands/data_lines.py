@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from jobs.planning.plan import Plan, PlannedData
+from pipeline.data.summary import data_summary
 from pipeline.storage.files import display_path
 
 
@@ -20,10 +21,13 @@ def data_lines(data: PlannedData) -> str:
     A set that is not packed yet is read as far as that goes without decoding; raises DataError where
     that shows a mistake.
     """
-    from pipeline.data.wrangle_report import data_summary, preview  # numpy takes a while to import
-
     what = "data.test" if data.split is None else "data"
     head = f"{what} {display_path(data.packed)}: {data.reason or 'packed'}"
     packed = data.reason in (None, "new split")
-    text = data_summary(data.packed, data.split) if packed else preview(data.data, test=data.split is None)
+    if packed:
+        text = data_summary(data.packed, data.split)
+    else:
+        from pipeline.data.wrangle_report import preview  # numpy takes a while to import
+
+        text = preview(data.data, test=data.split is None)
     return f"{head}\n{textwrap.indent(text, '  ')}".rstrip()

@@ -28,8 +28,8 @@ class WrangleTask:
         from pipeline.data.layout import packed_path, split_path
         from pipeline.data.packed import PackedSet
         from pipeline.data.splits import make_split, write_split
+        from pipeline.data.summary import data_summary
         from pipeline.data.wrangle import wrangle
-        from pipeline.data.wrangle_report import data_summary
 
         known = known_identity(self.data, self.data_root, test=self.test)
         if known.gone is None:

@@ -16,9 +16,9 @@ from pipeline.data.exif import upright
 from pipeline.data.image_files import open_image, refuse_eps
 from pipeline.data.pixel_files import PixelFiles
 from pipeline.data.sources import Source, open_source
+from pipeline.data.summary import DARK_BELOW
 
 MAX_PIXELS = 178_956_970  # of one image (13,377 x 13,377); decoded, that is half a gigabyte
-DARK_BELOW = 16  # of 255: the brightest value of a nearly black image is below it
 
 
 @dataclass(frozen=True)

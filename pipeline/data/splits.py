@@ -10,16 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.columns import SplitColumns
-from pipeline.data.labels.table import some
 from pipeline.data.packed import PackedSet
 from pipeline.data.split_methods import SPLITS, Rows, divide
+from pipeline.data.summary import split_lines
 from pipeline.errors import DataError
 from pipeline.seeding import seeded
 from pipeline.spec import ColumnSplit, DataSpec
 from pipeline.storage.files import read_json, write_json
 
 # N images, K labels
-_IMAGE_OF = {"train": "training", "validation": "validation"}
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,8 @@ class Split:
 
     def summary(self) -> str:
         """One line for the log, and one per reason why images were left out."""
-        parts = [f"{name} {len(getattr(self, name))}" for name in SPLITS if len(getattr(self, name))]
-        lines = ["split: " + ", ".join(parts)]
-        for reason, names in self.left_out.items():
-            lines.append(f"left out: {len(names)} {reason}, e.g. {names[0]}")
-        for name, labels in self.labels_without.items():
-            what = "1 label has" if len(labels) == 1 else f"{len(labels)} labels have"
-            lines.append(f"unusual: {what} no {_IMAGE_OF[name]} image: {some(labels)}")
-        return "\n".join(lines)
+        sizes = {name: len(getattr(self, name)) for name in SPLITS}
+        return split_lines(sizes, self.left_out, self.labels_without)
 
 
 def make_split(data: DataSpec, packed: PackedSet, columns: SplitColumns | None = None) -> Split:

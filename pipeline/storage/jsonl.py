@@ -16,7 +16,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     A line cut short by a kill is left out, and one that does not fit its `crc`, where it has one.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     rows = []

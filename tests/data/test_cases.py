@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from pipeline.data.reading import read_data
-from pipeline.data.wrangle_report import build_report, summary
+from pipeline.data.summary import summary
+from pipeline.data.wrangle_report import build_report
 from pipeline.errors import DataError
 from pipeline.spec.reading import read_spec
 

@@ -10,8 +10,8 @@ from pipeline.data.decode_pool import common_range
 from pipeline.data.decoding import Preparation, decode
 from pipeline.data.layout import packed_identity
 from pipeline.data.packed import PackedSet
+from pipeline.data.summary import summary
 from pipeline.data.wrangle import wrangle
-from pipeline.data.wrangle_report import summary
 from tests.conftest import data_spec, encoded, jpeg, write_zip
 
 ROWS = 0, 1, 100, 2048, 4095, 4096, 40_000, 65_535

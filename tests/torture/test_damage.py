@@ -97,6 +97,10 @@ def places(plan, run):
     for path in (experiment.leaderboard, experiment.comparisons):
         found[path.name] = (path, ranked_anew)
     found["selected.json"] = (experiment.selected, lambda: not plan.evaluation.is_done)
+    found["data.json"] = (
+        experiment.data,
+        lambda: refused(lambda: read_json(experiment.data), experiment.data),
+    )
     events = read_jsonl(experiment.ledger)
 
     def only_true_lines():
@@ -122,7 +126,7 @@ NAMES = [
     *("images-000.npy", "labels.npy", "index.csv", "wrangle_report.json", "dataset.json", "split"),
     *("checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt", "manifest.json", "spec.yaml"),
     *("provenance.json", "metrics.jsonl", "scores_val.npz", "report.json", "scores_test.npz"),
-    *("leaderboard.csv", "comparisons.csv", "selected.json", "ledger.jsonl", "code.zip"),
+    *("leaderboard.csv", "comparisons.csv", "selected.json", "ledger.jsonl", "code.zip", "data.json"),
 ]
 
 
