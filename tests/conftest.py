@@ -78,6 +78,14 @@ def data_spec(source, **settings):
     return DataSpec.model_validate({"source": str(source), **settings})
 
 
+def rewritten(path, change):
+    """The zip again, with its files as `change` leaves them."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    change(files)
+    write_zip(path, files)
+
+
 @pytest.fixture
 def photos(tmp_path):
     """12 photographs with two labels, in a zip: dog on 1-6, tree on 4-9, 10-12 negative."""

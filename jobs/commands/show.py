@@ -16,6 +16,7 @@ from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, make_plan
 from jobs.planning.status import CellStatus, local_status
 from jobs.slurm.sbatch import Submitter, refuse_early
+from pipeline.data.layout import read_dataset
 from pipeline.errors import SpecError
 from pipeline.spec import LOWER_IS_BETTER, in_training
 from pipeline.storage.files import display_path
@@ -132,6 +133,10 @@ def inspect(request: Request) -> int:
         test = data.split is None
         name = "inspect" + ("-test" if test else f"-{number + 1}" if number else "") + ".png"
         ends = data.data.range if isinstance(data.data.range, tuple) else None
+        if data.data.range == "auto":
+            ends = (read_dataset(data.packed) or {}).get("range")
+            if ends is None:
+                print("  pictures of more than 8 bits may look black here: their range is found by wrangle")
         contact_sheet(read_data(data.data, test=test), planned.experiment.path / name, ends)
         print(
             f"  twelve images with their labels: {display_path(planned.experiment.path / name)}", flush=True

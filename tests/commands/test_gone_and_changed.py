@@ -2,14 +2,13 @@
 
 import re
 import shutil
-import zipfile
 
 import pytest
 
 from jobs.planning.plan import make_plan
 from pipeline.spec.reading import read_spec
 from tests.cells import jobs, packed_project
-from tests.conftest import write_zip
+from tests.conftest import rewritten
 
 
 def own(spec, drawn_zip, folder):
@@ -26,13 +25,6 @@ def packed(tmp_path, drawn_zip):
     archives = own(spec, drawn_zip, tmp_path)
     assert jobs("plan", spec, cwd=tmp_path)[0] == 0
     return spec, archives
-
-
-def rewrite(archive, change):
-    with zipfile.ZipFile(archive) as opened:
-        files = {name: opened.read(name) for name in opened.namelist()}
-    change(files)
-    write_zip(archive, files)
 
 
 def test_a_plan_says_once_that_a_source_is_gone_and_uses_what_was_packed(packed, tmp_path):
@@ -77,7 +69,7 @@ def test_changed_data_is_explained_until_its_cells_are_run(packed, tmp_path):
 
     assert "has changed" not in jobs("plan", spec, cwd=tmp_path)[1]
     make_plan(read_spec(spec)).remember_data()
-    rewrite(archive, change)
+    rewritten(archive, change)
     for _ in range(2):
         status, printed = jobs("plan", spec, cwd=tmp_path)
         assert status == 0, printed
@@ -96,7 +88,7 @@ def test_a_grid_says_what_has_changed_and_then_no_more(packed, tmp_path):
     spec, (archive, _) = packed
     epochs = ["--set", "train.epochs=1"]
     assert jobs("grid", spec, *epochs, cwd=tmp_path)[0] == 0
-    rewrite(archive, lambda files: files.pop("images/im9.jpg"))
+    rewritten(archive, lambda files: files.pop("images/im9.jpg"))
     status, printed = jobs("grid", spec, *epochs, cwd=tmp_path)
     assert status == 0, printed
     assert printed.count("images: 1 removed (im9.jpg)") == 1

@@ -1,7 +1,6 @@
 """What is known of a set once its source is gone or has changed."""
 
 import shutil
-import zipfile
 
 import pytest
 
@@ -11,7 +10,7 @@ from pipeline.data.history import changes, known_identity, remember_identity, se
 from pipeline.data.layout import packed_identity
 from pipeline.data.wrangle import wrangle
 from pipeline.errors import DataError
-from tests.conftest import data_spec, jpeg, write_zip
+from tests.conftest import data_spec, jpeg, rewritten
 
 
 @pytest.fixture
@@ -28,14 +27,6 @@ def packed(data, root, *, test=False):
     identity = packed_identity(data, root / "digests", test=test)
     remember_identity(data, root, identity, test=test)
     return folder, identity
-
-
-def rewritten(photos, change):
-    """The zip again, with its files as `change` leaves them."""
-    with zipfile.ZipFile(photos) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    change(files)
-    write_zip(photos, files)
 
 
 def test_the_set_of_a_source_that_is_gone_is_still_known(photos, root):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from pipeline.data.labels.table import LabelTable, some
+from pipeline.data.labels.table import LabelTable, as_list, some
 from pipeline.data.labels.text_table import matches
 from pipeline.errors import DataError
 from pipeline.spec import LabelNames
@@ -58,7 +58,7 @@ def choose_labels(table: LabelTable, names: LabelNames) -> LabelTable:
     if odd and names.only is None:
         table.notes.append(
             f"{some(odd)} may be no label but a split or a list of something; if so, write "
-            f"labels.except: [{', '.join(odd)}]"
+            f"labels.except: {as_list(odd)}"
         )
     return table
 

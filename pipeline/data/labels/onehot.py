@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.data.labels.table import LabelTable, most_common, some
+from pipeline.data.labels.table import LabelTable, as_list, most_common, some
 from pipeline.data.labels.text_table import Layout, TextTable, same_value
 from pipeline.errors import DataError
 from pipeline.spec import OneHotLabels
 
+_HELD = 100  # different values of a column that are counted: free text has millions
 _UNKNOWN_LATER = "(unknown and soft labels are not supported yet)"
 
 
@@ -85,7 +86,8 @@ class _Cells(dict[str, bool | None]):
 
     def refuse(self, column: str, cell: str, line: int) -> None:
         self.first = self.first or f"line {line}"
-        self.refused.setdefault(column, Counter())[cell.strip()] += 1
+        held = self.refused.setdefault(column, Counter())
+        held[cell.strip() if len(held) < _HELD or cell.strip() in held else "others"] += 1
 
 
 def _label_columns(table: TextTable, labels: OneHotLabels, besides: Sequence[str]) -> list[int]:
@@ -132,7 +134,7 @@ def _refusal(place: str, names: Sequence[str], cells: _Cells, rows: int) -> str:
     if ignore:
         shown = "; ".join(f"{name}: {most_common(cells.refused[name], 3)}" for name in ignore[:5])
         parts.append(
-            f"{len(ignore)} columns hold no 0 and 1 ({shown}); leave them out by labels.ignore: [{', '.join(ignore)}]"
+            f"{len(ignore)} columns hold no 0 and 1 ({shown}); leave them out by labels.ignore: {as_list(ignore)}"
         )
         if len(ignore) == len(names):
             parts[-1] += ", or, if they list labels, write labels.format: list_csv"

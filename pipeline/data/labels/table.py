@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -87,6 +89,12 @@ def some(texts: Iterable[str], shown: int = 5) -> str:
     known = list(texts)
     more = f" and {len(known) - shown} more" if len(known) > shown else ""
     return ", ".join(known[:shown]) + more
+
+
+def as_list(names: Iterable[str]) -> str:
+    """Names as a list of YAML, for a line that a person copies."""
+    plain = re.compile(r"[A-Za-z_][\w ./-]*")
+    return f"[{', '.join(name if plain.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in names)}]"
 
 
 def most_common(counter: Counter[str], shown: int = 5) -> str:
