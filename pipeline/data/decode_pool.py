@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from pipeline.data.decoding import Decoded, Preparation, decode_chunk, measure_chunk, start_worker
@@ -68,7 +71,9 @@ def _in_pool(
         (str(folder), preparation),
     )
     try:
-        yield from pool.map(task, *zip(*calls, strict=True))
+        with _without_main():
+            results = pool.map(task, *zip(*calls, strict=True))  # starts the processes
+        yield from results
     except BrokenProcessPool as error:
         sources = ", ".join(sorted({str(call[-2]) for call in calls}))
         raise DataError(
@@ -76,3 +81,18 @@ def _in_pool(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that start meanwhile do not run the main module again.
+
+    They need nothing of it, its imports cost them more than their own, and a script that calls `wrangle`
+    at its top level would start itself without end.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -14,9 +14,9 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.exif import upright
 from pipeline.data.image_files import open_image, refuse_eps
+from pipeline.data.images import DARK_BELOW
 from pipeline.data.pixel_files import PixelFiles
 from pipeline.data.sources import Source, open_source
-from pipeline.data.summary import DARK_BELOW
 
 MAX_PIXELS = 178_956_970  # of one image (13,377 x 13,377); decoded, that is half a gigabyte
 

@@ -18,6 +18,7 @@ IMAGE_ENDINGS = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic",
     ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".dib", ".pcx", ".ico",
 })  # fmt: skip
+DARK_BELOW = 16  # of 255: the brightest value of a nearly black image is below it
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.images import DARK_BELOW
 from pipeline.data.labels.table import some
 from pipeline.data.layout import REPORT
 from pipeline.storage.files import read_json_or_empty
 
-DARK_BELOW = 16  # of 255: the brightest value of a nearly black image is below it
 _LINES = 10
 _LABELS_SHOWN = 8
 _IMAGE_OF = {"train": "training", "validation": "validation"}

@@ -46,7 +46,6 @@ from pipeline.storage.files import (
 from pipeline.storage.host import cores
 
 # N images, K labels
-_CHUNK = 64  # images per task: large enough to hide the cost of passing it on, small enough for an even load
 
 
 def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int | None = None) -> Path:

@@ -17,12 +17,14 @@ from pathlib import Path
 import sections
 from headlines import keep
 from measure import ROOT, Scale
+from on_labels import labels
 from on_report import report
 from on_slurm import slurm
 
 PAGE = ROOT / "docs" / "performance.md"
 SECTIONS = {
     "wrangle": sections.wrangle,
+    "labels": labels,
     "start": sections.start,
     "step": sections.step,
     "train": sections.train,

@@ -1,6 +1,8 @@
 """Every kind of picture comes out as upright RGB."""
 
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -11,7 +13,7 @@ from PIL import Image
 from pipeline.data import decoding
 from pipeline.data.decoding import Preparation, decode, decode_chunk, start_worker
 from pipeline.data.pixel_files import PixelFiles
-from tests.conftest import encoded, jpeg, write_zip
+from tests.conftest import ROOT, encoded, jpeg, write_zip
 
 RED, GREY = (200, 30, 40), 120
 
@@ -184,3 +186,10 @@ def test_a_worker_reads_several_sources_and_opens_each_once(worker, tmp_path, mo
     assert opened == [str(one), str(other)]
     for row, seed in enumerate((1, 2, 1)):
         np.testing.assert_array_equal(worker.read([row])[0], decode(jpeg(seed), Preparation(16, "squash")))
+
+
+def test_a_decoding_process_imports_nothing_of_the_spec():
+    """Every worker pays for its imports; the spec's cost 0.2 s each."""
+    code = "import sys, pipeline.data.decoding; assert 'pydantic' not in sys.modules, 'the spec'"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

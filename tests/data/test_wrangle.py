@@ -355,3 +355,20 @@ def test_the_shared_photographs(shared, tmp_path):
     assert (report["packed"], report["undecodable"]["count"]) == (400, 0)
     assert len(report["label_counts"]) == 14
     assert 0.3 < report["negative_fraction"] < 0.6
+
+
+def test_a_script_may_wrangle_at_its_top_level_without_starting_itself_again(tmp_path, photos):
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "print('began')\n"
+        "from pipeline.data.wrangle import wrangle\n"
+        "from pipeline.spec.reading import read_spec\n"
+        f"print(wrangle(read_spec(Path({str(tmp_path / 'a.yaml')!r})).spec.data, Path('packed'), workers=2))\n"
+    )
+    (tmp_path / "a.yaml").write_text(
+        f"data: {{source: {photos}, images: 'images/im{{id}}.jpg', size_px: 16}}\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("began") == 1
