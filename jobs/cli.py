@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
-from jobs.commands.verbs import OTHER_NAMES, VERBS, Verb
+from jobs.commands.verbs import OTHER_NAMES, VERBS
 from pipeline import __version__
 from pipeline.errors import PipelineError
 
@@ -25,7 +25,7 @@ NOBODY_READS = 128 + signal.SIGPIPE
 _STATUSES = """\
 exit status:
   0  everything asked for is done, or queued
-  1  a cell or a stage failed
+  1  a cell or a stage failed, or you stopped it: the same command goes on from there
   2  the request cannot be carried out; the message says why"""
 
 
@@ -74,14 +74,15 @@ def _run(arguments: list[str]) -> int:
         options = _parser(program, name).parse_args(rest)
     except SystemExit as end:  # argparse has said why
         return int(end.code or 0)
-    result = _call(VERBS[name], options)
+    result = _call(name, options)
     if isinstance(result, str):
         print(result)
         return 0
     return result
 
 
-def _call(verb: Verb, options: argparse.Namespace) -> int | str:
+def _call(name: str, options: argparse.Namespace) -> int | str:
+    verb = VERBS[name]
     if not verb.takes_spec:
         return _started(verb.function)(**vars(options))
     from jobs.clusters.profile import default_cluster, load_profile
@@ -94,7 +95,9 @@ def _call(verb: Verb, options: argparse.Namespace) -> int | str:
     profile = load_profile(cluster, of_cluster)
     loaded = read_spec(options.spec, [text for text in overrides if text not in of_cluster])
     on_slurm = verb.on_slurm if profile.scheduler == "slurm" else None
-    return _started(on_slurm or verb.function)(Request(loaded, cluster, profile, options.run))
+    return _started(on_slurm or verb.function)(
+        Request(loaded, cluster, profile, options.run, tuple(overrides), options.cluster is not None, name)
+    )
 
 
 def _started(function: str) -> Callable[..., int | str]:

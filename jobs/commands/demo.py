@@ -33,7 +33,7 @@ def demo() -> int:
   {display_path(results)}/report.html
   {display_path(results)}/submission.csv
 Type next:
-  make grid SPEC={spec} SET="train.epochs=20"     a longer run; completed work is not repeated
+  make grid SPEC={spec} SET="train.epochs=20"     cells of 20 epochs, ranked beside those of 8
   make select SPEC={spec} RUN=<cell>              another cell for the submission
   .venv/bin/tensorboard --logdir experiments/     the curves
   make data                                       MIRFLICKR-25000, for experiments/optimizers.yaml""")

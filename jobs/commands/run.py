@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,10 @@ from jobs.planning.tasks import (
     wrangle_task,
 )
 from jobs.stages import EXIT_STOPPED, Task
-from pipeline.errors import SubmissionError
+from pipeline.errors import SubmissionError, TrainingError
 from pipeline.spec.reading import read_spec
 from pipeline.storage.files import display_path
+from pipeline.storage.ownership import owned
 from pipeline.storage.run_dir import RunDir
 
 FAILED = 1
@@ -51,7 +53,17 @@ def grid(request: Request) -> int:
 
 
 def _grid(request: Request) -> tuple[int, bool]:
-    """(exit status, whether it came to the leaderboard)"""
+    """(exit status, whether it came to the leaderboard); a SubmissionError where another process runs this grid."""
+    experiment = experiment_dir(request.loaded)
+    with contextlib.ExitStack() as alone:
+        try:
+            alone.enter_context(owned(experiment.path, "this grid"))
+        except TrainingError as error:
+            raise SubmissionError(f"{error}; `{request.command('status')} WATCH=1` shows it") from error
+        return _run_grid(request)
+
+
+def _run_grid(request: Request) -> tuple[int, bool]:
     plan = make_plan(request.loaded)
     missing = plan.missing
     spec = display_path(request.loaded.path)
@@ -71,7 +83,7 @@ def _grid(request: Request) -> tuple[int, bool]:
         if outcome is None:
             return FAILED, False
         if outcome.stopped:
-            print(f"stopped; `make grid SPEC={spec}` goes on from here", flush=True)
+            print(f"paused; `{request.command()}` goes on from here", flush=True)
             return FAILED, False
         failed = FAILED if outcome.failed or held else 0
     else:

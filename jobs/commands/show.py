@@ -45,7 +45,9 @@ def table(request: Request, plan: Plan) -> str:
     slurm = request.profile.scheduler == "slurm"
     grid_status = submit.grid_status_of(request, plan) if slurm else local_status(plan)
     by = plan.loaded.spec.train.monitor
-    rows = [["cell", "state", "epoch", f"best {in_training(by)}", "elapsed", "left", "job", "reason"]]
+    lower = " (lower is better)" if by in LOWER_IS_BETTER else ""
+    best = f"best {in_training(by)}{lower}"
+    rows = [["cell", "state", "epoch", best, "in epoch", "last", "elapsed", "left", "job", "reason"]]
     rows += [_row(cell, by) for cell in grid_status.cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -67,17 +69,22 @@ def _row(cell: CellStatus, by: str) -> list[str]:
     left = ""
     if state == "running" and 0 < epoch < epochs:
         left = "~" + clock(seconds_left(newest, epochs))
-    best = newest.get(f"validation/{by}")
     return [
         run.name,
         state,
         f"{epoch}/{epochs}",
-        "" if best is None else f"{best:.4f}" + ("" if by not in LOWER_IS_BETTER else " (lower)"),
+        _number(newest.get("best_value")),
+        str(newest.get("best_epoch", "")),
+        _number(newest.get(f"validation/{by}")),
         clock(elapsed) if elapsed else "",
         left,
         cell.job or "",
         _first_line(cell.state.reason if cell.state and cell.kind == "active" else cell.why),
     ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _first_line(text: str) -> str:

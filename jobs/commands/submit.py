@@ -72,8 +72,7 @@ def _submit(request: Request, *, submission: bool) -> int:
         what = f" ({plural(cells, 'cell')} in {plural(len(jobs), 'job')})" if cells else ""
         print(f"queued {batch.key}: {jobs[0].split('_')[0]}{what}")
     print(
-        f"All jobs are queued. Check them with `make status SPEC={display_path(plan.loaded.path)} "
-        f"CLUSTER={request.cluster}`.",
+        f"All jobs are queued. Check them with `{request.command('status')}`.",
         flush=True,
     )
     return 0

@@ -12,6 +12,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.local.progress import last_epoch
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED
 from pipeline.errors import PipelineError
 from pipeline.storage.ownership import owner
@@ -40,7 +41,7 @@ def stage_ending(status: int, log: Path, start: int) -> str:
     if status == 0:
         return "done"
     if status == EXIT_STOPPED:
-        return "stopped, saved"
+        return "stopped, nothing of it is kept; the same command begins it again"
     return killed_by(-status) if status < 0 else last_error(log, start) or f"exit status {status}"
 
 
@@ -58,7 +59,8 @@ def cell_ending(
         error = run.read_manifest().get("error")
         return EXIT_FAILED, last_error(run.log, mark.log_bytes) or str(error)
     if status == EXIT_STOPPED or (status < 0 and stopped):
-        return status, stage_ending(status, run.log, mark.log_bytes)
+        # the state is saved at every epoch's end where that is cheap, and on a stop
+        return EXIT_STOPPED, f"paused, resumes at epoch {last_epoch(run.metrics).get('epoch', 0) + 1}"
     record_failure(run, identity, reason)
     return status or EXIT_FAILED, reason
 

@@ -16,10 +16,11 @@ from types import FrameType
 from jobs.local.endings import Mark, cell_ending, death_reason, record_failure, stage_ending
 from jobs.local.progress import Progress
 from jobs.local.slots import Slots
-from jobs.stages import EXIT_FAILED, Task, TrainTask, encode, needed_imports
+from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Task, TrainTask, encode, needed_imports
 from pipeline.errors import LaunchError
 
 _POLL_S = 0.1
+_MARKS = {0: "ok", EXIT_STOPPED: "...."}  # what is not marked so has failed
 
 ENVIRONMENT = {  # of every process that runs a stage
     # glibc gives every large tensor back to the kernel, and the page faults cost more than small steps do
@@ -70,7 +71,7 @@ class Outcome:
         """Jobs ended: (name, exit status, words) of each."""
         for name, status, words in endings:
             self.status[name], self.words[name] = status, words
-            progress.ended(name, words, ok=status == 0)
+            progress.ended(name, words, _MARKS.get(status, "FAIL"))
 
 
 def run_jobs(

@@ -20,7 +20,7 @@ _BAR_WIDTH = 24
 class Progress:
     """Reports on `total` jobs; the live line shows the epoch and score of what runs."""
 
-    def __init__(self, what: str, total: int, by: str = "f1_micro", out: TextIO | None = None) -> None:
+    def __init__(self, what: str, total: int, by: str = "map_macro", out: TextIO | None = None) -> None:
         self.what, self.total, self.tag, self.by = what, total, f"validation/{by}", in_training(by)
         self.out = out or sys.stdout
         self.live = self.out.isatty()
@@ -33,16 +33,14 @@ class Progress:
         """A job began."""
         self.running[name] = (watch, epochs, time.monotonic())
 
-    def ended(self, name: str, how: str, *, ok: bool) -> None:
-        """A job ended; `how` in a few words."""
+    def ended(self, name: str, how: str, mark: str = "ok") -> None:
+        """A job ended; `how` in a few words, `mark` says whether well (`ok`)."""
         watch, epochs, began = self.running.pop(name)
         self.done += 1
         row = last_epoch(watch) if epochs else {}
-        score = row.get(self.tag)
-        result = f"  {self.by} {score:.4f}" if ok and score is not None else ""
+        result = f"  {self._score(row)}" if mark == "ok" and row else ""
         seconds = time.monotonic() - began
-        mark = "ok  " if ok else "FAIL"
-        self._line(f"  {mark} {self.done}/{self.total} {name}: {how}{result}  ({seconds:.0f} s)")
+        self._line(f"  {mark:<4} {self.done}/{self.total} {name}: {how}{result}  ({seconds:.0f} s)")
 
     def tick(self) -> None:
         """Redraw the live block, or now and then print it as one plain line."""
@@ -68,11 +66,20 @@ class Progress:
         if not row:
             return f"{name}: {_bar(watch) if not epochs else ''}{time.monotonic() - began:.0f} s"
         parts = [f"{name}: epoch {row['epoch']}/{epochs}"]
-        for tag, shown in (("train/loss", "loss {:.4f}"), (self.tag, self.by + " {:.4f}"),
-                           ("train/images_per_s", "{:.0f} images/s")):  # fmt: skip
-            if row.get(tag) is not None:
-                parts.append(shown.format(row[tag]))
+        if row.get("train/loss") is not None:
+            parts.append(f"loss {row['train/loss']:.4f}")
+        parts.append(self._score(row))
+        if row.get("train/images_per_s") is not None:
+            parts.append(f"{row['train/images_per_s']:.0f} images/s")
         return "  ".join([*parts, f"~{clock(seconds_left(row, epochs))} left"])
+
+    def _score(self, row: dict[str, Any]) -> str:
+        """The best epoch's value and which it is, and the last one's beside it."""
+        last, best, epoch = row.get(self.tag), row.get("best_value"), row.get("best_epoch")
+        if best is None or last is None:
+            return "" if last is None else f"{self.by} {last:.4f} in epoch {row['epoch']}"
+        text = f"best {self.by} {best:.4f} in epoch {epoch}"
+        return text if epoch == row["epoch"] else f"{text} (last {last:.4f})"
 
     def _line(self, text: str) -> None:
         self.out.write(self._erased() + text + "\n")

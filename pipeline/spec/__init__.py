@@ -15,6 +15,7 @@ from pipeline.spec.evaluate import EvaluateSpec, SubmissionSpec, TopCells
 from pipeline.spec.fields import (
     LOWER_IS_BETTER, METRICS, OUTSIDE, SAME_BATCHES, SAME_BATCHES_OF_PIXELS, CalibrationMethod, Count, MetricName,
     Positive, Section, Seed, Share, TunedMetric, expand_path, in_training,
+    needs_decisions,
 )
 from pipeline.spec.grid_section import GridSpec
 from pipeline.spec.labels import (
@@ -23,8 +24,8 @@ from pipeline.spec.labels import (
 )
 from pipeline.spec.model_names import IMAGENET, Normalisation
 from pipeline.spec.recipe import (
-    Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, FocalLoss, LossSpec,
-    OneCycle, OptimizerSpec, Plateau, RmsProp, SamplingSpec, ScheduleSpec, Sgd, SoftF1Loss, SoftmaxF1Loss,
+    Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, CosineRestarts, FocalLoss,
+    LossSpec, OneCycle, OptimizerSpec, Plateau, RmsProp, SamplingSpec, ScheduleSpec, Sgd, SoftF1Loss, SoftmaxF1Loss,
     Step,
 )
 from pipeline.spec.run import ResourceRule, RunSpec

@@ -35,9 +35,14 @@ MARKS = (
 )  # for this program alone, not for readers of the JSON Schema
 
 
+def needs_decisions(metric: str) -> bool:
+    """Whether a metric (or `loss`) is one of decisions, not of scores."""
+    return metric not in _UNDECIDED
+
+
 def in_training(metric: str) -> str:
     """The name of a metric that training logs: what needs decisions is decided at 0.5, whatever ranks the cells."""
-    return metric if metric in _UNDECIDED else f"{metric}@0.5"
+    return f"{metric}@0.5" if needs_decisions(metric) else metric
 
 
 def _number(value: Any) -> Any:

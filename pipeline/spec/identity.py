@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from pipeline.spec import IMAGENET, TrainSpec
+from pipeline.spec import IMAGENET, TrainSpec, needs_decisions
 
 
 def canonical(section: BaseModel) -> dict[str, Any]:
@@ -75,9 +75,15 @@ def pixel_versions(train: TrainSpec, *, is_augmented: bool = True) -> dict[str, 
     return versions
 
 
+def _rule_versions(train: TrainSpec) -> dict[str, Any]:
+    """What of the choice of the best epoch differs from its first way."""
+    # ties keep the lower loss, and epochs without a decision do not wait; other monitors hardly tie
+    return {"monitor_version": 2} if needs_decisions(train.monitor) else {}
+
+
 def cell_identity(train: TrainSpec, data_digest: str, weights_digest: str | None) -> str:
     """The identity of a cell: its training settings, the content of its data, of its weights file."""
-    settings = canonical(train) | pixel_versions(train)
+    settings = canonical(train) | pixel_versions(train) | _rule_versions(train)
     if weights_digest is not None:
         settings["model"] = canonical(train.model) | {"weights": f"sha256:{weights_digest}"}
     return digest({"data": data_digest, "train": settings})

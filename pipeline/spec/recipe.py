@@ -197,6 +197,21 @@ class Cosine(_Schedule):
     """The learning rate at the end, as a fraction of `lr`."""
 
 
+class CosineRestarts(_Schedule):
+    """Cosines that begin anew at the learning rate: warm restarts (SGDR, Loshchilov & Hutter 2017).
+
+    The best epochs lie at the ends of cycles. 3 cycles of 5, 10 and 20 epochs take 35 epochs.
+    """
+
+    name: Literal["cosine_restarts"]
+    first_epochs: Positive = 5.0
+    """The length of the first cycle in epochs, counted after the warm-up."""
+    factor: Annotated[Number, Field(ge=1)] = 2.0
+    """How many times as long each cycle is as the one before. 1: all are equally long."""
+    final_fraction: Share = 0.0
+    """The learning rate at the end of a cycle, as a fraction of `lr`."""
+
+
 class Step(_Schedule):
     """The learning rate times `factor` every `every_epochs`."""
 
@@ -216,7 +231,19 @@ class OneCycle(_Schedule):
     start_fraction: Share = 0.04
     """The learning rate at the start, as a fraction of `lr`."""
     final_fraction: Share = 4e-6
-    """The learning rate at the end, as a fraction of `lr`."""
+    """The learning rate at the last step, as a fraction of `lr`."""
+    momentum: tuple[Share, Share] | None = Field(default=(0.85, 0.95), json_schema_extra={"introduced": None})
+    """[lowest, highest] momentum: it falls while the rate rises and rises while that falls, as in the paper.
+
+    It takes the place of the optimizer's `momentum`, or of the first of its `betas`; a momentum of 0 stays.
+    null: the optimizer's own throughout.
+    """
+
+    @model_validator(mode="after")
+    def _ordered(self) -> OneCycle:
+        if self.momentum is not None and not self.momentum[0] <= self.momentum[1] < 1:
+            raise ValueError(f"momentum is [lowest, highest] below 1, got {list(self.momentum)}")
+        return self
 
 
 class Plateau(_Schedule):
@@ -229,4 +256,6 @@ class Plateau(_Schedule):
     """Epochs in a row without improvement after which the rate falls."""
 
 
-ScheduleSpec = Annotated[Constant | Cosine | Step | OneCycle | Plateau, Discriminator("name")]
+ScheduleSpec = Annotated[
+    Constant | Cosine | CosineRestarts | Step | OneCycle | Plateau, Discriminator("name")
+]

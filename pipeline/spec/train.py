@@ -192,10 +192,13 @@ class TrainSpec(Section):
 
     fp16 needs a GPU.
     """
-    monitor: Literal[MetricName, "loss"] = Field(default="f1_micro", json_schema_extra=SAME_BATCHES)
+    monitor: Literal[MetricName, "loss"] = Field(
+        default="map_macro", json_schema_extra={**SAME_BATCHES, "introduced": "f1_micro"}
+    )
     """The validation metric that chooses the best epoch, and that `patience_epochs` and `plateau` watch.
 
-    Metrics that need decisions use threshold 0.5 here.
+    Of equal values the one with the lower validation loss is better. Metrics that need decisions use
+    threshold 0.5 here; an epoch in which no label reaches it does not count as waiting.
     """
     sampling: SamplingSpec = SamplingSpec()
     """Which images an epoch takes, and how often."""

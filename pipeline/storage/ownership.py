@@ -27,9 +27,9 @@ _held: dict[Path, _Lock] = {}  # of this process
 
 
 @contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Own `folder`; raises TrainingError that names the owner where there is a live one."""
-    lock = _Lock(folder / ".lock")
+def owned(folder: Path, what: str = "this cell") -> Iterator[None]:
+    """Own `folder`; raises TrainingError that names the owner where there is a live one, and `what` it works on."""
+    lock = _Lock(folder / ".lock", what)
     try:
         lock.take()
     except OSError as error:
@@ -62,8 +62,9 @@ def owner(folder: Path) -> str:
 
 
 class _Lock:
-    def __init__(self, path: Path) -> None:
-        self.path, self.me = path, _identity()
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what, self.me = path, what, _identity()
+        self.began = time.strftime("%H:%M")
         self._ended = threading.Event()
         self._descriptor = -1
 
@@ -105,7 +106,8 @@ class _Lock:
         else:
             dead = self._watched_dead(seen)
         if not dead:
-            raise TrainingError(f"{self.path.parent}: {_described(seen)} works on this cell already")
+            since = f" since {owner['began']}" if owner.get("began") else ""
+            raise TrainingError(f"{self.path.parent}: {_described(seen)} works on {self.what} already{since}")
         aside = self.path.with_name(f".lock.{self.me['token']}")
         with contextlib.suppress(FileNotFoundError):  # a rival was faster
             self.path.rename(aside)
@@ -134,7 +136,9 @@ class _Lock:
 
     def _write(self, beat: int) -> None:
         # into the open file, never to the path: that may be another owner's by now
-        os.pwrite(self._descriptor, (json.dumps(self.me | {"beat": beat}) + "\n").encode(), 0)
+        os.pwrite(
+            self._descriptor, (json.dumps(self.me | {"began": self.began, "beat": beat}) + "\n").encode(), 0
+        )
         os.fsync(self._descriptor)
 
 

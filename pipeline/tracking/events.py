@@ -25,6 +25,7 @@ from tensorboard.plugins.pr_curve import metadata as pr_curves
 # N images
 _THRESHOLDS = 51  # of a PR curve: every 2 %, 1.3 kB a label
 _BINS = 20
+NO_TAGS = frozenset({"step", "epoch", "best_epoch", "best_value"})  # of a row of metrics.jsonl: no curves
 
 Value = Any  # a Summary.Value; protocol buffers carry no types
 
@@ -40,7 +41,7 @@ def kept(paths: Iterable[Path], rows: Sequence[Mapping[str, Any]], until: int) -
                 if event.step <= until:
                     found[value.tag, event.step] = at(event.step, value, wall_time=event.wall_time)
     for row in rows:
-        for tag in row.keys() - {"step", "epoch"}:
+        for tag in row.keys() - NO_TAGS:
             found.setdefault((tag, row["step"]), at(row["step"], scalar(tag, row[tag])))
     return sorted(found.values(), key=lambda event: int(event.step))
 

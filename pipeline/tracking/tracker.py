@@ -67,9 +67,15 @@ class Tracker:
         if resumed_at == 0:
             self._add(0, events.session_start(run.name, settings))
 
-    def log(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """One row of `tag -> value` after `step` steps and in `epoch`, counted from 1."""
-        line = json.dumps({"step": step, "epoch": epoch, **values}) + "\n"
+    def log(
+        self, step: int, epoch: int, values: Mapping[str, float], *, best: tuple[int, float] | None = None
+    ) -> None:
+        """One row of `tag -> value` after `step` steps and in `epoch`, counted from 1.
+
+        In the file, the row of an epoch also names the best one so far: `best` is (epoch, value).
+        """
+        so_far = {"best_epoch": best[0], "best_value": best[1]} if best else {}
+        line = json.dumps({"step": step, "epoch": epoch, **so_far, **values}) + "\n"
         self._hash.update(line.encode())
         self._file.write(line)
         self._file.flush()

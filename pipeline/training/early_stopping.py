@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,17 +16,23 @@ from pipeline.spec import LOWER_IS_BETTER
 from pipeline.storage.run_dir import RunDir
 
 
-def improves(monitor: str, value: float, best: float | None) -> bool:
-    """Whether `value` is better than the best so far by this metric (or loss)."""
-    return best is None or (value < best if monitor in LOWER_IS_BETTER else value > best)
-
-
 @dataclass(frozen=True)
 class BestEpoch:
-    """The monitored value of the best epoch, counted from 1."""
+    """The monitored value of the best epoch, counted from 1; its validation loss decides between equal values.
+
+    `waited` counts the epochs since then that could have been better.
+    """
 
     value: float
     epoch: int
+    loss: float = math.inf
+    waited: int = 0
+
+    def is_beaten_by(self, monitor: str, value: float, loss: float) -> bool:
+        """Whether an epoch is better than this one by `monitor`."""
+        if value == self.value:
+            return loss < self.loss
+        return value < self.value if monitor in LOWER_IS_BETTER else value > self.value
 
 
 class BestKeeper:
@@ -42,18 +49,22 @@ class BestKeeper:
         self.thresholds_saved = False  # whether the saved weights have their thresholds with them
         self._unsaved: dict[str, Tensor] | None = None
 
-    def offer(self, value: float, epoch: int, net: nn.Module, scored: Scored) -> None:
-        """Take an epoch's network and scores as the best, if its value improves on the best so far."""
-        if improves(self.monitor, value, self.best.value if self.best else None):
-            self.best = BestEpoch(value, epoch)
+    def offer(self, epoch: BestEpoch, net: nn.Module, scored: Scored, *, informative: bool) -> bool:
+        """Take an epoch's network and scores as the best, if it beats the best so far; whether it did.
+
+        One that is not `informative` (no label was decided yet) does not count as waiting.
+        """
+        if self.best is None or self.best.is_beaten_by(self.monitor, epoch.value, epoch.loss):
+            self.best = epoch
             self._unsaved = {name: each.to("cpu", copy=True) for name, each in net.state_dict().items()}
             self.scored = scored
+            return True
+        self.best = replace(self.best, waited=self.best.waited + informative)
+        return False
 
-    def patience_is_over(self, epoch: int, patience_epochs: int | None) -> bool:
-        """Early stopping: whether the best lies `patience_epochs` back after `epoch` epochs."""
-        if patience_epochs is None or self.best is None:
-            return False
-        return epoch - self.best.epoch >= patience_epochs
+    def patience_is_over(self, patience_epochs: int | None) -> bool:
+        """Early stopping: whether so many epochs in which the best could have been beaten did not do it."""
+        return patience_epochs is not None and self.best is not None and self.best.waited >= patience_epochs
 
     def save_if_new(self, scored: Scored | None) -> None:
         """Write the best weights where they are not saved yet; with final scores if they are known."""

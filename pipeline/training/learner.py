@@ -26,18 +26,18 @@ from pipeline.models.build import (
 )
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.scoring import Scored, Scorer
-from pipeline.spec import LOWER_IS_BETTER, SamplingSpec, Spec
+from pipeline.spec import SamplingSpec, Spec, needs_decisions
 from pipeline.spec.identity import flatten
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.attempt import Attempt
 from pipeline.training.early_stopping import BestEpoch, BestKeeper
 from pipeline.training.ema import WeightAverage
-from pipeline.training.losses import build_loss
+from pipeline.training.losses import build_loss, unsound_logits
 from pipeline.training.optim import build_optimizer
-from pipeline.training.schedules import PlateauState, lr_scale
+from pipeline.training.schedules import PlateauState, lr_scale, momentum_at
 from pipeline.training.state import CHECKPOINT_VERSION, TrainState
 
-_REMEDY = "try a lower train.optimizer.lr or a warm-up. The last good checkpoint is kept"
+_REMEDY = "try a lower train.optimizer.lr, a warm-up or clip_grad_norm. The last good checkpoint is kept"
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,19 @@ class Learner:
     @property
     def has_ended(self) -> bool:
         """Whether its last epoch is trained, or early stopping has ended it."""
-        patience_is_over = self.best_keeper.patience_is_over(self.epoch, self.train.patience_epochs)
+        patience_is_over = self.best_keeper.patience_is_over(self.train.patience_epochs)
         return patience_is_over or self.epoch >= self.train.epochs
 
     def set_learning_rate(self, steps_per_epoch: int) -> float:
         """Set the rate of the coming step on every group, and return the first group's."""
-        scale = lr_scale(self.train.schedule, self.step, steps_per_epoch, self.train.epochs)
+        when = self.train.schedule, self.step, steps_per_epoch, self.train.epochs
+        scale, momentum = lr_scale(*when), momentum_at(*when)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * scale * self.plateau.factor
+            if momentum is not None and group.get("momentum"):
+                group["momentum"] = momentum
+            elif momentum is not None and "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
@@ -195,9 +200,19 @@ class Learner:
         mean = float(self.loss_sum) / max(self.images, 1)
         if not math.isfinite(mean):
             raise DivergedError(
-                f"the training loss became {mean} by step {self.step} (epoch {self.epoch + 1}); {_REMEDY}"
+                f"the training loss became {mean} by step {self.step} (epoch {self.epoch + 1}); {self._remedy()}"
             )
         return mean
+
+    def _remedy(self) -> str:
+        """What to do about a divergence: no lower rate helps where the loss itself is at fault."""
+        logits = unsound_logits(self._cpu_loss, self.data.packed.labels_NK.shape[1])
+        if logits is None:
+            return _REMEDY
+        return (
+            f"the loss {self.train.loss.name} itself has no finite value or gradient at logits of {logits:g}: "
+            "take another train.loss, or other settings of it. The last good checkpoint is kept"
+        )
 
     def end_epoch(self, scored: Scored, images_per_s: float, seconds_per_step: float) -> dict[str, float]:
         """Take the epoch's validation in: log it, keep the best. Returns what was logged."""
@@ -213,15 +228,17 @@ class Learner:
             "validation/loss": loss,
             **{f"validation/{name}": value for name, value in metrics.items()},
         }
-        value = values[f"validation/{self.train.monitor}"]
-        higher = self.train.monitor not in LOWER_IS_BETTER
-        self.plateau = self.plateau.after_epoch(value, self.train.schedule, better_is_higher=higher)
         self.epoch += 1
         self.loss_sum.zero_()
         self.images = 0
-        self.best_keeper.offer(value, self.epoch, self.scored_net, scored)
+        epoch = BestEpoch(values[f"validation/{self.train.monitor}"], self.epoch, loss)
+        informative = not needs_decisions(self.train.monitor) or bool(decisions_NK.any())
+        is_best = self.best_keeper.offer(epoch, self.scored_net, scored, informative=informative)
+        self.plateau = self.plateau.after_epoch(self.train.schedule, is_best=is_best, informative=informative)
         self.tracker.score_histograms(self.step, scored.scores_NK, scored.targets_NK)
-        self.tracker.log(self.step, self.epoch, values)  # before the save: a resume drops it, never lacks it
+        # before the save: a resume drops it, never lacks it
+        best = self.best_keeper.best
+        self.tracker.log(self.step, self.epoch, values, best=(best.epoch, best.value) if best else None)
         return values
 
     def save(self) -> None:
@@ -272,9 +289,10 @@ class Learner:
             self.average.net.load_state_dict(state.average)
         self.optimizer.load_state_dict(state.optimizer)
         self.scaler.load_state_dict(state.scaler)
-        self.plateau = PlateauState(**state.plateau)
+        self.plateau = PlateauState(state.plateau["factor"], state.plateau["bad_epochs"])
         self.epoch, self.step = state.epoch, state.step
-        self.best_keeper.best = BestEpoch(**state.best) if state.best else None
+        if state.best:  # version 0.1 did not count apart how long it waited
+            self.best_keeper.best = BestEpoch(**{"waited": state.epoch - state.best["epoch"], **state.best})
         self.loss_sum += state.loss_sum
         self.images = state.images
         torch.set_rng_state(state.random_state)
@@ -285,5 +303,5 @@ class Learner:
         finite = torch.stack([torch.isfinite(value).all() for value in values])
         if not finite.all():
             raise DivergedError(
-                f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}); {_REMEDY}"
+                f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}); {self._remedy()}"
             )

@@ -75,19 +75,18 @@ def asymmetric(
     logits_BK: Tensor, targets_BK: Tensor, negative: float, positive: float, clip: float
 ) -> Tensor:
     """(B, K): ASL (Ridnik et al. 2021). Scores of negatives are lowered by `clip` first, easy ones to 0."""
+    log_true_BK, log_false_BK = functional.logsigmoid(logits_BK), functional.logsigmoid(-logits_BK)
+    # powers of scores are taken of their logarithms: the gradient of a root of 0 is infinite, and times 0
+    # no number
+    hit_BK = -log_true_BK * torch.exp(positive * log_false_BK) if positive else -log_true_BK
+    if not clip:
+        miss_BK = -log_false_BK * torch.exp(negative * log_true_BK) if negative else -log_false_BK
+        return targets_BK * hit_BK + (1 - targets_BK) * miss_BK
     scores_BK = torch.sigmoid(logits_BK)
-    log_true_BK = functional.logsigmoid(logits_BK)
-    if clip:
-        lowered_BK = (scores_BK - clip).clamp(min=0)
-        log_false_BK = torch.log1p(-lowered_BK)
-    else:
-        lowered_BK, log_false_BK = scores_BK, functional.logsigmoid(-logits_BK)
-    hit_BK, miss_BK = -log_true_BK, -log_false_BK
-    if positive:
-        hit_BK = hit_BK * (1 - scores_BK) ** positive
-    if negative:
-        miss_BK = miss_BK * lowered_BK**negative
-    return targets_BK * hit_BK + (1 - targets_BK) * miss_BK
+    is_easy_BK = scores_BK <= clip
+    lowered_BK = torch.where(is_easy_BK, 0.5, scores_BK - clip)  # any score that has a logarithm
+    miss_BK = -torch.log1p(-lowered_BK) * lowered_BK**negative
+    return targets_BK * hit_BK + (1 - targets_BK) * torch.where(is_easy_BK, 0.0, miss_BK)
 
 
 def soft_f1_loss(logits_BK: Tensor, targets_BK: Tensor, average: str) -> Tensor:
@@ -121,6 +120,18 @@ def failed_softmax_f1_loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
     precision = hits / (scores_BK.sum() + _EPS)
     recall = hits / (targets_BK.sum() + _EPS)
     return 1 - 2 * precision * recall / (precision + recall + _EPS)
+
+
+def unsound_logits(loss: Loss, labels: int) -> float | None:
+    """The first of some logits, from usual to saturated, where a loss or its gradient is not finite; else None."""
+    for size in (0.0, 1.0, 10.0, 30.0, 100.0):
+        for target in (0.0, 1.0):
+            logits_BK = torch.tensor([[size] * labels, [-size] * labels], requires_grad=True)
+            value = loss(logits_BK, torch.full((2, labels), target))
+            (gradient_BK,) = torch.autograd.grad(value, logits_BK)
+            if not (torch.isfinite(value) and torch.isfinite(gradient_BK).all()):
+                return size
+    return None
 
 
 def balanced_pos_weight(targets_NK: npt.NDArray[np.uint8], cap: float) -> Tensor:

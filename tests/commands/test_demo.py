@@ -104,7 +104,7 @@ def write_epochs(path, epochs):
             "train/seconds_per_step": 6.0,
             "train/images_per_s": 99.0,
         }
-        | {"validation/loss": 0.4, "validation/f1_micro": 0.7}
+        | {"validation/loss": 0.4, "validation/map_macro": 0.7 - n / 100, "best_epoch": 1, "best_value": 0.69}
         for n in range(1, epochs + 1)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -122,11 +122,16 @@ def test_running_cells_have_a_line_each_that_is_redrawn_in_a_terminal(tmp_path, 
     progress.tick()
     head, first, second = terminal.text.splitlines()
     assert head == "  .... 0/2 cells"
-    assert first.strip() == "first: epoch 3/5  loss 0.5000  f1_micro@0.5 0.7000  99 images/s  ~0:02:00 left"
+    assert (
+        first.strip()
+        == "first: epoch 3/5  loss 0.5000  best map_macro 0.6900 in epoch 1 (last 0.6700)  99 images/s  ~0:02:00 left"
+    )
     assert second.strip().startswith("second: ")
     terminal.text = ""
-    progress.ended("first", "done", ok=True)
-    assert terminal.text.startswith("\x1b[3F\x1b[J  ok   1/2 first: done  f1_micro@0.5 0.7000")
+    progress.ended("first", "done")
+    assert terminal.text.startswith(
+        "\x1b[3F\x1b[J  ok   1/2 first: done  best map_macro 0.6900 in epoch 1 (last 0.6700)"
+    )
     terminal.text = ""
     progress.tick()
     assert "\x1b" not in terminal.text
@@ -140,5 +145,7 @@ def test_status_knows_cells_that_run_here_and_how_long_they_take(tmp_path, drawn
     with cell.run.owned():
         status, printed = jobs("status", spec, cwd=tmp_path)
     assert status == 0
-    assert re.search(rf"{cell.run.name} running 3/5 +0.7000 .*~0:02:00 .*process {os.getpid()} on ", printed)
+    assert re.search(
+        rf"{cell.run.name} running 3/5 +0.6900 +1 +0.6700 .*~0:02:00 .*process {os.getpid()} on ", printed
+    )
     assert "1 running; leaderboard not up to date" in printed

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from pipeline.models.checkpoint import load_checkpoint
 from pipeline.spec import IMAGENET, ModelSpec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
+from pipeline.storage.ownership import owned
 from tests.cells import PATIENCE_S, clean_environment, jobs, packed_project, project
 from tests.conftest import ROOT
 
@@ -230,8 +233,9 @@ def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert "stopped, saved" in printed
-    assert "goes on from here" in printed
+    assert re.search(r"\.\.\.\. 1/\d \S+: paused, resumes at epoch \d+  ", printed)
+    assert "FAIL" not in printed
+    assert "paused; `make grid SPEC=experiments/x.yaml` goes on from here" in printed
     assert "Traceback" not in printed
     assert not any(alive(child) for child in running)
     assert (cell / "checkpoint_last.pt").exists()
@@ -239,6 +243,20 @@ def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
     assert status == 0, printed
     epochs = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
     assert epochs == list(range(1, 61))
+
+
+@ONE_WORKER
+def test_a_second_grid_on_a_running_one_says_so_and_changes_nothing(tmp_path, finished):
+    shutil.copytree(finished[0].parent.parent, tmp_path, dirs_exist_ok=True)
+    spec, results = tmp_path / "experiments" / "x.yaml", tmp_path / "experiments" / "x"
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
+    with owned(results, "this grid"):
+        status, printed = jobs("grid", spec, "--set", "train.epochs=3", cwd=tmp_path)
+    assert status == 2
+    place = rf"process {os.getpid()} on \S+ works on this grid already since \d\d:\d\d"
+    assert re.search(place + r'; `make status SPEC=\S+ SET="train.epochs=3" WATCH=1` shows it', printed)
+    after = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
+    assert after == before
 
 
 @pytest.mark.slow
@@ -257,7 +275,7 @@ def test_ctrl_c_in_a_submission_ends_it_without_a_file(tmp_path, drawn_zip):
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert "goes on from here" in printed
+    assert '`make submission SPEC=experiments/x.yaml SET="train.epochs=200"` goes on from here' in printed
     assert "predict" not in printed
     assert not (tmp_path / "experiments" / "x" / "submission.csv").exists()
 

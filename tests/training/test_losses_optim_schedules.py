@@ -1,8 +1,5 @@
 """Losses, optimizers and schedules against their definitions and torch's own."""
 
-import math
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +8,9 @@ from torch import nn
 
 from pipeline.spec import BceLoss, LossSpec, OptimizerSpec, ScheduleSpec, SoftF1Loss, SoftmaxF1Loss
 from pipeline.training import losses
-from pipeline.training.losses import balanced_pos_weight, class_balanced_weight
+from pipeline.training.losses import asymmetric, balanced_pos_weight, class_balanced_weight, unsound_logits
 from pipeline.training.optim import build_optimizer
-from pipeline.training.schedules import PlateauState, lr_scale
+from pipeline.training.schedules import PlateauState, lr_scale, momentum_at
 
 TARGETS = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]])
 
@@ -223,20 +220,34 @@ def test_cosine_and_step_are_torch_s():
     assert set(curve(name="constant")) == {1.0}
 
 
-def test_one_cycle_is_torch_s():
-    def make(optimizer):
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=1.0, total_steps=101, pct_start=0.3, div_factor=25, final_div_factor=1e4
-        )
+def test_one_cycle_is_torch_s_in_rate_and_momentum_and_ends_where_it_says():
+    schedule = made(ScheduleSpec, name="one_cycle")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=100, pct_start=0.3, div_factor=25, final_div_factor=1e4
+    )
+    for step in range(100):
+        group = optimizer.param_groups[0]
+        assert lr_scale(schedule, step, 10, 10) == pytest.approx(group["lr"], abs=1e-9)
+        assert momentum_at(schedule, step, 10, 10) == pytest.approx(group["momentum"], abs=1e-9)
+        optimizer.step()
+        if step < 99:
+            theirs.step()
+    assert lr_scale(schedule, 99, 10, 10) == pytest.approx(4e-6)
+    assert momentum_at(schedule, 99, 10, 10) == pytest.approx(0.95)
+    assert momentum_at(made(ScheduleSpec, name="one_cycle", momentum=None), 5, 10, 10) is None
+    assert momentum_at(made(ScheduleSpec, name="cosine"), 5, 10, 10) is None
 
-    assert curve(name="one_cycle") == pytest.approx(torch_curve(make), abs=0.04)
-    rates = curve(name="one_cycle")
-    assert rates[0] == pytest.approx(0.04)
-    assert max(rates) == pytest.approx(1.0, abs=1e-3)
-    assert rates.index(max(rates)) == 30
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_warm_restarts_are_torch_s(factor):
+    theirs = torch_curve(
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=20, T_mult=factor)
+    )
+    assert curve(name="cosine_restarts", first_epochs=2, factor=factor) == pytest.approx(theirs, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "step", "one_cycle", "plateau"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "cosine_restarts", "step", "one_cycle", "plateau"])
 def test_warm_up_rises_in_a_line_before_any_schedule(name):
     rates = curve(name=name, warmup_epochs=2)
     assert rates[:20] == pytest.approx([(i + 1) / 21 for i in range(20)])
@@ -244,14 +255,62 @@ def test_warm_up_rises_in_a_line_before_any_schedule(name):
     assert rates[20:] == pytest.approx(rest)
 
 
-@pytest.mark.parametrize(("higher", "values"), [(True, [1, 2, 2, 1, 3, 3]), (False, [3, 2, 2, 3, 1, 1])])
-def test_plateau_waits_then_cuts(higher, values):
+def test_plateau_waits_then_cuts():
     schedule = made(ScheduleSpec, name="plateau", factor=0.5, patience_epochs=2)
     state, factors = PlateauState(), []
-    for value in values:
-        state = state.after_epoch(value, schedule, better_is_higher=higher)
+    for is_best in (True, True, False, False, True, False):
+        state = state.after_epoch(schedule, is_best=is_best, informative=True)
         factors.append(state.factor)
     assert factors == [1, 1, 1, 0.5, 0.5, 0.5]
-    assert PlateauState(**asdict(state)) == state
     constant = made(ScheduleSpec, name="constant")
-    assert PlateauState().after_epoch(math.inf, constant, better_is_higher=True) == PlateauState()
+    assert PlateauState().after_epoch(constant, is_best=False, informative=True) == PlateauState()
+
+
+def test_plateau_does_not_wait_while_no_label_is_decided():
+    schedule = made(ScheduleSpec, name="plateau", factor=0.5, patience_epochs=1)
+    state = PlateauState()
+    for _ in range(5):
+        state = state.after_epoch(schedule, is_best=False, informative=False)
+    assert state.factor == 1
+
+
+@pytest.mark.parametrize("loss", [
+    {"name": "focal", "gamma": 0.5}, {"name": "focal", "gamma": 0.2, "alpha": 0.25}, {"name": "focal", "gamma": 2.0},
+    {"name": "asymmetric", "gamma_negative": 0.5, "clip": 0.0}, {"name": "asymmetric", "gamma_negative": 0.5},
+    {"name": "asymmetric", "gamma_positive": 0.3}, {"name": "asymmetric"}, {"name": "bce", "pos_weight": "balanced"},
+    {"name": "soft_f1"}, {"name": "bce_soft_f1"}, {"name": "failed_softmax_f1"},
+])  # fmt: skip
+def test_no_loss_has_a_gradient_that_is_not_finite(loss):
+    labels_NK = np.eye(4, dtype=np.uint8)
+    assert unsound_logits(build_loss(made(LossSpec, **loss), labels_NK), 4) is None
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_the_gradient_is_right_at_saturated_logits(gamma, clip):
+    """Against differences of the formula in double precision, also where the power's own gradient is infinite."""
+    logits = torch.tensor([[-60.0, -20, -4, -2, 0, 2, 4, 20, 60]], dtype=torch.float64)
+
+    def plain(x, target):
+        p = 1 / (1 + np.exp(-x))
+        lowered = max(p - clip, 0)
+        if target:
+            return np.log1p(np.exp(-x)) * (1 / (1 + np.exp(x))) ** gamma
+        return -(np.log1p(-lowered) if clip else -np.logaddexp(0, x)) * lowered**gamma
+
+    for target in (0.0, 1.0):
+        x = logits.clone().requires_grad_()
+        loss_BK = asymmetric(x, torch.full_like(x, target), negative=gamma, positive=gamma, clip=clip)
+        (gradient,) = torch.autograd.grad(loss_BK.sum(), x)
+        for value, ours, at in zip(loss_BK[0], gradient[0], logits[0], strict=True):
+            h = 1e-5
+            slope = (plain(at.item() + h, target) - plain(at.item() - h, target)) / (2 * h)
+            assert value.item() == pytest.approx(plain(at.item(), target), rel=1e-6, abs=1e-9)
+            assert ours.item() == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+def test_a_loss_at_fault_is_found():
+    def broken(logits_BK, targets_BK):
+        return (torch.sigmoid(-logits_BK) ** 0.5 * (1 - targets_BK)).mean()
+
+    assert unsound_logits(broken, 3) == 100
