@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import yaml
 
-from pipeline.evaluation.leaderboard import COLUMNS
 from pipeline.evaluation.selection import Selection
 from pipeline.storage.run_dir import ExperimentDir
 from pipeline.storage.tables import write_table
@@ -45,12 +44,13 @@ def make_sweep(finished, folder, cells, epochs=30):
         for file in ("manifest.json", "provenance.json"):
             shutil.copy(best / file, run / file)
         values = {"f1_micro": top, "f1_micro_lo": top - 0.03, "f1_micro_hi": top + 0.03}
-        rows.append(row | {"cell": name} | values)
+        recipe = {"recipe": f"lr{1e-4 * (1 + i % 50):.4g}", "set/train.optimizer.lr": f"{settings['lr']:.4g}"}
+        rows.append(row | {"cell": name} | recipe | values)
     rows.sort(key=lambda row: -row["f1_micro"])
     for file in ("report.json", "scores_val.npz"):
         shutil.copy(best / file, folder / rows[0]["cell"] / file)
     experiment = ExperimentDir(folder)
-    write_table(experiment.leaderboard, COLUMNS, rows)
+    write_table(experiment.leaderboard, tuple(rows[0]), rows)
     name = rows[0]["cell"]
     selection.model_copy(update={"cell": name, "cells": (name,)}).write(experiment)
     return experiment

@@ -147,11 +147,25 @@ class Plan:
     @property
     def evaluation(self) -> EvaluationInputs:
         """What the leaderboard is made of."""
-        cells = tuple((cell.run.name, cell.identity, cell.cell.without_seed) for cell in self.cells)
-        digests = tuple(data.digest for data in self.datasets)
         return EvaluationInputs(
-            self.experiment, cells, self.loaded.spec.evaluate, self.loaded.spec.submission, digests
+            self.experiment,
+            cells=tuple((cell.run.name, cell.identity) for cell in self.cells),
+            others=tuple(self._others()),
+            evaluate=self.loaded.spec.evaluate,
+            submission=self.loaded.spec.submission,
+            data_digests=tuple(data.digest for data in self.datasets),
+            made_by=self.loaded.command,
         )
+
+    def _others(self) -> Iterator[tuple[str, str]]:
+        """(folder name, identity) of the complete cells of this experiment that are not of this grid."""
+        mine = {cell.run.name for cell in self.cells}
+        for name in sorted(name for names in self.experiment.folders().values() for name in names):
+            run = RunDir(self.experiment.path / name)
+            if name not in mine and run.manifest.exists():
+                identity = run.read_manifest().get("identity", "")
+                if run.why_not_done(identity) is None:
+                    yield name, identity
 
 
 def data_root(root: Path) -> Path:

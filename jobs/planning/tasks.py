@@ -58,8 +58,9 @@ def train_task(plan: Plan, cell: PlannedCell) -> TrainTask:
 
 def evaluate_task(plan: Plan, reasons: Mapping[str, str] | None = None) -> EvaluateTask:
     """The task that makes the leaderboard; `reasons` why cells are not complete that cannot say it themselves."""
-    data, monitor = plan.datasets[0], plan.loaded.spec.train.monitor
-    return EvaluateTask(plan.evaluation, monitor, data.packed, data.split_file, dict(reasons or {}))
+    monitor = plan.loaded.spec.train.monitor
+    sets = tuple((data.packed, data.split_file) for data in plan.datasets)
+    return EvaluateTask(plan.evaluation, monitor, sets, dict(reasons or {}))
 
 
 def predict_task(plan: Plan, tests: Mapping[RunDir, PlannedData]) -> PredictTask:

@@ -137,7 +137,7 @@ class FinalJob:
         """Raises CellsFailedError when a stage failed."""
         inputs = self.evaluate.inputs
         known = reasons(dict(self.cell_jobs), inputs.experiment.slurm, wait_s=20)
-        for name, identity, _ in inputs.cells:
+        for name, identity in inputs.cells:
             run = RunDir(inputs.experiment.path / name)
             # a job that failed before its cells began: nobody else writes down why
             if name in known and run.manifest_state(identity) in ("new", "started"):

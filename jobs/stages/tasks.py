@@ -86,8 +86,7 @@ class EvaluateTask:
 
     inputs: EvaluationInputs
     monitor: str
-    packed: Path  # the images and
-    split: Path  # the rows of the baselines
+    sets: tuple[tuple[Path, Path], ...]  # packed sets and splits: those of the baselines
     reasons: Mapping[str, str] = field(
         default_factory=dict
     )  # why a cell is not complete, where it cannot say
@@ -100,11 +99,10 @@ class EvaluateTask:
         evaluate_experiment(
             self.inputs,
             monitor=self.monitor,
-            packed_dir=self.packed,
-            split_file=self.split,
+            sets=self.sets,
             reasons=self.reasons,
         )
-        write_report(self.inputs.experiment, [name for name, _, _ in self.inputs.cells])
+        write_report(self.inputs.experiment, [name for name, _ in self.inputs.cells])
         return 0
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.packed import PackedSet
-from pipeline.data.splits import read_split
+from pipeline.data.splits import Split, read_split
 from pipeline.errors import CheckpointError, SubmissionError
 from pipeline.evaluation.cell import CellEvaluation, baselines, evaluate_cell, measure
-from pipeline.evaluation.leaderboard import COMPARISON_COLUMNS, SEED_COLUMNS, Row, rank, write_leaderboard
+from pipeline.evaluation.leaderboard import (
+    COMPARISON_COLUMNS,
+    METRIC_COLUMNS,
+    SEED_COLUMNS,
+    Row,
+    rank,
+    write_leaderboard,
+)
+from pipeline.evaluation.recipes import named
 from pipeline.evaluation.selection import ENSEMBLE, EvaluationInputs, Selection, tables
 from pipeline.metrics.bootstrap import Contender, compare, over_seeds
 from pipeline.metrics.decision_rule import Validation
@@ -20,70 +28,115 @@ from pipeline.spec import LOWER_IS_BETTER, METRICS, TopCells
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import write_table
 
-_COMPARED = 20  # cells, the best ones
+_POINTS = frozenset(name for name in METRIC_COLUMNS if not name.endswith(("_lo", "_hi")))
+_COMPARED = 20  # recipes, the best ones
+Sets = Sequence[tuple[Path, Path]]  # packed sets and splits, in the order of the cells
 
 
 def evaluate_experiment(
-    inputs: EvaluationInputs,
-    *,
-    monitor: str,
-    packed_dir: Path,
-    split_file: Path,
-    reasons: Mapping[str, str],
+    inputs: EvaluationInputs, *, monitor: str, sets: Sets, reasons: Mapping[str, str]
 ) -> None:
     """Write report.json of every finished cell, the tables and selected.json.
 
     An incomplete cell gets a row with its reason and does not stop the others. `reasons` explains cells
-    whose own process could not record why it ended.
+    whose own process could not record why it ended. Complete cells of an earlier spec or SET are ranked
+    too where they were validated on the same images; the others are named in the selection.
     """
     experiment, evaluate = inputs.experiment, inputs.evaluate
-    measured, rows = _measure_cells(inputs, reasons)
-    finished = [cell for group in measured.values() for cell in group]
     # training verified every byte of the pixels; here only labels are used
-    rows += baselines(PackedSet.open(packed_dir, verify=False), read_split(split_file))
+    parts = [(PackedSet.open(packed, verify=False), read_split(split)) for packed, split in sets]
+    same = {_validation_of(packed, split).digest for packed, split in parts}
+    own, rows = _measure_cells(inputs.cells, inputs, reasons)
+    others, _ = _measure_cells(
+        inputs.others, inputs, {}, only=same | {cell.validation.digest for cell in own}
+    )
+    finished = named([*own, *others], experiment, {name for name, _ in inputs.cells})
+    rows += [cell.row for cell in finished]
+    rows += _baselines(parts, [split.stem for _, split in sets])
     ensemble = _ensemble(inputs, finished)
     rows += [ensemble.evaluated.row] if ensemble.evaluated else []
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
+    measured: dict[str, list[CellEvaluation]] = {}
+    for cell in finished:
+        measured.setdefault(cell.row.recipe, []).append(cell)
     _write_seeds(experiment, measured)
-    comparable = len({cell.validation.digest for cell in finished}) <= 1
+    validated = {frozenset(cell.validation.digest for cell in group) for group in measured.values()}
     extra = {ENSEMBLE: [ensemble.evaluated]} if ensemble.evaluated else {}
-    _write_comparisons(experiment, measured | extra if comparable else {}, evaluate.select_by)
+    # resampling images compares what was validated on the same ones
+    paired = len(validated) <= 1 and all(len(digests) == 1 for digests in validated)
+    _write_comparisons(experiment, measured | extra if paired else {}, evaluate.select_by)
+    ranked = {cell.row.cell for cell in finished}
     selection = Selection(
         inputs=inputs.digest,
+        made_by=inputs.made_by,
         select_by=evaluate.select_by,
         evaluate=evaluate,
         monitor=monitor,
-        packed=packed_dir,
-        split=split_file,
-        comparable=comparable,
+        packed=sets[0][0],
+        split=sets[0][1],
+        comparable=len(validated) <= 1,
+        splits=max((len(digests) for digests in validated), default=1),
         absent_labels=tuple(sorted({label for cell in finished for label in cell.absent})),
         ensemble=ensemble.members,
         problem=ensemble.problem,
-        codes=tuple(sorted({RunDir(experiment.path / cell.row.cell).code_digest() for cell in finished})),
+        codes=tuple(sorted({RunDir(experiment.path / cell).code_digest() for cell in ranked})),
         tables=tables(experiment),
+        left_out=tuple(name for name, _ in inputs.others if name not in ranked),
     )
     selection.resolve(experiment, Selection.read(experiment).user_pick).write(experiment)
 
 
 def _measure_cells(
-    inputs: EvaluationInputs, reasons: Mapping[str, str]
-) -> tuple[dict[str, list[CellEvaluation]], list[Row]]:
-    """Finished cells by name without the seed, and the row of every cell."""
-    measured: dict[str, list[CellEvaluation]] = {}
+    cells: Sequence[tuple[str, str]],
+    inputs: EvaluationInputs,
+    reasons: Mapping[str, str],
+    only: Collection[str] | None = None,
+) -> tuple[list[CellEvaluation], list[Row]]:
+    """Finished cells (with `only`, those validated on one of these), and the rows of those that are not."""
+    measured: list[CellEvaluation] = []
     rows: list[Row] = []
-    for name, identity, without_seed in inputs.cells:
+    for name, identity in cells:
         run = RunDir(inputs.experiment.path / name)
         reason = run.why_not_done(identity)
         try:
             if reason is not None:
                 raise CheckpointError(_why(reason, reasons.get(name)))
-            evaluated = evaluate_cell(run, inputs.evaluate)
+            if only is None or Validation.read(run).digest in only:
+                measured.append(evaluate_cell(run, inputs.evaluate))
         except CheckpointError as error:
             rows.append(_row_without_metrics(name, str(error), known=str(error) != reason or name in reasons))
-            continue
-        rows.append(evaluated.row)
-        measured.setdefault(without_seed, []).append(evaluated)
     return measured, rows
+
+
+def _validation_of(packed: PackedSet, split: Split) -> Validation:
+    """The validation images of a split, with scores of 0."""
+    targets_NK = packed.labels_NK[split.validation]
+    ids = [packed.ids[row] for row in split.validation]
+    return Validation(ids, list(packed.labels), np.zeros(targets_NK.shape, np.float32), targets_NK)
+
+
+def _baselines(parts: Sequence[tuple[PackedSet, Split]], names: Sequence[str]) -> list[Row]:
+    """Two rows; of several splits their means, and two for each."""
+    each = [baselines(packed, split) for packed, split in parts]
+    if len(each) == 1:
+        return each[0]
+    means = [
+        Row(
+            rows[0].cell,
+            "baseline",
+            metrics={key: _mean(rows, key) for key in rows[0].metrics if key in _POINTS},
+        )
+        for rows in zip(*each, strict=True)
+    ]
+    return means + [
+        replace(row, cell=f"{row.cell}-{name}")
+        for name, rows in zip(names, each, strict=True)
+        for row in rows
+    ]
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(np.mean([row.metrics[key] for row in rows]))
 
 
 @dataclass(frozen=True)
@@ -121,11 +174,12 @@ def _ensemble(inputs: EvaluationInputs, finished: Sequence[CellEvaluation]) -> _
 
 
 def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[CellEvaluation]]) -> None:
-    """Mean and spread of every cell that was trained with several seeds; no file where there is none."""
+    """Mean and spread of every recipe that has several seeds or splits; no file where there is none."""
     table = [
         {
             "cell": name,
             "seeds": len(group),
+            "splits": len({cell.validation.digest for cell in group}),
             **over_seeds([cell.row.metrics for cell in group], METRICS),
         }
         for name, group in sorted(measured.items())
@@ -140,12 +194,12 @@ def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Cell
 def _write_comparisons(
     experiment: ExperimentDir, measured: Mapping[str, Sequence[CellEvaluation]], metric: str
 ) -> None:
-    """Compare the best cells in pairs; the seeds of a cell count as one."""
+    """Compare the best recipes in pairs; the seeds of one count together."""
     contenders = []
     for name, group in measured.items():
         values = tuple(cell.row.metrics[metric] for cell in group)
         resampled_R = np.mean([cell.resampled_R for cell in group], axis=0)
-        contenders.append(Contender(name if len(group) > 1 else group[0].row.cell, values, resampled_R))
+        contenders.append(Contender(name, values, resampled_R))
     lower = metric in LOWER_IS_BETTER
     contenders.sort(key=lambda c: (c.value if lower else -c.value, c.name))
     table = compare(contenders[:_COMPARED], metric, lower_is_better=lower)

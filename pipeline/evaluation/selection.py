@@ -13,14 +13,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import SubmissionError
-from pipeline.evaluation.leaderboard import best_cell, format_comparisons, format_table, read_leaderboard
+from pipeline.evaluation.leaderboard import best_cell, read_leaderboard
+from pipeline.evaluation.leaderboard_text import format_comparisons, format_table, recipes
 from pipeline.spec import EvaluateSpec, SubmissionSpec
 from pipeline.spec.identity import digest
 from pipeline.storage.files import read_json, sha256_file, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
 
-FORMAT = 2  # of the tables: an experiment evaluated in another format is evaluated again
+FORMAT = 3  # of the tables: an experiment evaluated in another format is evaluated again
 ENSEMBLE = "ensemble"  # the row and folder of several cells' mean scores
 TestImages = tuple[Path, Path | None]  # the packed set, and the split if that names the rows to predict
 
@@ -34,6 +35,7 @@ class Selection(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     inputs: str = ""  # `EvaluationInputs.digest`
+    made_by: str = ""  # the spec and SET of that evaluation
     select_by: str = ""
     evaluate: EvaluateSpec = EvaluateSpec()
     monitor: str = ""
@@ -49,6 +51,8 @@ class Selection(BaseModel):
     cells: tuple[str, ...] = ()  # whose mean scores make the submission
     value: float | None = None  # of `select_by`
     picked_by: Literal["best", "user", "ensemble"] = "best"
+    splits: int = 1  # that each recipe was validated on
+    left_out: tuple[str, ...] = ()  # complete cells that were validated on other images or labels
 
     @property
     def user_pick(self) -> str | None:
@@ -93,23 +97,30 @@ class Selection(BaseModel):
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """What a leaderboard is made of: cells as (folder name, identity, name without the seed), the rule, the data."""
+    """What a leaderboard is made of: cells as (folder name, identity), the rule, the data.
+
+    `others` are complete cells of the experiment that are not of this grid: those of an earlier spec or SET.
+    """
 
     experiment: ExperimentDir
-    cells: tuple[tuple[str, str, str], ...]
+    cells: tuple[tuple[str, str], ...]
     evaluate: EvaluateSpec
     submission: SubmissionSpec
     data_digests: tuple[str, ...]
+    others: tuple[tuple[str, str], ...] = ()
+    made_by: str = ""  # `SPEC=... SET=...`
 
     @property
     def digest(self) -> str:
         """Of all that the leaderboard depends on: equal inputs need no new evaluation."""
-        runs = [(RunDir(self.experiment.path / name), identity) for name, identity, _ in self.cells]
+        both = [*self.cells, *self.others]
+        runs = [(RunDir(self.experiment.path / name), identity) for name, identity in both]
         cells = [(run.name, run.why_not_done(identity), _scores_digest(run)) for run, identity in runs]
         return digest(
             [
                 FORMAT,
                 cells,
+                self.made_by,
                 self.evaluate.model_dump(mode="json"),
                 self.submission.model_dump(mode="json"),
                 list(self.data_digests),
@@ -131,6 +142,19 @@ def format_leaderboard(experiment: ExperimentDir, select_by: str) -> str:
     table = format_table(rows, select_by, [selection.cell or "", *selection.cells])
     comparisons = format_comparisons(read_table(experiment.comparisons))
     table += f"\n{comparisons}" if comparisons else ""
+    if selection.splits > 1:
+        table += f"\nmeans over {selection.splits} splits; differences between recipes are not tested"
+    if selection.cell and any(len(recipe.rows) > 1 for recipe in recipes(rows)):
+        why = {"user": "your pick", "best": "the best of the best recipe"}.get(
+            selection.picked_by, "ensemble"
+        )
+        table += f"\nselected: {selection.cell} ({why})"
+    if any(row.get("in_grid") == "no" for row in rows):
+        table += f"\nnote: cells of an earlier spec or SET are ranked too; this grid is {selection.made_by}"
+    if selection.left_out:
+        table += (
+            f"\nnote: validated on other images or labels, and not ranked: {', '.join(selection.left_out)}"
+        )
     if selection.ensemble:
         table += f"\n{ENSEMBLE}: mean scores of {', '.join(selection.ensemble)}"
     if selection.problem:

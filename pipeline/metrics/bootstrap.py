@@ -75,12 +75,15 @@ def _average_precision(
     if not len(at):
         return result_R
     hits_at = np.searchsorted(at, last, side="right") - 1
-    for start in range(0, len(weights_RN), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    # float32 counts exactly below 2**24; beyond, it stands still
+    exact: type[np.floating[Any]] = np.float32 if len(order) < 2**24 else np.float64
+    rows = max(1, min(_CHUNK, 2**27 // len(order)))
+    for start in range(0, len(weights_RN), rows):
+        chunk = slice(start, start + rows)
         weights = weights_RN[chunk][:, order]
         own = weights[:, at]
-        below = np.cumsum(weights, axis=1, dtype=np.float32)[:, last]  # whole numbers: exact below 2**24
-        true_positives = np.cumsum(own, axis=1, dtype=np.float32)[:, hits_at]
+        below = np.cumsum(weights, axis=1, dtype=exact)[:, last]
+        true_positives = np.cumsum(own, axis=1, dtype=exact)[:, hits_at]
         total = own.sum(axis=1, dtype=np.float64)
         precision = np.divide(true_positives, below, out=np.zeros_like(true_positives), where=below > 0)
         with np.errstate(invalid="ignore"):
@@ -117,12 +120,17 @@ class Contender:
         return float(np.var(self.values, ddof=1)) / len(self.values) if len(self.values) > 1 else 0.0
 
 
+IMAGES, SOME, BOTH = "images", "images, seeds of one", "images and seeds"  # what a comparison covers
+
+
 def compare(contenders: Sequence[Contender], metric: str, *, lower_is_better: bool) -> list[dict[str, Any]]:
     """Every pair, the better first: difference, its 95 % interval, p, and p corrected by Holm (1979).
 
     The variance of a difference is that of its paired resamples, and of the seeds where there are
-    several; p is two-sided under a normal distribution, because resamples alone cannot give a p
-    small enough to survive the correction.
+    several; p is two-sided under Student's t, because resamples alone cannot give a p small enough to
+    survive the correction. Its degrees of freedom are Satterthwaite's (1946): a variance of few seeds
+    is itself uncertain. Of recipes with one seed each the luck of training is unknown: their verdict is
+    of these images (`a leads on these images`), never `a is better`.
     """
     sign = -1 if lower_is_better else 1
     ranked = sorted(contenders, key=lambda c: (-sign * c.value, c.name))
@@ -130,18 +138,50 @@ def compare(contenders: Sequence[Contender], metric: str, *, lower_is_better: bo
     for i, a in enumerate(ranked):
         for b in ranked[i + 1 :]:
             difference = a.value - b.value
-            variance = (
-                float(np.var(a.resampled_R - b.resampled_R, ddof=1)) + a.seed_variance + b.seed_variance
-            )
-            error = math.sqrt(variance)
-            p = math.erfc(abs(difference) / (error * math.sqrt(2))) if error > 0 else float(difference == 0)
-            half = 1.959964 * error
+            of_images = float(np.var(a.resampled_R - b.resampled_R, ddof=1))
+            error = math.sqrt(of_images + a.seed_variance + b.seed_variance)
+            freedom = _degrees_of_freedom(a, b, error**2)
+            p = two_sided_p(difference / error, freedom) if error > 0 else float(difference == 0)
+            half = _quantile(freedom) * error
             row = {"a": a.name, "b": b.name, "metric": metric, "difference": difference}
-            rows.append(row | {"lo": difference - half, "hi": difference + half, "p": p})
+            several = (len(a.values) > 1) + (len(b.values) > 1)
+            row |= {"lo": difference - half, "hi": difference + half, "p": p}
+            rows.append(row | {"covers": (IMAGES, SOME, BOTH)[several]})
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_corrected"] = corrected
-        row["verdict"] = "a is better" if corrected < 1 - LEVEL else "no significant difference"
+        leads = "a is better" if row["covers"] == BOTH else "a leads on these images"
+        row["verdict"] = leads if corrected < 1 - LEVEL else "no significant difference"
     return rows
+
+
+def _degrees_of_freedom(a: Contender, b: Contender, variance: float) -> float:
+    """Satterthwaite's, of a variance of which the seeds' part is estimated from few; the images' part from many."""
+    uncertain = sum(c.seed_variance**2 / (len(c.values) - 1) for c in (a, b) if len(c.values) > 1)
+    return variance**2 / uncertain if uncertain > 0 else math.inf
+
+
+def two_sided_p(t: float, freedom: float) -> float:
+    """P(|T| >= |t|) under Student's t: the integral of cos^(f - 1) from atan(|t| / sqrt(f)) to pi / 2."""
+    if freedom > 1e5:
+        return math.erfc(abs(t) / math.sqrt(2))
+    start = math.atan(abs(t) / math.sqrt(freedom))
+    nodes, weights = _NODES
+    angles = start + (math.pi / 2 - start) * (nodes + 1) / 2
+    integral = (math.pi / 2 - start) / 2 * float((weights * np.cos(angles) ** (freedom - 1)).sum())
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    return min(1.0, 2 * scale * integral)
+
+
+_NODES = np.polynomial.legendre.leggauss(400)
+
+
+def _quantile(freedom: float) -> float:
+    """The t beyond which 5 % lie, by bisection."""
+    low, high = 1.9, 13.0  # of infinitely many degrees and of one
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided_p(middle, freedom) > 1 - LEVEL else (low, middle)
+    return (low + high) / 2
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

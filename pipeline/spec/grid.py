@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+from pydantic import BaseModel
 
 from pipeline.spec import GridSpec, Spec
 from pipeline.spec.identity import canonical, digest, flatten
+from pipeline.spec.names import importance, slug
+from pipeline.spec.names import text as shown
 from pipeline.spec.reading import Loaded, assign, check, raise_mistakes
 from pipeline.spec.renamed import renamed
 from pipeline.spec.strict_yaml import KeyPath, Mistake, Place
 
 _SWEPT = ("data", "train")
-_SLUG_LENGTH = 60
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,6 @@ class Cell:
     spec: Spec
     slug: str
     settings: Mapping[str, Any]  # what the grid assigned: dotted key -> value
-
-    @property
-    def without_seed(self) -> str:
-        """`<slug>-<hash8>` of all but the seed: the same for the seeds of one cell."""
-        settings = {key: value for key, value in self.settings.items() if key != "train.seed"}
-        train = self.spec.train.model_copy(update={"seed": 0})
-        same = digest([canonical(self.spec.data), canonical(train)])
-        return f"{_slug(self.spec, settings)}-{same[:8]}"
 
 
 @dataclass(frozen=True)
@@ -69,13 +65,13 @@ def expand_grid(loaded: Loaded) -> list[Cell]:
         unused -= excluded
         if excluded:
             continue
-        slug = _slug(spec, settings)
         same = digest([canonical(spec.data), canonical(spec.train)])
+        written = ", ".join(f"{key} {shown(value)}" for key, value in settings.items())
         if same in seen:
-            text = f"{slug!r} is the same run as {seen[same]!r}; remove one, or exclude it"
+            text = f"({written}) is the same run as ({seen[same]}); remove one, or exclude it"
             document.mistakes.append(Mistake(document.place(entries[-1].place_of), ("grid",), text))
-        seen[same] = slug
-        cells.append(Cell(spec=spec, slug=slug, settings=settings))
+        seen[same] = written
+        cells.append(Cell(spec=spec, slug="", settings=settings))
     for i in sorted(unused):
         key: KeyPath = ("grid", "exclude", i)
         document.mistakes.append(Mistake(document.place(key), key, "excludes no cell; correct or remove it"))
@@ -84,7 +80,39 @@ def expand_grid(loaded: Loaded) -> list[Cell]:
     _check_overrides(loaded, cells)
     if document.mistakes:
         raise_mistakes(loaded.path, document.mistakes)
-    return cells
+    return _named(cells)
+
+
+def _named(cells: Sequence[Cell]) -> list[Cell]:
+    """Each called by what the grid assigned and the cells differ in."""
+    assigned = {leaf for cell in cells for leaf in flatten({k: _plain(v) for k, v in cell.settings.items()})}
+    resolved = [_leaves(cell.spec, assigned) for cell in cells]
+    keys = [key for key in sorted(assigned, key=importance) if _is_told_apart(key, resolved)]
+    names = [
+        slug(keys, leaves | _leaves(cell.spec, ("train.model.name", "train.optimizer.name")))
+        for cell, leaves in zip(cells, resolved, strict=True)
+    ]
+    return [replace(cell, slug=name) for cell, name in zip(cells, names, strict=True)]
+
+
+def _is_told_apart(key: str, resolved: Sequence[Mapping[str, Any]]) -> bool:
+    return len({json.dumps(leaves[key], default=str) for leaves in resolved if key in leaves}) > 1
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else value
+
+
+def _leaves(spec: Spec, keys: Iterable[str]) -> dict[str, Any]:
+    """What a spec has of these dotted keys."""
+    found = {}
+    for key in keys:
+        value: Any = spec
+        for part in key.split("."):
+            value = getattr(value, part, _ABSENT)
+        if value is not _ABSENT:
+            found[key] = value
+    return found
 
 
 def _columns(grid: GridSpec) -> Iterator[list[_Entry]]:
@@ -173,28 +201,3 @@ def _holds(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, dict):
         return all(_holds(getattr(value, name, None), item) for name, item in wanted.items())
     return bool(value == wanted)
-
-
-def _slug(spec: Spec, settings: Mapping[str, Any]) -> str:
-    if not settings:
-        return f"{spec.train.model.name}-{spec.train.optimizer.name}"
-    parts = [part for key, value in settings.items() for part in _words(key.rsplit(".", 1)[-1], value)]
-    if any(key.startswith("train.model.") for key in settings) and spec.train.model.name not in parts:
-        parts.insert(0, spec.train.model.name)  # "resnet34-head" says more than "head"
-    text = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")
-    return text[:_SLUG_LENGTH].rstrip("-.")
-
-
-def _words(key: str, value: Any) -> list[str]:
-    if isinstance(value, dict):
-        ordered = sorted(value.items(), key=lambda item: item[0] not in ("name", "method", "format"))
-        return [word for name, item in ordered for word in _words(name, item)]
-    if isinstance(value, tuple):
-        return [key + "_".join(_word(item) for item in value)]
-    if isinstance(value, str):
-        return [value.rsplit("/", 1)[-1]]  # of a path, the file name
-    return [f"{key}{_word(value)}"]
-
-
-def _word(value: Any) -> str:
-    return format(value, "g") if isinstance(value, float) else str(value).lower()

@@ -30,6 +30,13 @@ class Loaded:
     document: Document
     path: Path
     root: Path  # the project's root: relative paths in the spec start here
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The spec and the SET it was read with, as they are typed."""
+        settings = f' SET="{" ".join(self.overrides)}"' if self.overrides else ""
+        return f"SPEC={display_path(self.path)}{settings}"
 
 
 def project_root(spec_path: Path) -> Path:
@@ -59,7 +66,7 @@ def read_spec(path: Path, overrides: Sequence[str] = (), root: Path | None = Non
     if document.mistakes:
         raise_mistakes(path, document.mistakes)
     assert spec is not None
-    return Loaded(spec=spec, document=document, path=path, root=root)
+    return Loaded(spec, document, path, root, tuple(overrides))
 
 
 def check(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
 from pipeline.evaluation.cell import baselines, evaluate_cell, metric_variants
 from pipeline.evaluation.experiment import evaluate_experiment
-from pipeline.evaluation.leaderboard import COLUMNS, read_leaderboard
+from pipeline.evaluation.leaderboard import METRIC_COLUMNS, read_leaderboard
 from pipeline.evaluation.selection import (
     EvaluationInputs,
     Selection,
@@ -24,7 +25,7 @@ from pipeline.metrics.decision_rule import out_of_fold_decisions
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.metrics.thresholds import decide
 from pipeline.report import write_report
-from pipeline.spec import METRICS, EvaluateSpec, SubmissionSpec, TopCells
+from pipeline.spec import METRICS, EvaluateSpec, SubmissionSpec, TopCells, TrainSpec
 from pipeline.storage.files import write_json
 from pipeline.storage.run_dir import ExperimentDir
 from pipeline.storage.tables import read_table
@@ -51,7 +52,7 @@ def experiment(tmp_path):
     return ExperimentDir(tmp_path / "experiments" / "x")
 
 
-def finished_cell(experiment, drawn, name, identity, noise, seed=0):
+def finished_cell(experiment, drawn, name, identity, noise, seed=0, **train):
     """A cell whose scores are the truth with some noise."""
     _, folder, split_file = drawn
     packed = PackedSet.open(folder)
@@ -68,33 +69,34 @@ def finished_cell(experiment, drawn, name, identity, noise, seed=0):
         scores=scores_NK,
         targets=targets_NK,
     )
-    write_rest(run)
+    write_rest(run, {"seed": seed, **train} if train else {})
     run.write_manifest(identity, "done")
     return run, scores_NK, targets_NK
 
 
-def write_rest(run):
+def write_rest(run, train=None):
     """What a finished cell holds beside its scores and is read by evaluate."""
-    run.spec.write_text("name: x\n")
+    spec = {
+        "name": "x",
+        **({"train": TrainSpec.model_validate(train).model_dump(mode="json")} if train else {}),
+    }
+    run.spec.write_text(json.dumps(spec))
     write_json(run.provenance, {})
     run.metrics.write_text("")
 
 
-def inputs_of(experiment, cells, threshold=0.5, select_by="f1_micro", submission=None):
-    named = tuple((*cell, cell[0])[:3] for cell in cells)  # a cell is its own group unless it says another
+def inputs_of(
+    experiment, cells, threshold=0.5, select_by="f1_micro", submission=None, others=(), made_by="SPEC=x.yaml"
+):
     evaluate_spec = EvaluateSpec(threshold=threshold, select_by=select_by)
-    return EvaluationInputs(experiment, named, evaluate_spec, submission or SubmissionSpec(), ("data",))
+    submission = submission or SubmissionSpec()
+    return EvaluationInputs(experiment, tuple(cells), evaluate_spec, submission, ("data",), others, made_by)
 
 
 def evaluate(experiment, drawn, cells, reasons=None, **settings):
     _, folder, split_file = drawn
-    evaluate_experiment(
-        inputs_of(experiment, cells, **settings),
-        monitor="f1_micro",
-        packed_dir=folder,
-        split_file=split_file,
-        reasons=reasons or {},
-    )
+    inputs = inputs_of(experiment, cells, **settings)
+    evaluate_experiment(inputs, monitor="f1_micro", sets=[(folder, split_file)], reasons=reasons or {})
     write_report(experiment)
     return read_leaderboard(experiment.leaderboard)
 
@@ -143,7 +145,7 @@ def test_the_leaderboard_ranks_cells_beside_baselines_and_equal_results_are_equa
     assert names[-1] == "gone-cccccccc"
     assert {"baseline-blank", "baseline-prior"} < set(names)
     assert rows[-1]["state"] == "missing"
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == ("cell", "state", "in_grid", "recipe", "error", *METRIC_COLUMNS)
     before = experiment.leaderboard.read_bytes()
     evaluate(experiment, drawn, [missing, *two_cells])
     assert experiment.leaderboard.read_bytes() == before
@@ -159,26 +161,80 @@ def test_metrics_have_intervals_and_the_pairs_a_verdict(experiment, drawn, two_c
     against_twin = pairs["good-aaaaaaaa", "twin-eeeeeeee"]
     assert (against_twin["verdict"], float(against_twin["difference"])) == ("no significant difference", 0)
     against_poor = pairs["good-aaaaaaaa", "poor-bbbbbbbb"]
-    assert against_poor["verdict"] == "a is better"
+    assert (against_poor["verdict"], against_poor["covers"]) == ("a leads on these images", "images")
     assert 0 < float(against_poor["lo"]) < float(against_poor["difference"]) < float(against_poor["hi"])
     text = format_leaderboard(experiment, "f1_micro")
-    assert "good-aaaaaaaa is significantly better than: poor-bbbbbbbb" in text
+    assert "no significant difference between: good-aaaaaaaa, twin-eeeeeeee" in text
+    assert "on these images good-aaaaaaaa is significantly above: poor-bbbbbbbb" in text
+    assert "each was trained once: the luck of training is not covered; add grid.seeds" in text
+    assert "better" not in text
     assert f"{float(good['f1_micro_lo']):.4f}-{float(good['f1_micro_hi']):.4f}" in text
     assert not experiment.seeds.exists()
 
 
-def test_the_seeds_of_a_cell_are_one_row_and_one_contender(experiment, drawn, two_cells):
-    finished_cell(experiment, drawn, "good-again", "e" * 12, 0.45, seed=1)
-    cells = [(*two_cells[0], "good-11111111"), (*two_cells[1], "poor-22222222")]
-    cells.append(("good-again-eeeeeeee", "e" * 12, "good-11111111"))
-    rows = {row["cell"]: float(row["f1_micro"]) for row in evaluate(experiment, drawn, cells)}
-    (row,) = read_table(experiment.seeds)
-    values = [rows["good-aaaaaaaa"], rows["good-again-eeeeeeee"]]
-    assert (row["cell"], row["seeds"]) == ("good-11111111", "2")
-    assert float(row["f1_micro_mean"]) == pytest.approx(np.mean(values), abs=1e-5)
-    assert float(row["f1_micro_sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+def test_the_seeds_of_a_recipe_are_one_row_and_one_contender(experiment, drawn):
+    adam, sgd = {"optimizer": {"name": "adam", "lr": 3e-4}}, {"optimizer": {"name": "sgd", "lr": 0.1}}
+    made = [
+        finished_cell(experiment, drawn, name, letter * 12, noise, seed, **train)[0]
+        for name, letter, noise, seed, train in (
+            ("good", "a", 0.45, 0, adam), ("good", "b", 0.46, 1, adam), ("good", "c", 0.44, 2, adam),
+            ("poor", "d", 0.9, 0, sgd), ("poor", "e", 0.9, 1, sgd), ("poor", "f", 0.9, 2, sgd),
+        )
+    ]  # fmt: skip
+    rows = evaluate(experiment, drawn, [(run.name, run.name[-1] * 12) for run in made])
+    seeds = {row["cell"]: row for row in read_table(experiment.seeds)}
+    assert set(seeds) == {"adam-lr0.0003", "sgd-lr0.1"}
+    own = [row for row in rows if row["recipe"] == "adam-lr0.0003"]
+    values = [float(row["f1_micro"]) for row in own]
+    assert [row["set/train.seed"] for row in own] != ["0", "0", "0"]
+    assert {row["set/train.optimizer.lr"] for row in own} == {"0.0003"}
+    assert (seeds["adam-lr0.0003"]["seeds"], seeds["adam-lr0.0003"]["splits"]) == ("3", "1")
+    assert float(seeds["adam-lr0.0003"]["f1_micro_mean"]) == pytest.approx(np.mean(values), abs=1e-5)
+    assert float(seeds["adam-lr0.0003"]["f1_micro_sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-5)
     (pair,) = read_table(experiment.comparisons)
-    assert (pair["a"], pair["b"], pair["verdict"]) == ("good-11111111", "poor-bbbbbbbb", "a is better")
+    assert (pair["a"], pair["b"], pair["verdict"]) == ("adam-lr0.0003", "sgd-lr0.1", "a is better")
+    text = format_leaderboard(experiment, "f1_micro")
+    line = next(line for line in text.splitlines() if "adam-lr0.0003 " in line)
+    assert re.match(
+        rf"\* 1 adam-lr0.0003 +3 +{np.mean(values):.4f} +{np.std(values, ddof=1):.4f} +adam +0.0003 ", line
+    )
+    assert f"selected: {own[0]['cell']} (the best of the best recipe)" in text
+
+
+def test_the_luckiest_seed_does_not_win(experiment, drawn):
+    steady, lucky = {"optimizer": {"name": "adam"}}, {"optimizer": {"name": "adamw"}}
+    made = [
+        finished_cell(experiment, drawn, "x", letter * 12, noise, seed, **train)[0]
+        for letter, noise, seed, train in (
+            ("a", 0.55, 0, steady), ("b", 0.55, 1, steady), ("c", 0.45, 0, lucky), ("d", 1.0, 1, lucky),
+        )
+    ]  # fmt: skip
+    rows = evaluate(experiment, drawn, [(run.name, run.name[-1] * 12) for run in made])
+    done = [row for row in rows if row["state"] == "done"]
+    assert max(done, key=lambda row: float(row["f1_micro"]))["recipe"] == "adamw"
+    assert [row["recipe"] for row in done] == ["adam", "adam", "adamw", "adamw"]
+    assert Selection.read(experiment).cell == done[0]["cell"]
+
+
+def test_complete_cells_of_an_earlier_spec_are_ranked_and_marked(experiment, drawn, two_cells):
+    other, scores_NK, targets_NK = finished_cell(experiment, drawn, "few", "e" * 12, 0.1)
+    with other.scores_val.open("wb") as file:
+        labels = np.array(["a"] * 14)
+        np.savez(file, ids=np.array(["1", "2"]), labels=labels, scores=scores_NK[:2], targets=targets_NK[:2])
+    other.write_manifest("e" * 12, "done")
+    good, poor = two_cells
+    rows = evaluate(
+        experiment, drawn, [poor], others=(good, (other.name, "e" * 12)), made_by="SPEC=x.yaml SET=a=1"
+    )
+    done = {row["cell"]: row["in_grid"] for row in rows if row["state"] == "done"}
+    assert done == {good[0]: "no", poor[0]: "yes"}
+    selection = Selection.read(experiment)
+    assert (selection.cell, selection.left_out) == (good[0], (other.name,))
+    text = format_leaderboard(experiment, "f1_micro")
+    assert re.search(r"good-aaaaaaaa .* not of this grid$", text, re.M)
+    assert "this grid is SPEC=x.yaml SET=a=1" in text
+    assert f"validated on other images or labels, and not ranked: {other.name}" in text
+    assert select_cell(experiment, experiment.find("poor")) == poor[0]
 
 
 def test_calibration_is_reported_with_each_cell(experiment, drawn):
@@ -254,7 +310,7 @@ def test_the_best_is_selected_until_the_user_picks_another(experiment, drawn, tw
     evaluate(experiment, drawn, two_cells)
     assert selected_cells(experiment)[0].name == "good-aaaaaaaa"
     assert select_cell(experiment, experiment.find("poor")) == "poor-bbbbbbbb"
-    assert "\n*  2 poor-bbbbbbbb" in format_leaderboard(experiment, "f1_micro")
+    assert "\n* 2 poor-bbbbbbbb" in format_leaderboard(experiment, "f1_micro")
     evaluate(experiment, drawn, two_cells)
     assert selected_cells(experiment)[0].name == "poor-bbbbbbbb"
     assert select_cell(experiment, None) == "good-aaaaaaaa"

@@ -77,7 +77,7 @@ def test_files_and_functions_stay_small():
 
 def test_the_code_stays_small():
     # 9,400 lines when this was set; the rest is for features. Raising it is a decision: say why
-    assert sum(lines_of_code((ROOT / path).read_text()) for path in SOURCES) <= 13_500
+    assert sum(lines_of_code((ROOT / path).read_text()) for path in SOURCES) <= 15_000
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=str)

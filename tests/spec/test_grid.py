@@ -52,7 +52,7 @@ grid:
     found = cells(text)
     assert len(found) == 2 * 2 * 2 * 3
     assert len({cell.slug for cell in found}) == len(found)
-    assert found[0].slug == "adam-lr0.0001-batch_size16-cnn2-seed0"
+    assert found[0].slug == "cnn2-adam-lr0.0001-bce-bs16-seed0"
     last = found[-1].spec.train
     assert (last.optimizer.name, last.batch_size, last.model.name, last.loss.name, last.seed) == (
         "sgd", 32, "cnn3", "soft_f1", 2,
@@ -68,7 +68,7 @@ grid:
   exclude:
     - {train.optimizer.name: adam, train.model: {name: cnn2}}
 """
-    assert [cell.slug for cell in cells(text)] == ["adam-lr0.0001-cnn3", "sgd-lr0.1-cnn2", "sgd-lr0.1-cnn3"]
+    assert [cell.slug for cell in cells(text)] == ["cnn3-adam-lr0.0001", "cnn2-sgd-lr0.1", "cnn3-sgd-lr0.1"]
 
 
 @pytest.mark.parametrize(
