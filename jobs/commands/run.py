@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jobs import ledger
@@ -299,7 +299,7 @@ def _error_text(log: Path) -> str:
     return error.strip() if found else ""
 
 
-def tell(notes: Sequence[str]) -> None:
+def tell(notes: Iterable[str]) -> None:
     """Print what a person should know beside what was asked for."""
     for note in notes:
         print(f"note: {note}", flush=True)

@@ -99,6 +99,7 @@ def plan(request: Request) -> int:
     for data in all_data(planned):
         print(data_lines(data))
     run.tell([*check_test_sets(planned), *planned.gone, *planned.changed])
+    run.tell(filter(None, [planned.loaded.spec.evaluate.mismatch]))
     missing = planned.missing
     if profile.scheduler == "local":
         for cell in planned.cells:

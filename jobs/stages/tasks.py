@@ -138,6 +138,7 @@ class SubmissionTask:
     def __call__(self) -> int:
         """Exit status."""
         from pipeline.evaluation.submission import is_predicted, make_submission
+        from pipeline.report import write_report
 
         experiment = self.experiment
         runs = [RunDir(experiment.path / name) for name in self.cells or ()] or selected_cells(experiment)
@@ -147,6 +148,7 @@ class SubmissionTask:
 
             predict(runs, tests, device=self.device)
         result = make_submission(experiment, runs, tests, self.evaluate, self.trained_on)
+        write_report(experiment)  # with the test score
         details = {"test": result.test_metrics, "overlap": result.overlap}
         ledger.append(experiment.ledger, "submission", cell=", ".join(tests), **details)
         print(f"submission: {display_path(experiment.submission)}\n{result.text}", flush=True)

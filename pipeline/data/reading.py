@@ -51,9 +51,22 @@ class DataRead:
     merge_copies: bool  # equal pictures are one image with the labels of all
     notes: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)  # image files that no name pattern matches
+    places: list[int] = field(
+        default_factory=list
+    )  # of each image among all that were listed, in their order
+    left_out: list[tuple[int, str]] = field(
+        default_factory=list
+    )  # (place, name) of those that are not in the set
 
     def keep(self, rows: Sequence[int]) -> None:
         """Leave out all images but those of `rows`."""
+        kept = set(rows)
+        self.left_out += [
+            (place, image.name)
+            for row, (place, image) in enumerate(zip(self.places, self.images, strict=True))
+            if row not in kept
+        ]
+        self.places = [self.places[row] for row in rows]
         self.images = [self.images[row] for row in rows]
         self.sources = [self.sources[row] for row in rows]
         self.splits = [self.splits[row] for row in rows]
@@ -151,6 +164,12 @@ def _joined(reads: Sequence[_PartRead]) -> DataRead:
         problems.images += int(inside_N.sum())
         problems.listed += len(images) + len(read.images.unlisted)
         problems.references += read.resolved.references
+        begin = len(result.places) + len(result.left_out)
+        for place, (image, inside) in enumerate(zip(images, inside_N, strict=True), begin):
+            if inside:
+                result.places.append(place)
+            else:
+                result.left_out.append((place, image.name))
         chosen = [image for image, inside in zip(images, inside_N, strict=True) if inside]
         result.images += chosen
         result.sources += [source] * len(chosen)

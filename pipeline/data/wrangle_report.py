@@ -31,6 +31,7 @@ def build_report(read: DataRead, pixel_digests: Sequence[str] | None = None) -> 
         "packed": len(read.images),
         "undecodable": _listed(problems.undecodable),
         "without_row": _listed(problems.without_row),
+        "left_out": sorted(read.left_out),
         "unlisted": _listed(problems.unlisted),
         "unknown_references": _listed(problems.unknown),
         "unmatched_files": _listed(read.unmatched),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.data.layout import REPORT
 from pipeline.data.loading import Rows
 from pipeline.data.overlap import Overlap, find_overlap
 from pipeline.data.packed import PackedSet
@@ -18,10 +20,11 @@ from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
 from pipeline.evaluation.selection import TestImages
+from pipeline.metrics.bootstrap import bootstrap, intervals
 from pipeline.metrics.decision_rule import DecisionRule, Validation, mean_scores
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.spec import EvaluateSpec
-from pipeline.storage.files import write_csv
+from pipeline.storage.files import atomic_write, read_json_or_empty, write_csv, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
 # N images, K labels, L labels of the test set
@@ -106,16 +109,27 @@ def make_submission(
             parts.append(file["scores"])
     labels, scores_NK = rule_of.labels, mean_scores(parts)
     decisions_NK = rule(scores_NK)
-    write_submission(experiment.submission, names, labels, decisions_NK)
-    check_submission(experiment.submission, names, labels, decisions_NK)
+    left_out = unscored(*tests[runs[0].name])
+    written = with_unscored(names, decisions_NK, left_out)
+    before = experiment.submission.read_bytes() if experiment.submission.exists() else b""
+    made = experiment.submission.stat().st_mtime if before else 0.0
+    write_submission(experiment.submission, written[0], labels, written[1])
+    check_submission(experiment.submission, written[0], labels, written[1])
     positives = decisions_NK.sum(axis=1)
     cells = runs[0].name if len(runs) == 1 else f"the mean scores of {', '.join(run.name for run in runs)}"
     lines = [
         f"  {len(names)} images x {len(labels)} labels from {cells}, {rule.text}: "
         f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % without a label; checked",
     ]
+    if left_out:
+        named = _some([name for _, name in left_out])
+        lines.append(f"  {len(left_out)} images could not be scored and have 0 for every label: {named}")
+    if before and before != experiment.submission.read_bytes():
+        lines.append(f"  the submission before is kept as {_keep(experiment.submission, before, made)}")
     metrics, said = score_test(labels, scores_NK, decisions_NK, packed.labels, packed.labels_NK[rows])
     overlap = _overlap(runs, tests, trained_on or {})
+    truth_NK, _ = aligned_truth(labels, packed.labels, packed.labels_NK[rows])
+    _write_test_metrics(experiment, runs, (scores_NK, decisions_NK, truth_NK), overlap if metrics else None)
     if overlap is None:
         return Submission("\n".join([*lines, *said]), metrics)
     told = {"images": overlap.count, "of": overlap.of, "first": [list(pair) for pair in overlap.pairs]}
@@ -158,10 +172,8 @@ def score_test(
             "  no score: the test labels and those that were trained have no name in common "
             f"(trained: {_some(labels)}; in the test set: {_some(true_labels)}); see data.test.labels"
         ]
-    truth_NK = np.zeros((len(truth_NL), len(labels)), np.uint8)
-    for k, label in enumerate(labels):
-        if label in column:
-            truth_NK[:, k] = truth_NL[:, column[label]]
+    truth_NK, _ = aligned_truth(labels, true_labels, truth_NL)
+    assert truth_NK is not None
     metrics = all_metrics(scores_NK, decisions_NK, truth_NK)
     shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("f1_micro", "f1_macro", "map_macro"))
     lines = [f"  the true labels of these images are known: {shown}"]
@@ -172,6 +184,86 @@ def score_test(
     if foreign:
         lines.append(f"  not trained, so left out of the score: {_some(foreign)}")
     return metrics, lines
+
+
+def aligned_truth(
+    labels: Sequence[str], true_labels: Sequence[str], truth_NL: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.uint8] | None, list[str]]:
+    """The truth in the columns of `labels` (None without a label in common), and those that it lacks: all absent."""
+    column = {label: k for k, label in enumerate(true_labels)}
+    lacking = [label for label in labels if label not in column]
+    if len(lacking) == len(labels):
+        return None, lacking
+    truth_NK = np.zeros((len(truth_NL), len(labels)), np.uint8)
+    for k, label in enumerate(labels):
+        if label in column:
+            truth_NK[:, k] = truth_NL[:, column[label]]
+    return truth_NK, lacking
+
+
+def unscored(packed_dir: Path, split_file: Path | None) -> list[tuple[int, str]]:
+    """(place among all images of the test source, name) of those that the packed set lacks, in their order."""
+    if split_file is not None:
+        return []  # test rows of a split are packed images
+    report = read_json_or_empty(packed_dir / REPORT)
+    found = [(int(place), str(name)) for place, name in report.get("left_out", [])]
+    missing = report.get("undecodable", {}).get("count", 0)
+    if missing and "left_out" not in report:
+        raise SubmissionError(
+            f"{packed_dir}: was packed by a version that did not note where its {missing} undecodable images belong; "
+            "delete it and run the same command"
+        )
+    return found
+
+
+def with_unscored(
+    names: Sequence[str], decisions_NK: npt.NDArray[np.uint8], left_out: Sequence[tuple[int, str]]
+) -> tuple[list[str], npt.NDArray[np.uint8]]:
+    """Names and decisions of all images of the source in its order: no label for those that have no scores."""
+    all_names, rows = list(names), decisions_NK
+    for place, name in left_out:  # ascending, so each finds those before it in place
+        all_names.insert(place, name)
+    if left_out:
+        rows = np.zeros((len(all_names), decisions_NK.shape[1]), np.uint8)
+        rows[np.setdiff1d(np.arange(len(all_names)), [place for place, _ in left_out])] = decisions_NK
+    return all_names, rows
+
+
+def _keep(path: Path, body: bytes, made: float) -> str:
+    """Write what a file held before beside it, under the date it was made; returns that name."""
+    date = time.strftime("%Y-%m-%d-%H%M%S", time.localtime(made))
+    kept = path.with_name(f"{path.stem}-{date}{path.suffix}")
+    with atomic_write(kept) as file:
+        file.write(body)
+    return kept.name
+
+
+def _write_test_metrics(
+    experiment: ExperimentDir,
+    runs: Sequence[RunDir],
+    arrays: tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None],
+    overlap: Overlap | None,
+) -> None:
+    """`test_metrics.json`: each metric of the test images with its 95 % interval; no file where no label is known."""
+    scores_NK, decisions_NK, truth_NK = arrays
+    if truth_NK is None:
+        experiment.test_metrics.unlink(missing_ok=True)
+        return
+    values = all_metrics(scores_NK, decisions_NK, truth_NK)
+    ends = intervals(bootstrap(scores_NK, decisions_NK, truth_NK))
+    metrics = {
+        name: {"value": value, "lo": ends[f"{name}_lo"], "hi": ends[f"{name}_hi"]}
+        for name, value in values.items()
+    }
+    write_json(
+        experiment.test_metrics,
+        {
+            "cells": [run.name for run in runs],
+            "images": len(truth_NK),
+            "note": f"; {overlap.short()}" if overlap and overlap.count else "",
+            "metrics": metrics,
+        },
+    )
 
 
 def _some(names: Sequence[str], shown: int = 10) -> str:

@@ -18,7 +18,7 @@ def write_report(experiment: ExperimentDir, planned: Sequence[str] = (), *, file
     With `files`, also every figure as PDF and PNG and every table as CSV under `figures/`.
     """
     report = Report(read_facts(experiment, planned))
-    html = page(experiment.path.name, report.summary(), report.sections())
+    html = page(experiment.path.name, report.head(), report.sections())
     with atomic_write(experiment.report, "w") as file:
         file.write(html)
     if files:

@@ -14,12 +14,12 @@ import yaml
 from pipeline.evaluation.selection import Selection
 from pipeline.spec import LOWER_IS_BETTER
 from pipeline.spec.identity import flatten
+from pipeline.spec.names import short, text, varied
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
 
 _TOGETHER = 3  # so many settings are named of those that change together
-_SHORT = {"train.optimizer.": "", "train.model.": "model ", "train.": "", "data.": ""}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,20 @@ class CellFacts:
             before = row["step"]
         return seconds / 3600
 
+    def best_epoch(self, by: str) -> tuple[int, float] | None:
+        """(epoch, value) of the best epoch by a metric of validation; of equal values the one kept, or the first."""
+        if self.epochs and self.epochs[-1].get("best_epoch") and by == self.settings.get("train.monitor"):
+            return int(self.epochs[-1]["best_epoch"]), float(self.epochs[-1]["best_value"])
+        curve = self.curve(f"validation/{by}")
+        pick = min if by in LOWER_IS_BETTER else max
+        epoch, value = pick(curve, key=lambda point: point[1]) if curve else (0, 0.0)
+        return (int(epoch), value) if curve else None
+
+    def falls(self, tag: str, since: float) -> bool:
+        """Whether a curve is lower at its end than at epoch `since`."""
+        curve = dict(self.curve(tag))
+        return bool(curve) and since in curve and curve[max(curve)] < curve[since]
+
     @property
     def device(self) -> str:
         """`cpu` or `cuda`, as chosen at its first start; empty where unknown."""
@@ -72,6 +86,8 @@ class Facts:
     curve_by: str  # the metric that picks a cell's best epoch
     best: CellFacts | None  # the selected cell
     axes: dict[str, dict[str, list[CellFacts]]]  # setting -> value -> cells, where they differ
+    rows: list[dict[str, str]]  # the whole leaderboard
+    test: dict[str, Any]  # test_metrics.json; {} where no test label is known
 
     @property
     def trained(self) -> list[CellFacts]:
@@ -86,6 +102,11 @@ class Facts:
     def split_counts(self) -> dict[str, dict[str, Any]]:
         """Images and labels of each split; {} before data is packed."""
         return dict(_json(self.selection.split or Path("-")).get("counts", {}))
+
+    def validation_counts(self) -> dict[str, int]:
+        """Validation images of each label."""
+        found: dict[str, int] = self.split_counts().get("validation", {}).get("labels", {})
+        return found
 
     def wrangle_report(self) -> dict[str, Any]:
         """The report of wrangle; {} where the packed set is not available."""
@@ -107,19 +128,14 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     }
     cells = [_cell(RunDir(experiment.path / name), by_name.get(name, {}), prices.get(name)) for name in names]
     spec = next((cell.settings for cell in cells if cell.settings), {})
-    monitor = str(spec.get("train.monitor", "f1_micro"))
+    monitor = str(spec.get("train.monitor", "map_macro"))
     by = str(selection.select_by or spec.get("evaluate.select_by", monitor))
     best = next((cell for cell in cells if cell.name == selection.cell), None)
     seeds, comparisons = read_table(experiment.seeds), read_table(experiment.comparisons)
-    return Facts(experiment, selection, cells, baselines, seeds, comparisons, by, monitor, best, _axes(cells))
-
-
-def short(key: str) -> str:
-    """A setting's name without its common prefix."""
-    for prefix, instead in _SHORT.items():
-        if key.startswith(prefix):
-            return instead + key.removeprefix(prefix)
-    return key
+    return Facts(
+        experiment, selection, cells, baselines, seeds, comparisons, by, monitor, best, _axes(cells), rows,
+        _json(experiment.test_metrics),
+    )  # fmt: skip
 
 
 def _cell(run: RunDir, row: dict[str, str], cost_per_hour: tuple[float, str] | None) -> CellFacts:
@@ -156,20 +172,21 @@ def _axes(cells: Sequence[CellFacts]) -> dict[str, dict[str, list[CellFacts]]]:
     """
     known = [cell for cell in cells if cell.settings]
     everywhere = set.intersection(*(set(cell.settings) for cell in known)) if known else set()
-    keys = [key for key in sorted(everywhere) if key.startswith(("train.", "data."))]
     alike: dict[tuple[int, ...], list[str]] = {}
-    for key in sorted(keys, key=lambda key: not key.endswith(".name")):  # names first
+    for key in varied([cell.settings for cell in known]):
+        if key not in everywhere:
+            continue
         texts = [json.dumps(cell.settings.get(key)) for cell in known]
-        numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        numbers = {one: i for i, one in enumerate(dict.fromkeys(texts))}
         if len(numbers) > 1:
-            alike.setdefault(tuple(numbers[text] for text in texts), []).append(key)
+            alike.setdefault(tuple(numbers[one] for one in texts), []).append(key)
     axes = {}
     for together in alike.values():
         keys_shown = together[:_TOGETHER]
         groups: dict[str, list[CellFacts]] = {}
         for cell in sorted(known, key=lambda cell: [_order(cell.settings.get(key)) for key in keys_shown]):
             values = [cell.settings[key] for key in keys_shown if cell.settings.get(key) is not None]
-            groups.setdefault(", ".join(map(str, values)) or "-", []).append(cell)
+            groups.setdefault(", ".join(map(text, values)) or "-", []).append(cell)
         axes[", ".join(map(short, keys_shown))] = groups
     return axes
 

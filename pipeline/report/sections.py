@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import Counter, defaultdict
-from html import escape
 from typing import Any
 
-from pipeline.report import figures
+from markupsafe import Markup
+
+from pipeline.evaluation.leaderboard import SETTING
+from pipeline.evaluation.leaderboard_text import method, shown_settings
+from pipeline.report import figures, label_figures
+from pipeline.report.answer import answer, question, what_next
 from pipeline.report.facts import CellFacts, Facts
-from pipeline.report.page import Table, cards, fold, note, plain
+from pipeline.report.page import Table, cards, fold, glossary, heading, note, paragraph, plain, source, top
 from pipeline.report.selected import selected_cell
-from pipeline.spec import LOWER_IS_BETTER
+from pipeline.report.words import WORDS
+from pipeline.spec.names import short, text
 from pipeline.storage.files import display_path
 from pipeline.storage.run_dir import RunDir
 
@@ -21,6 +27,10 @@ _SHOWN = (
 )  # fmt: skip
 _CELLS = (
     "cell", "state", "epochs", "best epoch", "device", "images/s", "training", "units", "command",
+)  # fmt: skip
+_RECIPE = (
+    "train.model.name", "train.optimizer.name", "train.optimizer.lr", "train.schedule.name", "train.loss.name",
+    "train.batch_size", "train.image_px", "train.epochs", "train.seed",
 )  # fmt: skip
 _SPECS = 10  # cells whose full spec is in the page
 
@@ -32,32 +42,49 @@ class Report:
         self.facts = facts
         self.plots = figures.Plots()
         self.tables: dict[str, Table] = {}
+        self.names = frozenset(cell.name for cell in facts.trained)
 
-    def summary(self) -> str:
-        """The answer in a few words: what won, by how much, whether that is significant, and what it cost."""
+    def head(self) -> Markup:
+        """Question, date, answer and what to do next; then what was selected, tested and spent."""
+        facts = self.facts
+        asked = question(facts.experiment.path.with_suffix(".yaml"))
+        made = f"{time.strftime('%Y-%m-%d %H:%M')}, made from {facts.selection.made_by or 'what is there so far'}"
+        return top(asked, made, answer(facts), what_next(facts)) + self._cards()
+
+    def _cards(self) -> Markup:
         facts, best = self.facts, self.facts.best
         states = Counter(cell.state for cell in facts.trained)
         entries = [("Cells", f"{states['done']} of {len(facts.trained)} done", plain(states))]
         if best is not None and (value := best.value(facts.by)) is not None:
             how = {"user": "picked by hand", "ensemble": "mean scores of several cells"}.get(
-                facts.selection.picked_by, "best on validation"
+                facts.selection.picked_by, "the best cell of the best recipe, on validation"
             )
             interval = _interval(best, facts.by)
+            recipe = ", ".join(
+                f"{short(key)} {text(best.settings[key])}" for key in _RECIPE if key in best.settings
+            )
             entries = [
-                ("Selected", best.name, how),
-                (facts.by, f"{value:.4f}", f"95 % interval {interval}" if interval else ""),
+                ("Selected for the submission", best.name, f"{how}; {recipe}"),
+                (f"{facts.by}, validation", f"{value:.4f}", f"95 % interval {interval}" if interval else ""),
                 *entries,
             ]
-        if facts.comparisons:
-            entries.append(("Significantly better?", *_verdict(facts)))
+        if facts.test:
+            metric = facts.test["metrics"].get(facts.by, {})
+            small = (
+                f"95 % interval {metric['lo']:.4f} – {metric['hi']:.4f}; {facts.test['images']} test images"
+            )
+            cells = ", ".join(facts.test["cells"])
+            entries.insert(
+                2, (f"{facts.by}, test", f"{metric['value']:.4f}", f"{small}; {cells}{facts.test['note']}")
+            )
         hours = sum(cell.hours for cell in facts.cells)
         if hours:
             gpu = sum(cell.hours for cell in facts.cells if cell.device.startswith("cuda"))
-            text = ", ".join(filter(None, [f"{gpu:.2f} GPU hours" if gpu else "no GPU", self._units()]))
-            entries.append(("Training", _clock(hours), text))
+            spent = ", ".join(filter(None, [f"{gpu:.2f} GPU hours" if gpu else "no GPU", self._units()]))
+            entries.append(("Training", _clock(hours), spent))
         return cards(entries)
 
-    def sections(self) -> list[tuple[str, str]]:
+    def sections(self) -> list[tuple[str, Markup]]:
         """(heading, HTML) in the order of the page."""
         return [
             ("Leaderboard", self._leaderboard()),
@@ -67,70 +94,85 @@ class Report:
             ("Data", self._data()),
             ("Cells", self._cells()),
             ("Provenance", self._provenance()),
+            ("Words", glossary(WORDS)),
         ]
 
-    def _table(self, name: str, table: Table, shown_rows: int = 50) -> str:
+    def _table(self, name: str, table: Table, shown_rows: int = 50) -> Markup:
         self.tables[name] = table
-        return table.html(shown_rows) if table.rows else ""
+        return table.html(shown_rows) if table.rows else Markup()
 
-    def _leaderboard(self) -> str:
+    def _leaderboard(self) -> Markup:
         facts = self.facts
+        keys = shown_settings(facts.rows)
         columns = [facts.by, *(name for name in _SHOWN if name != facts.by)]
         rows, kinds = [], []
         for cell in facts.cells:
+            settings = [cell.row.get(SETTING + key, "") for key in keys]
             if cell.value(facts.by) is None:
-                rows.append([cell.name, _state(cell, facts), *[""] * len(columns)])
+                rows.append([cell.name, _state(cell, facts), "", *settings, *[""] * (len(columns) - 1)])
                 kinds.append("failed")
                 continue
             values = [f"{float(cell.row[name]):.4f}" if cell.row.get(name) else "" for name in columns]
-            rows.append([cell.name, values[0], _interval(cell, facts.by), *values[1:]])
-            kinds.append("best" if facts.best and cell.name == facts.best.name else "")
+            rows.append([cell.name, values[0], _interval(cell, facts.by), *settings, *values[1:]])
+            earlier = "earlier" if cell.row.get("in_grid") == "no" else ""
+            kinds.append("best" if facts.best and cell.name == facts.best.name else earlier)
         for row in facts.baselines:
             values = [f"{float(row[name]):.4f}" if row.get(name) else "" for name in columns]
-            rows.append([row["cell"], values[0], "", *values[1:]])
+            rows.append([row["cell"], values[0], "", *[""] * len(keys), *values[1:]])
             kinds.append("baseline")
-        table = self._table("leaderboard", Table(["cell", facts.by, "95 %", *columns[1:]], rows, kinds))
-        ranked = any(cell.row for cell in facts.cells)
+        head = ["cell", facts.by, "95 %", *map(short, keys), *columns[1:]]
+        html = self._table("leaderboard", Table(head, rows, kinds, self.names))
         plot = self.plots.add(
             "leaderboard", "cells with their 95 % intervals", lambda: figures.leaderboard(facts)
         )
-        text = (
-            "All validation images under the spec's decision rule (cross-fitted where thresholds were tuned); "
-            "<code>_at50</code>: threshold 0.5; <code>_labelled</code>: only images that have a label. An image "
-            "without any true or predicted label counts 0 in <code>empty0</code>, 1 in <code>empty1</code>. "
-            "95 %: bootstrap over the images."
+        ranked = any(cell.row for cell in facts.cells)
+        said = (
+            "All validation images under the spec's decision rule (cross-fitted where thresholds were tuned). "
+            "_at50: threshold 0.5. _labelled: only images that have a label. An image without any true or predicted "
+            "label counts 0 in empty0, 1 in empty1. 95 %: bootstrap over the images; it does not cover the luck of "
+            "training, and covers less for average precision of labels with few images."
             if ranked
             else "No cell is ranked yet: the table shows each cell's status and its best epoch so far at threshold 0.5."
         )
-        return plot + table + note(text) + self._seeds() + self._comparisons()
+        earlier = (
+            note("Faint rows are complete cells of an earlier spec or SET.") if "earlier" in kinds else ""
+        )
+        return plot + self._seeds() + html + note(said) + earlier + self._comparisons()
 
-    def _seeds(self) -> str:
+    def _seeds(self) -> Markup:
         names = [self.facts.by, *(name for name in _SHOWN[:6] if name != self.facts.by)]
         sign = 1 if self.facts.lower_is_better else -1
         ordered = sorted(
             self.facts.seeds, key=lambda row: sign * float(row.get(f"{self.facts.by}_mean") or 0)
         )
-        rows = [[row["cell"], row["seeds"], *(_mean_sd(row, name) for name in names)] for row in ordered]
-        html = self._table("seeds", Table(["cell", "seeds", *names], rows), 30)
-        return html and "<h3>Over seeds: mean ± standard deviation</h3>" + html
+        rows = [
+            [row["cell"], row["seeds"], row.get("splits", ""), *(_mean_sd(row, name) for name in names)]
+            for row in ordered
+        ]
+        html = self._table("seeds", Table(["recipe", "runs", "splits", *names], rows), 30)
+        return html and heading("Recipes over seeds and splits: mean ± standard deviation") + html
 
-    def _comparisons(self) -> str:
-        columns = ("a", "b", "metric", "difference", "95 %", "p", "p corrected", "verdict")
+    def _comparisons(self) -> Markup:
+        columns = ("a", "b", "metric", "difference", "95 %", "p", "p corrected", "covers", "verdict")
         rows = [
             [
                 *(row["a"], row["b"], row["metric"], f"{float(row['difference']):+.4f}"),
                 f"{float(row['lo']):+.4f} … {float(row['hi']):+.4f}",
-                *(f"{float(row['p']):.3g}", f"{float(row['p_corrected']):.3g}", row["verdict"]),
+                *(
+                    f"{float(row['p']):.3g}",
+                    f"{float(row['p_corrected']):.3g}",
+                    row["covers"],
+                    row["verdict"],
+                ),
             ]
             for row in self.facts.comparisons
         ]
         html = self._table("comparisons", Table(columns, rows), 15)
-        text = (
-            "Paired bootstrap over the validation images; p corrected for the number of comparisons (Holm)."
+        return html and heading("Which differences are sure?") + html + note(
+            f"{method(self.facts.comparisons)}."
         )
-        return html and "<h3>Which differences are significant?</h3>" + html + note(text)
 
-    def _training(self) -> str:
+    def _training(self) -> Markup:
         facts = self.facts
         svg = self.plots.add("curves", "training curves of all cells", lambda: figures.curves(facts))
         if not svg:
@@ -144,10 +186,11 @@ class Report:
         ]
         self.tables["curves"] = Table(["cell", "epoch", *tags], rows)
         return svg + note(
-            "The best cells in colour, the others grey; validation at threshold 0.5. Hover for names."
+            "The best cells in colour, the others grey. A training loss that falls while the validation loss rises "
+            "is over-fitting. Validation metrics of decisions use threshold 0.5. Hover for names."
         )
 
-    def _settings(self) -> str:
+    def _settings(self) -> Markup:
         facts = self.facts
         svg = self.plots.add("settings", f"{facts.by} by setting", lambda: figures.effects(facts))
         rows = []
@@ -159,12 +202,12 @@ class Report:
                     texts = [f"{number:.4f}" for number in (statistics.mean(ranked), ranked[0], ranked[-1])]
                     rows.append([key, name, str(len(ranked)), *texts])
         table = self._table("settings", Table(("setting", "value", "cells", "mean", "best", "worst"), rows))
-        text = "Each dot is a cell, the bar their mean. Settings that always change together share a panel."
-        return svg and svg + note(text) + fold("as a table", table)
+        said = "Each dot is a cell, the bar their mean. Settings that always change together share a panel."
+        return svg and svg + note(said) + fold("as a table", table)
 
-    def _data(self) -> str:
+    def _data(self) -> Markup:
         counts, report = self.facts.split_counts(), self.facts.wrangle_report()
-        parts = []
+        parts: list[Markup] = []
         if counts:
             labels = list(next(iter(counts.values())).get("labels", {}))
             rows = [
@@ -177,16 +220,16 @@ class Report:
             svg = self.plots.add(
                 "label_counts",
                 "images per label",
-                lambda: figures.label_counts(report["label_counts"], images),
+                lambda: label_figures.label_counts(report["label_counts"], images),
             )
             sentences = [f"{images} of {report['images']} images are packed"]
             if report.get("negative_fraction") is not None:
                 sentences.append(f"{100 * report['negative_fraction']:.1f} % are negative images (no label)")
                 sentences.append(f"{report['labels_per_image']:.2f} labels an image")
-            parts += [f"<p>{'; '.join(sentences)}.</p>", svg, self._problems(report)]
-        return "".join(parts)
+            parts += [paragraph(f"{'; '.join(sentences)}."), svg, self._problems(report)]
+        return Markup().join(parts)
 
-    def _problems(self, report: dict[str, Any]) -> str:
+    def _problems(self, report: dict[str, Any]) -> Markup:
         rows = []
         for key, entry in report.items():
             if isinstance(entry, dict) and "examples" in entry:
@@ -197,11 +240,11 @@ class Report:
                 rows.append([key.replace("_", " "), str(count), "; ".join(examples)[:300]])
         return self._table("problems", Table(("problem", "number", "for example"), rows))
 
-    def _cells(self) -> str:
+    def _cells(self) -> Markup:
         facts = self.facts
         rows = []
         for cell in facts.trained:
-            best = _best_epoch(cell, facts.curve_by)
+            best = cell.best_epoch(facts.curve_by)
             speeds = [value for _, value in cell.curve("train/images_per_s")]
             units = (
                 f"{cell.hours * cell.cost_per_hour[0]:.2f} {cell.cost_per_hour[1]}"
@@ -213,17 +256,18 @@ class Report:
             speed = f"{statistics.median(speeds):.0f}" if speeds else ""
             done = [f"{epoch}/{of}", str(best[0]) if best else "", cell.device, speed, _clock(cell.hours)]
             rows.append([cell.name, cell.state, *done, units, f"make grid SPEC={spec}"])
-        table = self._table("cells", Table(_CELLS, rows), 20)
-        specs = "".join(
-            fold(f"spec of {cell.name}", f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>")
+        table = self._table("cells", Table(_CELLS, rows, is_target=True), 20)
+        specs = Markup().join(
+            fold(f"spec of {cell.name}", source(path.read_text(encoding="utf-8")))
             for cell in facts.cells[:_SPECS]
             if (path := RunDir(facts.experiment.path / cell.name).spec).exists()
         )
-        text = (
-            "Training time: steps without scoring and start-up. The command trains the cell where it is missing; "
-            "elsewhere, save its spec as a file and name that. Equal spec, data and code give equal weights on a CPU."
+        said = (
+            "Each cell is a folder of this name beside this page. Training time: steps without scoring and start-up. "
+            "The command trains the cell where it is missing; elsewhere, save its spec as a file and name that. Equal "
+            "spec, data and code give equal weights on a CPU."
         )
-        return table + note(text) + specs
+        return table + note(said) + specs
 
     def _units(self) -> str:
         units: defaultdict[str, float] = defaultdict(float)
@@ -232,7 +276,7 @@ class Report:
                 units[cell.cost_per_hour[1]] += cell.hours * cell.cost_per_hour[0]
         return ", ".join(f"{value:.1f} {unit}" for unit, value in units.items())
 
-    def _provenance(self) -> str:
+    def _provenance(self) -> Markup:
         seen: Counter[tuple[tuple[str, str], ...]] = Counter()
         for cell in self.facts.cells:
             facts = cell.provenance
@@ -251,28 +295,12 @@ class Report:
 
 
 def _state(cell: CellFacts, facts: Facts) -> str:
-    text = cell.state + (f": {cell.error}" if cell.error else "")
-    best = _best_epoch(cell, facts.curve_by)
+    said = cell.state + (f": {cell.error}" if cell.error else "")
+    best = cell.best_epoch(facts.curve_by)
     if not best:
-        return text
+        return said
     epochs = f"epoch {cell.epochs[-1]['epoch']}/{cell.settings.get('train.epochs', '?')}"
-    return f"{text}, {epochs}, best {facts.curve_by} {best[1]:.4f}"
-
-
-def _best_epoch(cell: CellFacts, by: str) -> tuple[int, float] | None:
-    curve = cell.curve(f"validation/{by}")
-    pick = min if by in LOWER_IS_BETTER else max
-    epoch, value = pick(curve, key=lambda point: point[1]) if curve else (0, 0.0)
-    return (int(epoch), value) if curve else None
-
-
-def _verdict(facts: Facts) -> tuple[str, str]:
-    first = facts.comparisons[0]["a"]
-    rows = [row for row in facts.comparisons if row["a"] == first]
-    beaten = [row["b"] for row in rows if row["verdict"] == "a is better"]
-    if len(beaten) == len(rows):
-        return "yes", f"{first} is better than all compared"
-    return ("partly" if beaten else "not shown"), f"{first} beats {len(beaten)} of {len(rows)} compared"
+    return f"{said}, {epochs}, best {facts.curve_by} {best[1]:.4f} in epoch {best[0]}"
 
 
 def _interval(cell: CellFacts, metric: str) -> str:

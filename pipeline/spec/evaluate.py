@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,8 @@ class EvaluateSpec(Section):
     tune_for: TunedMetric | None = None
     """The metric that the decision rule maximises. Not allowed with a number as `threshold`.
 
-    null: `f1_macro` for `per_label`, `f1_samples_empty1` for `expected_f1`.
+    null: `select_by` where the rule can tune for it, else `f1_macro` for `per_label`, `f1_samples_empty1` for
+    `expected_f1`.
     """
     tune_on: Literal["labels", "expected"] = "labels"
     """Only with `per_label`: `labels` tunes on the true labels, `expected` on calibrated scores.
@@ -40,8 +41,34 @@ class EvaluateSpec(Section):
 
     @property
     def tuned_for(self) -> TunedMetric:
-        """`tune_for`, or what suits the rule."""
-        return self.tune_for or ("f1_samples_empty1" if self.threshold == "expected_f1" else "f1_macro")
+        """`tune_for`, or `select_by` where that can be tuned for, or what suits the rule."""
+        if self.tune_for is not None:
+            return self.tune_for
+        per_image = self.select_by.startswith("f1_samples")
+        can = per_image if self.threshold == "expected_f1" else not (per_image and self.tune_on == "expected")
+        for metric in get_args(TunedMetric):
+            if can and metric == self.select_by:
+                return cast(TunedMetric, metric)
+        return "f1_samples_empty1" if self.threshold == "expected_f1" else "f1_macro"
+
+    @property
+    def mismatch(self) -> str:
+        """That decisions are tuned for another metric than ranks, and what to write; "" where they are not."""
+        if not self.select_by.startswith("f1_"):
+            return ""
+        if not isinstance(self.threshold, str):
+            if self.select_by in get_args(TunedMetric):
+                return (
+                    f"Cells are ranked by {self.select_by} at the fixed threshold {self.threshold:g}; tuned thresholds "
+                    "usually raise it: evaluate.threshold: per_label."
+                )
+            return ""
+        if self.tuned_for == self.select_by:
+            return ""
+        return (
+            f"Decisions are tuned for {self.tuned_for} and cells ranked by {self.select_by}: write "
+            f"evaluate.select_by: {self.tuned_for}, or another rule."
+        )
 
     @model_validator(mode="after")
     def _sensible(self) -> EvaluateSpec:

@@ -42,6 +42,7 @@ class ExperimentDir:
     figures = _File("figures", "The report's figures as PDF and PNG, its tables as CSV.")
     selected = _File("selected.json", "The cell the submission is made of, and why.")
     submission = _File("submission.csv", "The decisions on the test images.")
+    test_metrics = _File("test_metrics.json", "Metrics of the submission where test labels are known.")
     data = _File("data.json", "Which data the cells were last run on, to say what has changed since.")
     logs = _File("logs", "Logs of the stages other than training.")
     slurm = _File("slurm", "submitit's own files.")

@@ -1,0 +1,67 @@
+"""Cells of an earlier spec or SET, and grids over splits: what the leaderboard and the selection make of them."""
+
+import csv
+import json
+
+import pytest
+
+from tests.cells import jobs, packed_project, project
+
+RATES = "grid: {axes: {train.optimizer: [{name: adam, lr: 3e-3}, {name: adam, lr: 1e-6}]}}"
+
+
+def table(root):
+    with (root / "experiments" / "x" / "leaderboard.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def selected(root):
+    return json.loads((root / "experiments" / "x" / "selected.json").read_text())
+
+
+@pytest.mark.slow
+def test_set_does_not_hide_the_result_of_the_experiment(tmp_path, drawn_zip):
+    spec = packed_project(tmp_path, drawn_zip, RATES, model={"name": "cnn2"}, epochs=3)
+    assert jobs("grid", spec, cwd=tmp_path)[0] == 0
+    best = selected(tmp_path)["cell"]
+    worse = "grid={axes: {train.optimizer: [{name: sgd, lr: 1e-6}]}}"
+    status, printed = jobs("grid", spec, "--set", worse, cwd=tmp_path)
+    assert status == 0, printed
+    assert selected(tmp_path)["cell"] == best
+    rows = {row["cell"]: row for row in table(tmp_path) if row["state"] == "done"}
+    assert len(rows) == 3
+    assert {row["in_grid"] for row in rows.values()} == {"yes", "no"}
+    assert rows[best]["in_grid"] == "no"
+    assert rows[best]["set/train.optimizer.lr"] == "0.003"
+    assert "cells of an earlier spec or SET are ranked too" in printed
+    assert f'this grid is SPEC=experiments/x.yaml SET="{worse}"' in printed
+    page = (tmp_path / "experiments" / "x" / "report.html").read_text()
+    assert "made from SPEC=experiments/x.yaml SET=" in page
+    (other,) = (name for name, row in rows.items() if row["in_grid"] == "no" and name != best)
+    assert jobs("select", spec, "--set", worse, "--run", other, cwd=tmp_path)[0] == 0
+    assert selected(tmp_path)["cell"] == other
+    assert jobs("grid", spec, cwd=tmp_path)[0] == 0
+    assert selected(tmp_path)["cell"] == other  # the user's pick stays
+
+
+@pytest.mark.slow
+def test_a_grid_over_splits_is_one_row_a_recipe_with_baselines_of_each(tmp_path, drawn_zip):
+    text = (
+        "grid: {axes: {train.optimizer.lr: [3e-3, 1e-6], data.split: [{method: random, validation: 0.2, seed: 0}, "
+        "{method: random, validation: 0.2, seed: 1}]}}"
+    )
+    spec = project(tmp_path, drawn_zip, text, model={"name": "cnn2"}, optimizer={"name": "adam"})
+    status, printed = jobs("grid", spec, cwd=tmp_path)
+    assert status == 0, printed
+    rows = table(tmp_path)
+    done = [row for row in rows if row["state"] == "done"]
+    assert [row["recipe"] for row in done] == ["lr0.003", "lr0.003", "lr1e-06", "lr1e-06"]
+    assert {row["set/data.split.seed"] for row in done} == {"0", "1"}
+    baselines = [row["cell"] for row in rows if row["state"] == "baseline"]
+    assert {"baseline-blank", "baseline-prior"} < set(baselines)
+    assert len(baselines) == 6
+    with (tmp_path / "experiments" / "x" / "leaderboard_seeds.csv").open(newline="") as file:
+        recipes = {row["cell"]: row for row in csv.DictReader(file)}
+    assert recipes["lr0.003"]["splits"] == "2"
+    assert "means over 2 splits; differences between recipes are not tested" in printed
+    assert "compare them with care" not in printed
