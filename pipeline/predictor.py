@@ -66,7 +66,13 @@ class Prediction:
 class Predictor:
     """A cell's best checkpoint, or those of an ensemble, ready to score pictures."""
 
-    def __init__(self, runs: Sequence[RunDir], evaluate: EvaluateSpec, device: str) -> None:
+    def __init__(
+        self, runs: Sequence[RunDir], evaluate: EvaluateSpec, device: str, made_by: str = ""
+    ) -> None:
+        self.cells = [run.name for run in runs]
+        self.made_by = (
+            made_by  # the spec and SET of the evaluation that selected them; "" for a cell of one's own
+        )
         bests = [load_checkpoint(run.verify(run.checkpoint_best)) for run in runs]
         validation = Validation.mean([Validation.read(run) for run in runs])
         self.rule = DecisionRule.fit(evaluate, validation.scores_NK, validation.targets_NK)
@@ -87,13 +93,18 @@ class Predictor:
         path = Path(folder)
         selection = Selection.read(ExperimentDir(path))
         if selection.cells:
-            return cls([RunDir(path / name) for name in selection.cells], selection.evaluate, device)
+            runs = [RunDir(path / name) for name in selection.cells]
+            return cls(runs, selection.evaluate, device, selection.made_by)
         run = RunDir(path)
         if not run.manifest.exists():
             raise CheckpointError(
                 f"{path}: has no selected cell and is not a cell's folder; run `make grid`, or name a cell's folder"
             )
         return cls([run], read_spec(run.spec).spec.evaluate, device)
+
+    def __repr__(self) -> str:
+        made = f", ranked by {self.made_by}" if self.made_by else ""
+        return f"<Predictor of {', '.join(self.cells)}{made}: {len(self.labels)} labels, {self.rule.text}>"
 
     def __call__(self, image: str | Path | bytes | Image.Image) -> Prediction:
         """Predict one picture: a path, the bytes of a file, or an image as Pillow opened it.

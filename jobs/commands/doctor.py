@@ -45,6 +45,10 @@ def checks(request: Request) -> Iterator[Check]:
         yield Check("data and weights", False, str(error))
         return
     yield Check("grid", True, f"{len(plan.cells)} cells, {len(plan.missing)} missing")
+    evaluate = plan.loaded.spec.evaluate
+    yield Check(
+        "decision rule", True, evaluate.mismatch or f"tuned and ranked by one metric, {evaluate.select_by}"
+    )
     yield (torch := _torch())
     yield _writable(plan)
     yield from _quota(plan)

@@ -77,7 +77,7 @@ def _run_grid(request: Request) -> tuple[int, bool]:
     for cell in held:
         print(f"  {cell.run.name}: held back: {cell.held}", flush=True)
     failed = FAILED if held else 0
-    tell([*check_test_sets(plan), *plan.gone, *plan.changed])
+    tell([*check_test_sets(plan), *plan.gone, *plan.changed, *plan.longer])
     if missing:
         outcome = _train(plan, missing)
         if outcome is None:

@@ -98,7 +98,7 @@ def plan(request: Request) -> int:
     print(f"{display_path(planned.loaded.path)}: {run.plural(len(planned.cells), 'cell')}")
     for data in all_data(planned):
         print(data_lines(data))
-    run.tell([*check_test_sets(planned), *planned.gone, *planned.changed])
+    run.tell([*check_test_sets(planned), *planned.gone, *planned.changed, *planned.longer])
     run.tell(filter(None, [planned.loaded.spec.evaluate.mismatch]))
     missing = planned.missing
     if profile.scheduler == "local":

@@ -46,7 +46,7 @@ def _submit(request: Request, *, submission: bool) -> int:
         plan = make_plan(request.loaded)  # once more: another submission may just have ended
         grid_status = grid_status_of(request, plan)
         _print_plan(request, plan, grid_status)
-        tell([*check_test_sets(plan), *plan.gone, *plan.changed])
+        tell([*check_test_sets(plan), *plan.gone, *plan.changed, *plan.longer])
         batches = batches_of(request, plan, grid_status, submission=submission)
         if not batches and grid_status.of("active"):
             print(f"all is queued already; evaluate waits as job {next(iter(grid_status.final_jobs))}")

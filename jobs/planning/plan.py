@@ -13,10 +13,10 @@ from pipeline.data.history import changes, known_identity, remember_identity, se
 from pipeline.data.layout import is_complete, packed_path, split_identity, split_path
 from pipeline.errors import PipelineError, SpecError
 from pipeline.evaluation.selection import EvaluationInputs
-from pipeline.spec import ColumnSplit, DataSpec, ModelSpec
+from pipeline.spec import ColumnSplit, DataSpec, ModelSpec, Spec
 from pipeline.spec.grid import Cell, expand_grid
-from pipeline.spec.identity import cell_identity, digest
-from pipeline.spec.reading import Loaded
+from pipeline.spec.identity import canonical, cell_identity, digest
+from pipeline.spec.reading import Loaded, read_spec
 from pipeline.storage.files import display_path, read_json_or_empty, sha256_file, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
@@ -157,6 +157,22 @@ class Plan:
             made_by=self.loaded.command,
         )
 
+    @property
+    def longer(self) -> list[str]:
+        """Of new cells that differ from a complete one in `train.epochs` alone: that they begin at their first step."""
+        new = [cell for cell in self.cells if cell.reason == "new"]
+        trained: dict[str, str] = {}
+        for name, _ in self._others() if new else ():
+            with contextlib.suppress(PipelineError, OSError):
+                spec = read_spec(self.experiment.path / name / "spec.yaml", root=self.root).spec
+                trained[_but_for_epochs(spec)] = f"{spec.train.epochs} epochs of it are trained in {name}"
+        found = ((cell, trained.get(_but_for_epochs(cell.cell.spec))) for cell in new)
+        return [
+            f"{cell.run.name}: {shorter}, but a run of {cell.cell.spec.train.epochs} is another cell and starts anew"
+            for cell, shorter in found
+            if shorter
+        ]
+
     def _others(self) -> Iterator[tuple[str, str]]:
         """(folder name, identity) of the complete cells of this experiment that are not of this grid."""
         mine = {cell.run.name for cell in self.cells}
@@ -166,6 +182,11 @@ class Plan:
                 identity = run.read_manifest().get("identity", "")
                 if run.why_not_done(identity) is None:
                     yield name, identity
+
+
+def _but_for_epochs(spec: Spec) -> str:
+    train = spec.train.model_copy(update={"epochs": 1})
+    return digest([canonical(spec.data), canonical(train)])
 
 
 def data_root(root: Path) -> Path:

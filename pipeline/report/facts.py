@@ -39,6 +39,11 @@ class CellFacts:
         """A metric of the leaderboard; None where the cell is not ranked."""
         return float(self.row[metric]) if self.row.get(metric) else None
 
+    def interval(self, metric: str) -> str:
+        """Its 95 % interval as text; "" where there is none."""
+        low, high = self.value(f"{metric}_lo"), self.value(f"{metric}_hi")
+        return f"{low:.4f} – {high:.4f}" if low is not None and high is not None else ""
+
     def curve(self, tag: str) -> list[tuple[float, float]]:
         """(epoch, value) of a tag of metrics.jsonl."""
         return [(row["epoch"], row[tag]) for row in self.epochs if row.get(tag) is not None]

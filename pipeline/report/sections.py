@@ -12,12 +12,13 @@ from markupsafe import Markup
 from pipeline.evaluation.leaderboard import SETTING
 from pipeline.evaluation.leaderboard_text import method, shown_settings
 from pipeline.report import figures, label_figures
-from pipeline.report.answer import answer, question, what_next
+from pipeline.report.answer import answer, what_next
 from pipeline.report.facts import CellFacts, Facts
 from pipeline.report.page import Table, cards, fold, glossary, heading, note, paragraph, plain, source, top
 from pipeline.report.selected import selected_cell
 from pipeline.report.words import WORDS
 from pipeline.spec.names import short, text
+from pipeline.spec.question import question
 from pipeline.storage.files import display_path
 from pipeline.storage.run_dir import RunDir
 
@@ -59,7 +60,7 @@ class Report:
             how = {"user": "picked by hand", "ensemble": "mean scores of several cells"}.get(
                 facts.selection.picked_by, "the best cell of the best recipe, on validation"
             )
-            interval = _interval(best, facts.by)
+            interval = best.interval(facts.by)
             recipe = ", ".join(
                 f"{short(key)} {text(best.settings[key])}" for key in _RECIPE if key in best.settings
             )
@@ -113,7 +114,7 @@ class Report:
                 kinds.append("failed")
                 continue
             values = [f"{float(cell.row[name]):.4f}" if cell.row.get(name) else "" for name in columns]
-            rows.append([cell.name, values[0], _interval(cell, facts.by), *settings, *values[1:]])
+            rows.append([cell.name, values[0], cell.interval(facts.by), *settings, *values[1:]])
             earlier = "earlier" if cell.row.get("in_grid") == "no" else ""
             kinds.append("best" if facts.best and cell.name == facts.best.name else earlier)
         for row in facts.baselines:
@@ -254,7 +255,13 @@ class Report:
             spec = display_path(facts.experiment.path / cell.name / "spec.yaml")
             epoch, of = cell.epochs[-1]["epoch"] if cell.epochs else 0, cell.settings.get("train.epochs", "?")
             speed = f"{statistics.median(speeds):.0f}" if speeds else ""
-            done = [f"{epoch}/{of}", str(best[0]) if best else "", cell.device, speed, _clock(cell.hours)]
+            done = [
+                f"{epoch}/{of}",
+                f"{best[0]} ({best[1]:.4f})" if best else "",
+                cell.device,
+                speed,
+                _clock(cell.hours),
+            ]
             rows.append([cell.name, cell.state, *done, units, f"make grid SPEC={spec}"])
         table = self._table("cells", Table(_CELLS, rows, is_target=True), 20)
         specs = Markup().join(
@@ -301,11 +308,6 @@ def _state(cell: CellFacts, facts: Facts) -> str:
         return said
     epochs = f"epoch {cell.epochs[-1]['epoch']}/{cell.settings.get('train.epochs', '?')}"
     return f"{said}, {epochs}, best {facts.curve_by} {best[1]:.4f} in epoch {best[0]}"
-
-
-def _interval(cell: CellFacts, metric: str) -> str:
-    low, high = cell.value(f"{metric}_lo"), cell.value(f"{metric}_hi")
-    return f"{low:.4f} – {high:.4f}" if low is not None and high is not None else ""
 
 
 def _mean_sd(row: dict[str, str], name: str) -> str:

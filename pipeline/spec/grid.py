@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 
 from pipeline.spec import GridSpec, Spec
 from pipeline.spec.identity import canonical, digest, flatten
-from pipeline.spec.names import importance, slug
+from pipeline.spec.names import slug, varied
 from pipeline.spec.names import text as shown
 from pipeline.spec.reading import Loaded, assign, check, raise_mistakes
 from pipeline.spec.renamed import renamed
@@ -87,16 +86,12 @@ def _named(cells: Sequence[Cell]) -> list[Cell]:
     """Each called by what the grid assigned and the cells differ in."""
     assigned = {leaf for cell in cells for leaf in flatten({k: _plain(v) for k, v in cell.settings.items()})}
     resolved = [_leaves(cell.spec, assigned) for cell in cells]
-    keys = [key for key in sorted(assigned, key=importance) if _is_told_apart(key, resolved)]
+    keys = varied(resolved)
     names = [
         slug(keys, leaves | _leaves(cell.spec, ("train.model.name", "train.optimizer.name")))
         for cell, leaves in zip(cells, resolved, strict=True)
     ]
     return [replace(cell, slug=name) for cell, name in zip(cells, names, strict=True)]
-
-
-def _is_told_apart(key: str, resolved: Sequence[Mapping[str, Any]]) -> bool:
-    return len({json.dumps(leaves[key], default=str) for leaves in resolved if key in leaves}) > 1
 
 
 def _plain(value: Any) -> Any:

@@ -96,7 +96,9 @@ def slug(keys: Iterable[str], settings: Settings) -> str:
     parts: list[str] = []
     for key in keys:
         part = (
-            re.sub(r"[^A-Za-z0-9._+-]+", "_", _part(key, settings[key])).strip("_.-") if key in settings else ""
+            re.sub(r"[^A-Za-z0-9._+-]+", "_", _part(key, settings[key])).strip("_.-")
+            if key in settings
+            else ""
         )
         if part and len("-".join([*parts, part])) <= _LONGEST:
             parts.append(part)

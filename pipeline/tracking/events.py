@@ -17,10 +17,11 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.plugins.pr_curve import metadata as pr_curves
+from tensorboard.plugins.text import metadata as texts
 
 # N images
 _THRESHOLDS = 51  # of a PR curve: every 2 %, 1.3 kB a label
@@ -61,6 +62,13 @@ def picture(tag: str, jpeg: bytes, size: tuple[int, int]) -> Value:
     """An encoded picture; `size` is (width, height)."""
     image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=jpeg)
     return Summary.Value(tag=tag, image=image)
+
+
+def text(tag: str, markdown: str) -> Value:
+    """A text for the Text tab."""
+    metadata = texts.create_summary_metadata(tag, "")
+    tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode()], tensor_shape=TensorShapeProto())
+    return Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
 
 
 def score_histogram(tag: str, scores: npt.NDArray[np.float32]) -> Value:

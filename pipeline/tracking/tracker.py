@@ -22,6 +22,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from pipeline.metrics.multilabel import Decisions, Scores, all_metrics
+from pipeline.spec.question import question
 from pipeline.storage.files import atomic_write
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
@@ -33,6 +34,7 @@ SHOWN_IMAGES = 16  # of the first training batch
 _SHOWN_LABELS = 24  # with PR curve and mistakes, the most frequent ones
 _SHOWN_MISTAKES = 4  # of each kind
 _BEST = ("f1_micro", "f1_macro", "map_macro", "exact_match")  # of the best epoch: first in the HParams tab
+_OVERVIEW = "0_overview"  # TensorBoard sorts by name: it opens on these curves
 _PX = 80  # a small picture's side
 
 
@@ -40,9 +42,21 @@ class Tracker:
     """Appends rows of scalars to both files; one per cell."""
 
     def __init__(
-        self, run: RunDir, resumed_at: int, settings: Mapping[str, Any], digest: str | None = None
+        self,
+        run: RunDir,
+        resumed_at: int,
+        settings: Mapping[str, Any],
+        digest: str | None = None,
+        *,
+        monitor: str = "map_macro",
+        ranked_by: str = "f1_micro",
     ) -> None:
-        """`digest` is that of `metrics.jsonl` when the state of step `resumed_at` was saved."""
+        """`digest` is that of `metrics.jsonl` when the state of step `resumed_at` was saved.
+
+        `monitor` is drawn first, and `ranked_by` is the first metric of the HParams tab.
+        """
+        self._ranked_by = ranked_by
+        self._shown_first = ("train/loss", "validation/loss", f"validation/{monitor}", "train/lr")
         kept = [row for row in read_jsonl(run.metrics) if row["step"] <= resumed_at]
         lines = "".join(json.dumps(row) + "\n" for row in kept)
         if digest is not None and digest != hashlib.sha256(lines.encode()).hexdigest():
@@ -66,6 +80,11 @@ class Tracker:
             os.truncate(path, 0)  # not removed: an open TensorBoard would wait for it for ever
         if resumed_at == 0:
             self._add(0, events.session_start(run.name, settings))
+            asked = question(run.path.parent.with_suffix(".yaml"))
+            resolved = run.spec.read_text(encoding="utf-8") if run.spec.exists() else ""
+            indented = "".join(f"    {line}\n" for line in resolved.splitlines())  # code, as Markdown has it
+            self._add(0, *(events.text(f"about/{name}", body) for name, body in
+                           (("question", asked), ("spec", indented)) if body))  # fmt: skip
 
     def log(
         self, step: int, epoch: int, values: Mapping[str, float], *, best: tuple[int, float] | None = None
@@ -79,7 +98,9 @@ class Tracker:
         self._hash.update(line.encode())
         self._file.write(line)
         self._file.flush()
-        self._add(step, *(events.scalar(tag, value) for tag, value in values.items()))
+        first = [tag for tag in self._shown_first if "validation/loss" in values and tag in values]
+        tags = {f"{_OVERVIEW}/{tag.replace('/', '_')}": values[tag] for tag in first}
+        self._add(step, *(events.scalar(tag, value) for tag, value in (tags | dict(values)).items()))
 
     def training_images(self, images_BHWC: Pixels) -> None:
         """The first training images as the network sees them."""
@@ -107,7 +128,8 @@ class Tracker:
         """
         step += 1
         metrics = all_metrics(scores_NK, (scores_NK >= 0.5).astype(np.uint8), targets_NK)
-        self.log(step, epoch, {f"best/{name}": metrics[name] for name in _BEST})
+        ranked_by = {f"best/0_{self._ranked_by}": metrics[self._ranked_by]}
+        self.log(step, epoch, ranked_by | {f"best/{name}": metrics[name] for name in _BEST})
         frequent = np.argsort(-targets_NK.sum(axis=0), kind="stable")[:_SHOWN_LABELS]
         for k in sorted(frequent):
             scores_N, targets_N = scores_NK[:, k], targets_NK[:, k]

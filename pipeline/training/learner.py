@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data.loading import Rows, Stream
 from pipeline.data.packed import PackedSet
@@ -74,8 +74,9 @@ class Learner:
             self._restore(state)
         settings = flatten(spec.model_dump(include={"data", "train"}))
         self.tracker = Tracker(
-            self.run, resumed_at=self.step, settings=settings, digest=state.metrics if state else None
-        )
+            self.run, self.step, settings, state.metrics if state else None,
+            monitor=self.train.monitor, ranked_by=spec.evaluate.select_by,
+        )  # fmt: skip
 
     def _build_network(self, weights: Path | None) -> None:
         """Network, batches and weight average; the order of random draws is part of the result."""
@@ -89,10 +90,20 @@ class Learner:
             init_bias_to_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
         self.net = net.to(self.execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
         self._trainable = trainable_part(self.net, model)
+        self._refuse_single_images()
         # what batches go through: with cached features, the rest of the network was run already
         self.trained = self.net if self.train.cached_views is None else self._trainable
         horizon = self.train.ema_epochs * self.stream.steps_per_epoch
         self.average = WeightAverage(self.net, horizon) if horizon else None
+
+    def _refuse_single_images(self) -> None:
+        """Batch norm has no statistics of one image, where its features are one pixel large; and bad ones of any."""
+        norms = [m for m in self._trainable.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms and self.train.batch_size == 1:
+            raise TrainingError(
+                f"train.batch_size: 1: {self.train.model.name} has batch norm, which takes its statistics from the "
+                "images of a step; write 2 or more, or take a network without it (vit, swin, convnext)"
+            )
 
     def _build_optimizer(self) -> None:
         targets_NK = self.data.packed.labels_NK[self.data.train]

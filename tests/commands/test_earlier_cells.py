@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import pytest
 
@@ -42,6 +44,23 @@ def test_set_does_not_hide_the_result_of_the_experiment(tmp_path, drawn_zip):
     assert selected(tmp_path)["cell"] == other
     assert jobs("grid", spec, cwd=tmp_path)[0] == 0
     assert selected(tmp_path)["cell"] == other  # the user's pick stays
+
+
+def test_a_longer_run_is_said_to_start_anew(tmp_path, finished):
+    shutil.copytree(finished.parent.parent, tmp_path, dirs_exist_ok=True)
+    spec = tmp_path / "experiments" / "x.yaml"
+    status, printed = jobs("plan", spec, "--set", "train.epochs=5", cwd=tmp_path)
+    assert status == 0
+    assert (
+        len(
+            re.findall(
+                r"note: \S+: 2 epochs of it are trained in \S+, but a run of 5 is another cell", printed
+            )
+        )
+        == 4
+    )
+    assert "epochs of it" not in jobs("plan", spec, cwd=tmp_path)[1]
+    assert "epochs of it" not in jobs("plan", spec, "--set", "train.batch_size=8", cwd=tmp_path)[1]
 
 
 @pytest.mark.slow

@@ -4,10 +4,11 @@ import pytest
 
 from pipeline.evaluation.leaderboard_text import Recipe, Verdict, format_comparisons
 from pipeline.evaluation.selection import Selection
-from pipeline.report.answer import answer, question, what_next
+from pipeline.report.answer import answer, what_next
 from pipeline.report.facts import CellFacts, Facts
 from pipeline.report.page import Table, gallery, top
 from pipeline.spec import EvaluateSpec
+from pipeline.spec.question import question
 from pipeline.storage.run_dir import ExperimentDir
 
 

@@ -247,6 +247,23 @@ def test_tensorboard_shows_scalars_of_every_run(browser, tensorboard, finished):
     page.close()
 
 
+def test_tensorboard_opens_on_what_matters_and_says_what_was_asked(browser, tensorboard, finished):
+    name = next(path.parent.name for path in finished.glob("*/manifest.json"))
+    with urllib.request.urlopen(f"{tensorboard}data/plugin/scalars/tags") as answer:
+        tags = sorted(json.load(answer)[name])
+    first = [tag for tag in tags if tag.startswith("0_overview/")]
+    assert tags[: len(first)] == first
+    assert {tag.partition("/")[2] for tag in first} == {
+        "train_loss", "validation_loss", "validation_map_macro", "train_lr",
+    }  # fmt: skip
+    groups = {tag.partition("/")[0] for tag in tags}
+    assert groups == {"0_overview", "best", "train", "validation"}  # single points in a group of their own
+    assert sorted(tag for tag in tags if tag.startswith("best/"))[0] == "best/0_f1_micro"
+    page = browser.page(f"{tensorboard}#text")
+    page.wait_for(["about/spec", "optimizer"])
+    page.close()
+
+
 def test_tensorboard_shows_settings_and_results_side_by_side(browser, tensorboard, finished):
     page = browser.page(f"{tensorboard}#hparams")
     page.wait_for(["train.optimizer.lr", "train.seed", "validation/f1_micro", "0.0010000", "0.010000"])

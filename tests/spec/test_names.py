@@ -1,4 +1,4 @@
-"""What cells are called, and by which settings they are told apart."""
+"""What cells are called, and in which settings they differ."""
 
 import pytest
 

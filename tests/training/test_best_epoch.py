@@ -60,3 +60,10 @@ def test_patience_waits_until_there_are_decisions(tmp_path, drawn_zip):
     losses = [row["validation/loss"] for row in rows]
     assert [row["best_epoch"] for row in rows] == [1 + int(np.argmin(losses[: i + 1])) for i in range(4)]
     assert "best 0.0000 in epoch" in cell.run.log.read_text()
+
+
+def test_one_image_a_step_with_batch_norm_is_refused_in_a_sentence(tmp_path, drawn_zip):
+    cell = one_cell(packed_project(tmp_path, drawn_zip, batch_size=1, model={"name": "cnn2"}))
+    assert run_here(train_task(cell), cell.run.log) != 0
+    assert "train.batch_size: 1: cnn2 has batch norm" in cell.run.log.read_text()
+    assert "write 2 or more" in cell.run.read_manifest()["error"]

@@ -155,8 +155,9 @@ def test_a_finished_cell_holds_all_it_promises(tmp_path, drawn_zip):
     np.testing.assert_allclose(logged, [row["validation/f1_micro"] for row in rows], rtol=1e-6)
 
     best = load_checkpoint(run.checkpoint_best)
-    scores = [row["validation/f1_micro"] for row in rows]
-    assert best["best"] == {"value": max(scores), "epoch": scores.index(max(scores)) + 1}
+    scores = [row["validation/map_macro"] for row in rows]
+    assert (best["best"]["value"], best["best"]["epoch"]) == (max(scores), scores.index(max(scores)) + 1)
+    assert best["best"]["loss"] == rows[best["best"]["epoch"] - 1]["validation/loss"]
     assert len(best["labels"]) == len(best["thresholds"]["per_label"]) == 14
     with np.load(run.scores_val) as scored:
         assert scored["scores"].shape == scored["targets"].shape == (48, 14)
