@@ -158,12 +158,14 @@ def _rank_and_submit(
     from pipeline.evaluation.submission import is_predicted
 
     chosen = selected(plan, request.run)
+    known = plan.tests_of_others | plan.tests
     for run in chosen:
-        if run.name not in plan.tests:
+        if run.name not in known or (run.name not in plan.tests and known[run.name].reason is not None):
             raise SubmissionError(
-                f"{run.name}: not a cell of {display_path(plan.loaded.path)}; pick one that is"
+                f"{run.name}: is a cell of an earlier spec, and its test images are not packed; submit it under that "
+                f"spec or SET, or pick a cell of {display_path(plan.loaded.path)}: `{request.command('select')}`"
             )
-    tests = {run: plan.tests[run.name] for run in chosen}
+    tests = {run: known[run.name] for run in chosen}
     task = submission_task(plan, tests)
     if all(t.reason is None and is_predicted(run, t.packed, t.split) for run, t in tests.items()):
         return task() or status, []

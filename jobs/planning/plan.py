@@ -119,6 +119,17 @@ class Plan:
         found = {cell.run.name: self.test_of(cell.cell.spec.data) for cell in self.cells}
         return {name: data for name, data in found.items() if data is not None}
 
+    @cached_property
+    def tests_of_others(self) -> dict[str, PlannedData]:
+        """The test images of the complete cells that are not of this grid, which can be selected too."""
+        found = {}
+        for name, _ in self._others():
+            with contextlib.suppress(PipelineError, OSError):  # its spec, or its data, is gone
+                spec = read_spec(self.experiment.path / name / "spec.yaml", root=self.root).spec
+                if (test := self.test_of(spec.data)) is not None:
+                    found[name] = test
+        return found
+
     @property
     def gone(self) -> list[str]:
         """That sources are gone whose packed sets are used; of test sets those that were looked up."""

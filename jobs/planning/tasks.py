@@ -72,7 +72,8 @@ def submission_task(plan: Plan, tests: Mapping[RunDir, PlannedData] | None = Non
     """The task that predicts and writes the submission of the cells in `tests`, or of those selected by then."""
     spec = plan.loaded.spec
     if tests is None:
-        images = {name: (test.packed, test.split) for name, test in plan.tests.items()}
+        both = plan.tests_of_others | plan.tests
+        images = {name: (test.packed, test.split) for name, test in both.items()}
     else:
         images = _by_name(tests)
     return SubmissionTask(
@@ -88,7 +89,8 @@ def submission_task(plan: Plan, tests: Mapping[RunDir, PlannedData] | None = Non
 def _trained_on(plan: Plan, tests: Mapping[RunDir, PlannedData]) -> dict[str, tuple[Path, Path]]:
     """The packed set and split of each cell, by folder name; of cells outside this grid those in `tests`."""
     trained = {cell.run.name: cell.data for cell in plan.cells}
-    for run, test in tests.items():
+    others = {RunDir(plan.experiment.path / name): test for name, test in plan.tests_of_others.items()}
+    for run, test in (others | dict(tests)).items():
         if run.name not in trained:
             with contextlib.suppress(PipelineError):  # only what it says of an overlap would be missing
                 trained[run.name] = planned_data(test.data, plan.root)

@@ -15,6 +15,7 @@ from pipeline.evaluation.selection import Selection
 from pipeline.spec import LOWER_IS_BETTER
 from pipeline.spec.identity import flatten
 from pipeline.spec.names import short, text, varied
+from pipeline.storage.files import read_json_or_empty
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
@@ -139,7 +140,7 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     seeds, comparisons = read_table(experiment.seeds), read_table(experiment.comparisons)
     return Facts(
         experiment, selection, cells, baselines, seeds, comparisons, by, monitor, best, _axes(cells), rows,
-        _json(experiment.test_metrics),
+        read_json_or_empty(experiment.test_metrics),
     )  # fmt: skip
 
 

@@ -115,6 +115,19 @@ def test_a_click_on_a_heading_sorts(browser, address, finished):
     page.close()
 
 
+def test_on_a_phone_the_plot_shows_the_cells_and_the_first_column_stays_readable(browser, address):
+    page = browser.page(address, width=390, height=900)
+    column = "document.querySelector('#leaderboard td:first-child')"
+    assert 100 < page.value(f"{column}.getBoundingClientRect().width") < 200
+    assert page.value(f"getComputedStyle({column}).position") == "sticky"
+    dots = page.value(
+        "[...document.querySelectorAll('#leaderboard svg .tip')].map(dot => dot.getBoundingClientRect())"
+        ".filter(box => box.left > 0 && box.right < innerWidth).length"
+    )
+    assert dots >= 2
+    page.close()
+
+
 @pytest.mark.parametrize("width", [380, 1300])
 def test_it_fits_screens_narrow_and_wide_in_the_light_and_in_the_dark(browser, address, width):
     for dark in (False, True):

@@ -101,6 +101,10 @@ def places(plan, run):
         experiment.data,
         lambda: refused(lambda: read_json(experiment.data), experiment.data),
     )
+    found["test_metrics.json"] = (
+        experiment.test_metrics,
+        lambda: refused(lambda: read_json(experiment.test_metrics), experiment.test_metrics),
+    )
     events = read_jsonl(experiment.ledger)
 
     def only_true_lines():
@@ -127,6 +131,7 @@ NAMES = [
     *("checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt", "manifest.json", "spec.yaml"),
     *("provenance.json", "metrics.jsonl", "scores_val.npz", "report.json", "scores_test.npz"),
     *("leaderboard.csv", "comparisons.csv", "selected.json", "ledger.jsonl", "code.zip", "data.json"),
+    "test_metrics.json",
 ]
 
 
