@@ -57,6 +57,7 @@ def format_table(rows: Rows, select_by: str, selected: Collection[str]) -> str:
     A recipe of several seeds or splits shows mean and standard deviation.
     """
     found = recipes(rows)
+    by_name = {recipe.name: recipe for recipe in found}
     repeated = any(len(recipe.rows) > 1 for recipe in found)
     keys = [
         key
@@ -70,7 +71,7 @@ def format_table(rows: Rows, select_by: str, selected: Collection[str]) -> str:
     number = 0
     written = set()
     for row in rows:
-        members = next((r for r in found if row in r.rows), None) if row["state"] == "done" else None
+        members = by_name.get(row.get("recipe") or row["cell"]) if row["state"] == "done" else None
         if members and members.name in written:
             continue
         number += 1
