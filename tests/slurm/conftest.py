@@ -51,8 +51,15 @@ def cluster(tmp_path_factory):
         pytest.skip("Slurm is not installed, and only root can install it")
     # a cluster that was kept (SLURM_TEST_DIR) keeps its ports
     ports = {} if "SLURM_TEST_DIR" in os.environ else {"CT_PORT": str(free_port())}
+    # a MariaDB that starts removes the temporary tables of any other one in the same folder
+    own = {"TMPDIR": str(folder / "tmp")}
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
     up = subprocess.run(
-        [str(SCRIPT), "up", str(folder)], capture_output=True, text=True, timeout=600, env=os.environ | ports
+        [str(SCRIPT), "up", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | ports | own,
     )
     if up.returncode:
         text = f"no Slurm cluster here: {up.stderr.strip()[-500:]}"

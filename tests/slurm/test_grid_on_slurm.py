@@ -388,9 +388,9 @@ def test_status_logs_cancel_retry_and_prune(lab):
     cell = two.until(lambda: [c for c in two.cells() if c.name.startswith("sgd") and two.epochs(c) >= 2])[0]
     printed = two.ok("status")
     line = next(line for line in printed.splitlines() if line.startswith(cell.name))
-    assert re.search(rf"running +\d+/300 +0\.\d+ +\d+ +0\.\d+ +0:00:\d\d +~\d:\d\d:\d\d +{two.job_of(cell)}", line), (
-        printed
-    )
+    assert re.search(
+        rf"running +\d+/300 +0\.\d+ +\d+ +0\.\d+ +0:00:\d\d +~\d:\d\d:\d\d +{two.job_of(cell)}", line
+    ), printed
     assert re.search(r"evaluate: job \d+ pending", printed)
     assert "epoch 1/300" in two.ok("logs", run="sgd")
     assert "cancelled 1 job (1 cell)" in two.ok("cancel", run="sgd")
