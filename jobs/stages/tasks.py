@@ -138,7 +138,6 @@ class SubmissionTask:
     def __call__(self) -> int:
         """Exit status."""
         from pipeline.evaluation.submission import is_predicted, make_submission
-        from pipeline.report import write_report
 
         experiment = self.experiment
         runs = [RunDir(experiment.path / name) for name in self.cells or ()] or selected_cells(experiment)
@@ -147,9 +146,17 @@ class SubmissionTask:
             from pipeline.evaluation.prediction import predict  # which imports torch
 
             predict(runs, tests, device=self.device)
+        before = _bytes(experiment.test_metrics)
         result = make_submission(experiment, runs, tests, self.evaluate, self.trained_on)
-        write_report(experiment)  # with the test score
+        if _bytes(experiment.test_metrics) != before:
+            from pipeline.report import write_report
+
+            write_report(experiment)  # with the test score
         details = {"test": result.test_metrics, "overlap": result.overlap}
         ledger.append(experiment.ledger, "submission", cell=", ".join(tests), **details)
         print(f"submission: {display_path(experiment.submission)}\n{result.text}", flush=True)
         return 0
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""

@@ -77,7 +77,7 @@ def write_leaderboard(path: Path, rows: Sequence[Row], select_by: str) -> None:
         for r in rank(rows, select_by)
     ]
     settings = [SETTING + key for key in sorted(keys, key=importance)]
-    write_table(path, ("cell", "state", "in_grid", "recipe", "error", *settings, *METRIC_COLUMNS), table)
+    write_table(path, ("cell", "state", "error", "in_grid", "recipe", *settings, *METRIC_COLUMNS), table)
 
 
 def read_leaderboard(path: Path) -> list[dict[str, str]]:

@@ -145,7 +145,7 @@ def test_the_leaderboard_ranks_cells_beside_baselines_and_equal_results_are_equa
     assert names[-1] == "gone-cccccccc"
     assert {"baseline-blank", "baseline-prior"} < set(names)
     assert rows[-1]["state"] == "missing"
-    assert tuple(rows[0]) == ("cell", "state", "in_grid", "recipe", "error", *METRIC_COLUMNS)
+    assert tuple(rows[0]) == ("cell", "state", "error", "in_grid", "recipe", *METRIC_COLUMNS)
     before = experiment.leaderboard.read_bytes()
     evaluate(experiment, drawn, [missing, *two_cells])
     assert experiment.leaderboard.read_bytes() == before
