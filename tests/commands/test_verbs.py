@@ -39,7 +39,7 @@ GRID = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}]}}"
 def finished(tmp_path_factory, drawn_zip):
     """A project whose grid of two cells went to its submission: (spec, folder of results, what was printed)."""
     root = tmp_path_factory.mktemp("project")
-    text = f"{GRID}\nevaluate: {{threshold: per_label}}"
+    text = f"{GRID}\nevaluate: {{threshold: per_label, tune_for: f1_macro}}"
     spec = project(root, drawn_zip, text, epochs=6, model={"name": "cnn2"})
     status, printed = jobs("submission", spec, cwd=root)
     assert status == 0, printed
