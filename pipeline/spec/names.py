@@ -91,7 +91,7 @@ def recipe_name(keys: Iterable[str], settings: Settings) -> str:
     return slug(kept, settings)
 
 
-def slug(keys: Iterable[str], settings: Settings) -> str:
+def slug(keys: Sequence[str], settings: Settings) -> str:
     """`adam-lr0.001-seed0`: the values of `keys`, each whole; those beyond the longest name are left to the hash."""
     parts: list[str] = []
     for key in keys:
@@ -104,6 +104,8 @@ def slug(keys: Iterable[str], settings: Settings) -> str:
             parts.append(part)
     if not any(key in settings for key in keys if not key.startswith((SEED, SPLIT))):
         parts[:0] = [str(settings[key]) for key in ("train.model.name", "train.optimizer.name")]
+    elif "train.model.name" not in keys and any(key.startswith("train.model.") for key in keys):
+        parts.insert(0, str(settings["train.model.name"]))  # "resnet34-head" says more than "head"
     return "-".join(parts)
 
 

@@ -34,9 +34,12 @@ class Loaded:
 
     @property
     def command(self) -> str:
-        """The spec and the SET it was read with, as they are typed."""
-        settings = f' SET="{" ".join(self.overrides)}"' if self.overrides else ""
-        return f"SPEC={display_path(self.path)}{settings}"
+        """The spec and the SET it was read with, as typed in the project; without `run.*`, which changes no result."""
+        path = self.path.resolve()
+        inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path
+        kept = [text for text in self.overrides if not text.startswith("run.")]
+        settings = f' SET="{" ".join(kept)}"' if kept else ""
+        return f"SPEC={inside}{settings}"
 
 
 def project_root(spec_path: Path) -> Path:
