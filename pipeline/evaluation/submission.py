@@ -23,7 +23,7 @@ from pipeline.evaluation.selection import TestImages
 from pipeline.metrics.bootstrap import bootstrap, intervals
 from pipeline.metrics.decision_rule import DecisionRule, Validation, mean_scores
 from pipeline.metrics.multilabel import all_metrics
-from pipeline.spec import EvaluateSpec
+from pipeline.spec import METRICS, EvaluateSpec
 from pipeline.storage.files import atomic_write, read_json_or_empty, write_csv, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
@@ -94,27 +94,15 @@ def make_submission(
     packed = PackedSet.open(tests[runs[0].name][0])
     rows = test_rows(packed, tests[runs[0].name][1])
     names = [packed.names[row] for row in rows]
-    parts = []
-    for run in runs:
-        if not is_predicted(run, *tests[run.name]):
-            raise SubmissionError(
-                f"{run.scores_test}: was not made from the current checkpoint; run `make predict`"
-            )
-        with np.load(run.scores_test) as file:
-            if file["names"].tolist() != names or file["labels"].tolist() != rule_of.labels:
-                raise SubmissionError(
-                    f"{run.scores_test}: has other test images or labels than {runs[0].name}; "
-                    "only cells of one data set can be averaged"
-                )
-            parts.append(file["scores"])
-    labels, scores_NK = rule_of.labels, mean_scores(parts)
+    labels = rule_of.labels
+    scores_NK = _mean_test_scores(runs, tests, names, labels)
     decisions_NK = rule(scores_NK)
     left_out = unscored(*tests[runs[0].name])
     written = with_unscored(names, decisions_NK, left_out)
-    before = experiment.submission.read_bytes() if experiment.submission.exists() else b""
-    made = experiment.submission.stat().st_mtime if before else 0.0
-    write_submission(experiment.submission, written[0], labels, written[1])
-    check_submission(experiment.submission, written[0], labels, written[1])
+    path = experiment.submission
+    before, made = (path.read_bytes(), path.stat().st_mtime) if path.exists() else (b"", 0.0)
+    write_submission(path, written[0], labels, written[1])
+    check_submission(path, written[0], labels, written[1])
     positives = decisions_NK.sum(axis=1)
     cells = runs[0].name if len(runs) == 1 else f"the mean scores of {', '.join(run.name for run in runs)}"
     lines = [
@@ -122,18 +110,41 @@ def make_submission(
         f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % without a label; checked",
     ]
     if left_out:
-        named = _some([name for _, name in left_out])
-        lines.append(f"  {len(left_out)} images could not be scored and have 0 for every label: {named}")
-    if before and before != experiment.submission.read_bytes():
-        lines.append(f"  the submission before is kept as {_keep(experiment.submission, before, made)}")
+        lines.append(
+            f"  {len(left_out)} images could not be scored and have 0 for every label: "
+            f"{_some([name for _, name in left_out])}"
+        )
+    if before and before != path.read_bytes():
+        lines.append(f"  the submission before is kept as {_keep(path, before, made)}")
     metrics, said = score_test(labels, scores_NK, decisions_NK, packed.labels, packed.labels_NK[rows])
     overlap = _overlap(runs, tests, trained_on or {})
-    truth_NK, _ = aligned_truth(labels, packed.labels, packed.labels_NK[rows])
-    _write_test_metrics(experiment, runs, (scores_NK, decisions_NK, truth_NK), overlap if metrics else None)
+    truth_NK = aligned_truth(labels, packed.labels, packed.labels_NK[rows])
+    ends = {} if truth_NK is None else intervals(bootstrap(scores_NK, decisions_NK, truth_NK))
+    _write_test_metrics(experiment, runs, len(rows), (metrics or {}) | ends, overlap)
     if overlap is None:
         return Submission("\n".join([*lines, *said]), metrics)
     told = {"images": overlap.count, "of": overlap.of, "first": [list(pair) for pair in overlap.pairs]}
     return Submission("\n".join([*lines, *said, f"  note: {overlap.short()}"]), metrics, told)
+
+
+def _mean_test_scores(
+    runs: Sequence[RunDir], tests: Mapping[str, TestImages], names: Sequence[str], labels: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """(N, K): the mean over the runs; a SubmissionError where one has other images, labels or a newer checkpoint."""
+    parts = []
+    for run in runs:
+        if not is_predicted(run, *tests[run.name]):
+            raise SubmissionError(
+                f"{run.scores_test}: was not made from the current checkpoint; run `make predict`"
+            )
+        with np.load(run.scores_test) as file:
+            if file["names"].tolist() != names or file["labels"].tolist() != labels:
+                raise SubmissionError(
+                    f"{run.scores_test}: has other test images or labels than {runs[0].name}; "
+                    "only cells of one data set can be averaged"
+                )
+            parts.append(file["scores"])
+    return mean_scores(parts)
 
 
 def _overlap(
@@ -172,7 +183,7 @@ def score_test(
             "  no score: the test labels and those that were trained have no name in common "
             f"(trained: {_some(labels)}; in the test set: {_some(true_labels)}); see data.test.labels"
         ]
-    truth_NK, _ = aligned_truth(labels, true_labels, truth_NL)
+    truth_NK = aligned_truth(labels, true_labels, truth_NL)
     assert truth_NK is not None
     metrics = all_metrics(scores_NK, decisions_NK, truth_NK)
     shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("f1_micro", "f1_macro", "map_macro"))
@@ -188,17 +199,16 @@ def score_test(
 
 def aligned_truth(
     labels: Sequence[str], true_labels: Sequence[str], truth_NL: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.uint8] | None, list[str]]:
-    """The truth in the columns of `labels` (None without a label in common), and those that it lacks: all absent."""
+) -> npt.NDArray[np.uint8] | None:
+    """The truth in the columns of `labels`, absent where it lacks one; None without a label in common."""
     column = {label: k for k, label in enumerate(true_labels)}
-    lacking = [label for label in labels if label not in column]
-    if len(lacking) == len(labels):
-        return None, lacking
+    if column.keys().isdisjoint(labels):
+        return None
     truth_NK = np.zeros((len(truth_NL), len(labels)), np.uint8)
     for k, label in enumerate(labels):
         if label in column:
             truth_NK[:, k] = truth_NL[:, column[label]]
-    return truth_NK, lacking
+    return truth_NK
 
 
 def unscored(packed_dir: Path, split_file: Path | None) -> list[tuple[int, str]]:
@@ -241,25 +251,23 @@ def _keep(path: Path, body: bytes, made: float) -> str:
 def _write_test_metrics(
     experiment: ExperimentDir,
     runs: Sequence[RunDir],
-    arrays: tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None],
+    images: int,
+    values: Mapping[str, float],
     overlap: Overlap | None,
 ) -> None:
-    """`test_metrics.json`: each metric of the test images with its 95 % interval; no file where no label is known."""
-    scores_NK, decisions_NK, truth_NK = arrays
-    if truth_NK is None:
+    """`test_metrics.json`: each metric of the test images with its 95 % interval; no file where none is known."""
+    if not values:
         experiment.test_metrics.unlink(missing_ok=True)
         return
-    values = all_metrics(scores_NK, decisions_NK, truth_NK)
-    ends = intervals(bootstrap(scores_NK, decisions_NK, truth_NK))
     metrics = {
-        name: {"value": value, "lo": ends[f"{name}_lo"], "hi": ends[f"{name}_hi"]}
-        for name, value in values.items()
+        name: {"value": values[name], "lo": values[f"{name}_lo"], "hi": values[f"{name}_hi"]}
+        for name in METRICS
     }
     write_json(
         experiment.test_metrics,
         {
             "cells": [run.name for run in runs],
-            "images": len(truth_NK),
+            "images": images,
             "note": f"; {overlap.short()}" if overlap and overlap.count else "",
             "metrics": metrics,
         },

@@ -87,10 +87,13 @@ def _of_curves(best: CellFacts, facts: Facts) -> Iterator[str]:
 
 
 def _edges(facts: Facts, found: Sequence[Recipe]) -> Iterator[str]:
+    optimizer = "train.optimizer.name"  # a rate of another one says nothing of this one's
+    best = next((cell for cell in facts.cells if cell.name == found[0].best["cell"]), None)
     for key, groups in facts.axes.items():
         values = {}
         for text, cells in groups.items():
-            scores = [value for cell in cells if (value := cell.value(facts.by)) is not None]
+            alike = [c for c in cells if best and c.settings.get(optimizer) == best.settings.get(optimizer)]
+            scores = [value for cell in alike if (value := cell.value(facts.by)) is not None]
             if scores:
                 values[text] = statistics.fmean(scores)
         try:

@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.evaluation.recipes import settings_of
 from pipeline.evaluation.selection import Selection
 from pipeline.spec import LOWER_IS_BETTER
-from pipeline.spec.identity import flatten
 from pipeline.spec.names import short, text, varied
 from pipeline.storage.files import read_json_or_empty
 from pipeline.storage.jsonl import read_jsonl
@@ -153,17 +151,12 @@ def _cell(run: RunDir, row: dict[str, str], cost_per_hour: tuple[float, str] | N
         manifest_state,
     ):  # perhaps after the leaderboard was written
         state = "unfinished"
-    try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # fast: a sweep has a thousand specs
-        spec = yaml.load(run.spec.read_text(encoding="utf-8"), loader)  # noqa: S506 - a safe loader
-    except (OSError, yaml.YAMLError):
-        spec = {}
     return CellFacts(
         name=run.name,
         state=state,
         error=row.get("error") or str(manifest.get("error", "")),
         row=row,
-        settings=flatten(spec),
+        settings=settings_of(run),
         epochs=[line for line in read_jsonl(run.metrics) if "validation/loss" in line],
         provenance=_json(run.provenance),
         cost_per_hour=cost_per_hour,

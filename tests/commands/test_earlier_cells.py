@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from pipeline.predictor import Predictor
 from tests.cells import jobs, packed_project, project
 
 RATES = "grid: {axes: {train.optimizer: [{name: adam, lr: 3e-3}, {name: adam, lr: 1e-6}]}}"
@@ -39,6 +40,10 @@ def test_set_does_not_hide_the_result_of_the_experiment(tmp_path, drawn_zip):
     assert f'this grid is SPEC=experiments/x.yaml SET="{worse}"' in printed
     page = (tmp_path / "experiments" / "x" / "report.html").read_text()
     assert "made from SPEC=experiments/x.yaml SET=" in page
+    assert Predictor.load(tmp_path / "experiments" / "x").made_by.startswith("SPEC=experiments/x.yaml SET=")
+    assert (
+        "note: Cells are ranked by f1_micro at the fixed threshold 0.5" in jobs("plan", spec, cwd=tmp_path)[1]
+    )
     (other,) = (name for name, row in rows.items() if row["in_grid"] == "no" and name != best)
     assert jobs("select", spec, "--set", worse, "--run", other, cwd=tmp_path)[0] == 0
     assert selected(tmp_path)["cell"] == other

@@ -1,5 +1,7 @@
 """The head of the page in sentences: who won, how sure that is, and what to do next."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.evaluation.leaderboard_text import Recipe, Verdict, format_comparisons
@@ -87,6 +89,16 @@ def test_what_next_names_what_the_results_suggest(tmp_path, changes, said):
     settings = {"train.epochs": 3, "train.monitor": "map_macro"}
     facts = facts_of(tmp_path, [row("a", 0.7), row("b", 0.6)], **changes, **settings)
     assert any(said in line for line in what_next(facts)), what_next(facts)
+
+
+def test_a_rate_of_another_optimizer_is_no_edge(tmp_path):
+    rows = [row("a", 0.7), row("b", 0.6)]
+    facts = facts_of(tmp_path, rows, axes={"lr": {"0.001": ["b"], "0.1": ["a"]}})
+    assert any("largest" in line for line in what_next(facts))
+    other = replace(facts.cells[1], settings={"train.optimizer.name": "adam"})
+    axes = {"lr": {"0.001": [other], "0.1": facts.cells[:1]}}
+    told = what_next(replace(facts, cells=[facts.cells[0], other], axes=axes))
+    assert not any("largest" in line for line in told)
 
 
 def test_what_does_not_hold_is_not_advised(tmp_path):
