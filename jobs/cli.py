@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
@@ -27,6 +28,7 @@ exit status:
   0  everything asked for is done, or queued
   1  a cell or a stage failed, or you stopped it: the same command goes on from there
   2  the request cannot be carried out; the message says why"""
+_OF_TRAINING = ("cv2", "tensorboard", "matplotlib", "jinja2", "submitit")  # modules of labelgrid[train]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +51,12 @@ def _answer(arguments: list[str]) -> int:
         return _run(arguments)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
+        return WRONG_REQUEST
+    except PermissionError as error:  # of a folder that several people share
+        print(
+            f"error: {error.filename}: {error.strerror}; ask its owner, or use a project of your own",
+            file=sys.stderr,
+        )
         return WRONG_REQUEST
     except KeyboardInterrupt:
         print("Interrupted. Run the same command to resume; completed work is not repeated.", file=sys.stderr)
@@ -83,20 +91,39 @@ def _run(arguments: list[str]) -> int:
 
 def _call(name: str, options: argparse.Namespace) -> int | str:
     verb = VERBS[name]
+    if (verb.takes_spec or name == "demo") and (missing := [m for m in _OF_TRAINING if find_spec(m) is None]):
+        print(
+            f"error: {', '.join(missing)} not found: this install only predicts; "
+            "pip install 'labelgrid[train]', or `make setup` in a checkout",
+            file=sys.stderr,
+        )
+        return WRONG_REQUEST
     if not verb.takes_spec:
         return _started(verb.function)(**vars(options))
     from jobs.clusters.profile import default_cluster, load_profile
     from jobs.commands.request import Request
     from pipeline.spec.reading import read_spec
+    from pipeline.storage.files import share_with_group
 
     overrides = [text for texts in options.set for text in texts]
     of_cluster = [text for text in overrides if text.startswith("cluster.")]
     cluster = options.cluster or default_cluster()
-    profile = load_profile(cluster, of_cluster)
     loaded = read_spec(options.spec, [text for text in overrides if text not in of_cluster])
+    profile = load_profile(cluster, of_cluster, loaded.spec.run.account)
+    share_with_group(loaded.root / "experiments")
     on_slurm = verb.on_slurm if profile.scheduler == "slurm" else None
     return _started(on_slurm or verb.function)(
-        Request(loaded, cluster, profile, options.run, tuple(overrides), options.cluster is not None, name)
+        Request(
+            loaded,
+            cluster,
+            profile,
+            options.run,
+            tuple(overrides),
+            names_cluster=options.cluster is not None,
+            verb=name,
+            for_submission=getattr(options, "submission", False),
+            on_node=getattr(options, "node", False),
+        )
     )
 
 
@@ -125,7 +152,7 @@ def _parser(program: str, name: str) -> argparse.ArgumentParser:
         epilog=f"example:\n  {program} {verb.example}\n\n{_STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for argument, settings in verb.arguments.items():
+    for argument, settings in (*verb.arguments.items(), *verb.more.items()):
         parser.add_argument(argument, **settings)
     return parser
 

@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jobs.planning.plan import make_plan  # noqa: E402 - found through the path above
 from pipeline.data.drawn import draw  # noqa: E402 - found through the path above
+from pipeline.progress import listen  # noqa: E402 - found through the path above
 from pipeline.spec import DataSpec  # noqa: E402 - found through the path above
 from pipeline.spec.reading import read_spec  # noqa: E402 - found through the path above
 from tests.browser import Browser  # noqa: E402 - found through the path above
@@ -49,6 +50,16 @@ def pytest_collection_modifyitems(config, items):
         )
     slow = {group(item) for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (not group(item).startswith("slurm"), group(item) not in slow))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """All that this process reports of its work: states, in order."""
+    monkeypatch.setattr("pipeline.progress._EVERY_S", 0)
+    states = []
+    listen(states.append)
+    yield states
+    listen(None)
 
 
 def jpeg(seed=0, size=(40, 30), mode="RGB", **options):
@@ -102,6 +113,14 @@ def shared():
     if not folder:
         pytest.skip("LABELGRID_SHARED is not set: the real images are not here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What a node has verified is kept in this run's folder, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABELGRID_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

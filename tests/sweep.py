@@ -8,12 +8,15 @@ import numpy as np
 import yaml
 
 from pipeline.evaluation.selection import Selection
-from pipeline.storage.run_dir import ExperimentDir
+from pipeline.metrics.decision_rule import Validation
+from pipeline.metrics.multilabel import per_label
+from pipeline.storage.files import read_json, write_json
+from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import write_table
 
 
-def make_sweep(finished, folder, cells, epochs=30):
-    """`cells` cells of `epochs` epochs with an axis of rates, optimizers and seeds, ranked."""
+def make_sweep(finished, folder, cells, epochs=30, labels=None):
+    """`cells` cells of `epochs` epochs with an axis of rates, optimizers and seeds, ranked; of so many labels."""
     source = ExperimentDir(finished)
     selection = Selection.read(source)
     best = finished / selection.cell
@@ -52,5 +55,27 @@ def make_sweep(finished, folder, cells, epochs=30):
     experiment = ExperimentDir(folder)
     write_table(experiment.leaderboard, tuple(rows[0]), rows)
     name = rows[0]["cell"]
-    selection.model_copy(update={"cell": name, "cells": (name,)}).write(experiment)
+    selection = selection.model_copy(update={"cell": name, "cells": (name,)})
+    if labels is not None:
+        selection = selection.model_copy(update={"split": folder / "split.json"})
+        _with_labels(RunDir(folder / name), labels)
+        counts = {f"label {k}": 1 + k % 50 for k in range(labels)}
+        part = {"images": 48, "negative": 0, "labels": counts}
+        selection.split.write_text(json.dumps({"counts": {"train": part, "validation": part}}))
+    selection.write(experiment)
     return experiment
+
+
+def _with_labels(run, labels):
+    """Random scores of so many labels in place of a cell's own, and its report.json."""
+    ids = Validation.read(run).ids
+    rng = np.random.default_rng(0)
+    names = [f"label {k}" for k in range(labels)]
+    targets_NK = (rng.random((len(ids), labels)) < 0.02).astype(np.uint8)
+    scores_NK = (0.5 * targets_NK + 0.52 * rng.random(targets_NK.shape)).clip(0, 1).astype(np.float32)
+    np.savez(run.scores_val, ids=np.array(ids), labels=np.array(names), scores=scores_NK, targets=targets_NK)
+    run.write_manifest(run.read_manifest()["identity"], "done")
+    decisions_NK = (scores_NK >= 0.5).astype(np.uint8)
+    report = read_json(run.report)
+    report["per_label"] = per_label(names, scores_NK, decisions_NK, targets_NK, np.full(labels, 0.5))
+    write_json(run.report, report)

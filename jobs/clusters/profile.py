@@ -1,8 +1,9 @@
 """Cluster profiles: what a site offers, allows and charges, and what the user asks of it. Torch-free.
 
 Later wins: `jobs/clusters/NAME.yaml`, `~/.config/labelgrid/clusters/NAME.yaml` (alone for a profile of the
-user's own), `~/.config/labelgrid/config.yaml` (its `cluster:` for every cluster), the account from
-LABELGRID_ACCOUNT or SBATCH_ACCOUNT, and `--set cluster.key=value`. No account stands in a committed file.
+user's own), `~/.config/labelgrid/config.yaml` (its `cluster:` for every cluster), the environment (the account
+from LABELGRID_ACCOUNT, else SBATCH_ACCOUNT), the spec (`run.account`), and `--set cluster.key=value`. No account
+stands in a committed file.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
+from jobs.clusters.billing import Billing
 from pipeline.errors import SpecError
 from pipeline.spec import Count, Positive, Section
+from pipeline.spec.explaining import unknown_key
 from pipeline.spec.reading import assign, raise_mistakes, split_override
-from pipeline.spec.renamed import renamed
+from pipeline.spec.reference import describe, parts
 from pipeline.spec.strict_yaml import Document, Mistake, Place, read
 from pipeline.storage.files import display_path
 
@@ -45,7 +48,7 @@ class Resources(Section):
     constraint: str | None = None
     """Features that the node must have, as Slurm's `--constraint`. null: any node."""
     sbatch: dict[str, Any] = Field(default_factory=dict)
-    """Any other option of sbatch, by its long name, e.g. `{reservation: course}`."""
+    """Any other option of sbatch by its long name, e.g. `{reservation: course}`; an empty value drops ours."""
 
 
 class Partition(Section):
@@ -54,22 +57,13 @@ class Partition(Section):
     max_min: Count
     """The longest time limit, in minutes."""
     gres: str | None = None
-    """The kind of GPU that a request must name, e.g. `gpu:v100`. null: the partition has no GPUs."""
-
-
-class Billing(Section):
-    """What an hour of what is reserved costs, as the site publishes it."""
-
-    unit: str
-    """The name of the billing unit, e.g. `BU`."""
-    gpu_hour: float = 0.0
-    """Units for an hour of a GPU."""
-    core_hour: float = 0.0
-    """Units for an hour of a CPU core."""
-    mem_gib_hour: float = 0.0
-    """Units for an hour of a GiB of memory."""
-    nvme_gib_hour: float = 0.0
-    """Units for an hour of a GiB of local disk (`nvme` in `gres`)."""
+    """The kind of GPU that a request must name, e.g. `gpu:v100`. null: none, or GPUs without a name."""
+    min_gpus: Count | None = None
+    """The fewest GPUs of a job. null: no limit."""
+    max_gpus: Count | None = None
+    """The most GPUs of a job. null: those of a node."""
+    billing: Billing | None = None
+    """The prices of this partition. null: those of the profile."""
 
 
 class Profile(Section):
@@ -80,11 +74,11 @@ class Profile(Section):
     retired: str | None = None
     """A note printed at every submission, e.g. that the cluster was shut down."""
     account: str | None = None
-    """The project that jobs are charged to. LABELGRID_ACCOUNT or SBATCH_ACCOUNT go before a profile file."""
+    """The project that jobs are charged to. The environment and the spec's `run.account` go before a file."""
     account_required: bool = False
     """Refuses a submission without an account."""
     partitions: dict[str, Partition] = Field(default_factory=dict)
-    """The known partitions by name. {}: requests are not checked before they are submitted."""
+    """The known partitions by name; Slurm is asked of others. {}: requests are not checked before sbatch."""
     cores_per_gpu: Count | None = None
     """CPU cores that come with a GPU; a request for more is refused. null: not checked."""
     gpus_per_node: Count | None = None
@@ -112,17 +106,23 @@ class Profile(Section):
     max_array: Count | None = None
     """The longest job array. null: what `scontrol show config` says."""
     max_submit: Count | None = None
-    """Jobs that a user may have queued; a larger grid puts more cells into a job. null: no limit."""
+    """Jobs that a user may have queued; a larger grid puts more cells into a job, and fewer jobs behind it."""
     requeue: bool = True
     """Jobs that are stopped go back to the queue. false where the site forbids it: see `continuations`."""
     max_timeouts: Count = 50
     """How often a job may run into its time limit and be requeued."""
     continuations: Count = 3
-    """Where `requeue` is false: jobs queued behind each array to go on with unfinished cells."""
+    """Where `requeue` is false: jobs queued behind each job to go on with its cells if they are not finished."""
     signal_s: Count = 120
     """Seconds between the warning and the time limit, to save in; at most half of the time limit."""
     billing: Billing | None = None
-    """The site's prices, for estimates and `run.budget_units`. null: no costs are shown."""
+    """The site's prices, for estimates and `run.budget_units`. null: costs are unknown, and a budget refuses."""
+    _account_from: str = PrivateAttr("")
+
+    @property
+    def account_source(self) -> str:
+        """Where the account was read, "" where there is none."""
+        return self._account_from if self.account else ""
 
     def job_account(self, name: str) -> str | None:
         """The account of every job; a SpecError says where to put it when the site needs one."""
@@ -146,8 +146,11 @@ def default_cluster() -> str:
     return named or str(_config().value.get("default_cluster", "local"))
 
 
-def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
-    """The profile `name` with the user's settings; a SpecError lists every mistake with its place."""
+def load_profile(name: str, overrides: Sequence[str] = (), account: str | None = None) -> Profile:
+    """The profile `name` with the user's settings; a SpecError lists every mistake with its place.
+
+    `account` is that of the spec.
+    """
     folders = (SHIPPED, config_dir() / "clusters")
     paths = [path for folder in folders if (path := folder / f"{name}.yaml").exists()]
     if not paths or not re.fullmatch(r"[\w.-]+", name):
@@ -163,8 +166,7 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     places = {key[1:]: place for key, place in user.places.items() if key[:1] == ("cluster",)}
     if settings := user.value.get("cluster"):
         _merge(document, Document(settings, places))
-    if account := os.environ.get("LABELGRID_ACCOUNT") or os.environ.get("SBATCH_ACCOUNT"):
-        document.value["account"] = account
+    _set_account(document, account)
     for text in overrides:
         key, value = split_override(text, document)
         if key[1:]:
@@ -174,14 +176,28 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
         profile = Profile.model_validate(document.value)
     except ValidationError as error:
         for item in error.errors(include_url=False):
-            known_keys = ", ".join(Profile.model_fields) if len(item["loc"]) == 1 else ""
             key, text = item["loc"], item["msg"]
             if item["type"] == "extra_forbidden":
-                text = renamed(("cluster", *key)) or f"unknown key; known: {known_keys}"
+                text = unknown_key({}, ("cluster", *key), tuple(parts(describe(Profile), "cluster")))
             document.mistakes.append(Mistake(document.place(key), key, f"{text} (got {item['input']!r})"))
+    if not document.mistakes and profile.scheduler == "local":
+        remedy = "what this machine does is in run.parallel, run.threads and run.device; or name a cluster by CLUSTER="
+        text = f"has no effect: cluster {name} has no Slurm; {remedy}"
+        document.mistakes += [Mistake(Place(f"--set {setting}"), (), text) for setting in overrides]
     if document.mistakes:
         raise_mistakes(paths[-1], document.mistakes)
+    profile._account_from = str(document.places.get(("account",), ""))
     return profile
+
+
+def _set_account(document: Document, of_spec: str | None) -> None:
+    """From the spec, else from the environment, else as the files say."""
+    found = {name: os.environ.get(name) for name in ("LABELGRID_ACCOUNT", "SBATCH_ACCOUNT")}
+    for place, account in {"run.account of the spec": of_spec, **found}.items():
+        if account:
+            document.value["account"] = account
+            document.places[("account",)] = Place(place)
+            return
 
 
 def _config() -> Document:
@@ -211,23 +227,3 @@ def _merged(below: Any, above: Any) -> Any:
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {key: _merged(below.get(key), value) for key, value in above.items()}
     return above
-
-
-def gpu_count(gres: str | None, gpus_per_node: int | None) -> int:
-    """GPUs a job asks for."""
-    match = re.search(r"gpu(?::[\w.]+)??:(\d+)(?:,|$)", gres or "")
-    return gpus_per_node or (int(match[1]) if match else 1 if "gpu" in (gres or "") else 0)
-
-
-def cost_per_hour(resources: Resources, profile: Profile) -> float:
-    """Billing units for an hour of what a job reserves."""
-    price = profile.billing
-    if price is None:
-        return 0.0
-    nvme = re.search(r"nvme:(\d+)", resources.gres or "")
-    return (
-        price.gpu_hour * gpu_count(resources.gres, resources.gpus_per_node)
-        + price.core_hour * resources.cpus
-        + price.mem_gib_hour * (resources.mem_gb or 0)
-        + price.nvme_gib_hour * (int(nvme[1]) if nvme else 0)
-    )

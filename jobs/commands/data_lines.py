@@ -5,6 +5,9 @@ from __future__ import annotations
 import textwrap
 
 from jobs.planning.plan import Plan, PlannedData
+from pipeline.data.layout import REPORT
+from pipeline.data.looks import state_of
+from pipeline.data.remembered import remembered
 from pipeline.data.summary import data_summary
 from pipeline.storage.files import display_path
 
@@ -23,11 +26,17 @@ def data_lines(data: PlannedData) -> str:
     """
     what = "data.test" if data.split is None else "data"
     head = f"{what} {display_path(data.packed)}: {data.reason or 'packed'}"
-    packed = data.reason in (None, "new split")
-    if packed:
-        text = data_summary(data.packed, data.split)
+    if data.reason in (None, "new split"):
+        files = [data.packed / REPORT, *([data.split] if data.split else [])]
+        made_of = [[str(file), state_of(file)] for file in files]
+        text = remembered(data.cache, "summary", made_of, lambda: data_summary(data.packed, data.split))
     else:
-        from pipeline.data.wrangle_report import preview  # numpy takes a while to import
-
-        text = preview(data.data, test=data.split is None)
+        asked = data.data.model_dump(mode="json", by_alias=True)
+        text = remembered(data.cache, "preview", [what, data.made_of, asked], lambda: _preview(data))
     return f"{head}\n{textwrap.indent(text, '  ')}".rstrip()
+
+
+def _preview(data: PlannedData) -> str:
+    from pipeline.data.wrangle_report import preview  # numpy takes a while to import
+
+    return preview(data.data, test=data.split is None)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.clusters.profile import load_profile
-from jobs.commands.request import Request
-from jobs.commands.run import submission
-from jobs.planning.plan import data_root
-from pipeline.spec.reading import read_spec
-from pipeline.storage.files import display_path
-
 SPEC = Path(__file__).resolve().parents[2] / "experiments" / "demo.yaml"
 
 
 def demo() -> int:
     """Draw, wrangle, train, evaluate, submit; say what to look at and what to type next."""
-    from pipeline.data.drawn import draw
-
     started = time.monotonic()
+    # said before the imports, which take a second
+    print("demo: pictures are drawn and packed, four cells are trained and ranked", flush=True)
+    from jobs.clusters.profile import load_profile
+    from jobs.commands.request import Request
+    from jobs.commands.run import submission
+    from jobs.local.progress import shown
+    from jobs.planning.plan import data_root
+    from pipeline.data.drawn import draw
+    from pipeline.spec.reading import read_spec
+    from pipeline.storage.files import display_path
+
     loaded = read_spec(SPEC)
-    drawn = draw(data_root(loaded.root) / "raw")
+    with shown():
+        drawn = draw(data_root(loaded.root) / "raw")
     print(f"drawn: {display_path(drawn.train)} and {display_path(drawn.test)}", flush=True)
     status = submission(Request(loaded, "local", load_profile("local")))
     if status:

@@ -8,18 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from jobs.commands import submit
 from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.planning.overlaps import check_test_sets
-from jobs.planning.plan import Plan, make_plan, weights_folder
-from jobs.slurm.sbatch import refuse_early
+from jobs.planning.plan import Plan, data_root, make_plan, weights_folder
 from pipeline.data.packed import PackedSet
 from pipeline.errors import PipelineError
-from pipeline.storage.files import display_path, sha256_file, write_json
+from pipeline.storage.files import display_path, sha256_file
 
-_TORCH = """
+TORCH = """
 import torch, torchvision
 cuda = torch.cuda
 gpu = f"{cuda.device_count()} x {cuda.get_device_name(0)}" if cuda.is_available() else "no GPU seen here"
@@ -50,41 +49,48 @@ def checks(request: Request) -> Iterator[Check]:
         "decision rule", True, evaluate.mismatch or f"tuned and ranked by one metric, {evaluate.select_by}"
     )
     yield (torch := _torch())
-    yield _writable(plan)
+    yield from _places(request, plan)
     yield from _quota(plan)
     yield from _data(plan)
     yield from _weights(plan)
     yield from _networks(plan) if torch.ok else ()
     yield from _artifacts(plan)
     if request.profile.scheduler == "slurm":
-        yield from _slurm(request, plan)
+        from jobs.commands.doctor_slurm import slurm_checks
+
+        yield from slurm_checks(request, plan)
 
 
 def _torch() -> Check:
-    done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True)
     output = done.stdout.strip() or (done.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
     return Check("python", done.returncode == 0, f"{sys.executable}: {output}")
 
 
-def _writable(plan: Plan) -> Check:
-    place = plan.experiment.path
-    try:
-        probe = place / ".doctor.json"
-        write_json(probe, {})
-        probe.unlink()
-    except PipelineError as error:
-        return Check("results", False, str(error))
-    stats = os.statvfs(place)
-    free, inodes = stats.f_bavail * stats.f_frsize / 1e9, stats.f_favail
-    enough = free > 2 and (inodes == 0 or inodes > 20 * len(plan.cells) + 100)
-    return Check(
-        "results", enough, f"{display_path(place)} can be written, {free:.1f} GB and {inodes:,} files free"
-    )
+def _places(request: Request, plan: Plan) -> Iterator[Check]:
+    """The disks that results and packed data will lie on, which a profile may put elsewhere; nothing is made there."""
+    profile, results = request.profile, plan.experiment.path
+    packed = data_root(plan.root) / "packed"
+    if profile.runs_root and not results.exists():
+        results = Path(profile.runs_root).expanduser() / results.name
+    if profile.data_root and not packed.exists():
+        packed = Path(profile.data_root).expanduser() / packed.name
+    for what, place in (("results", results), ("packed data", packed)):
+        existing = next(p for p in (place.resolve(), *place.resolve().parents) if p.exists())
+        stats = os.statvfs(existing)
+        free, inodes = stats.f_bavail * stats.f_frsize / 1e9, stats.f_favail
+        writable = os.access(existing, os.W_OK | os.X_OK)
+        enough = free > 2 and (inodes == 0 or inodes > 20 * len(plan.cells) + 100)
+        can = "can be written" if writable else f"cannot be written (no permission in {existing})"
+        yield Check(
+            what, writable and enough, f"{display_path(place)} {can}, {free:.1f} GB and {inodes:,} files free"
+        )
 
 
 def _quota(plan: Plan) -> Iterator[Check]:
     """A Lustre project's quota, which the free space of the whole file system does not show."""
-    place = str(plan.experiment.path.resolve())
+    path = plan.experiment.path.resolve()
+    place = str(next(p for p in (path, *path.parents) if p.exists()))
     if shutil.which("lfs") is None:
         return
     project = subprocess.run(["lfs", "project", "-d", place], capture_output=True, text=True).stdout.split()
@@ -109,7 +115,7 @@ def _data(plan: Plan) -> Iterator[Check]:
             if data.reason not in (None, "new split"):
                 yield Check("data", True, data_lines(data))
                 continue
-            packed = PackedSet.open(data.packed)
+            packed = PackedSet.open(data.packed, pixels="always")
             yield Check(
                 "data", True, f"{display_path(data.packed)}: {len(packed)} images, every byte verified"
             )
@@ -156,42 +162,3 @@ def _artifacts(plan: Plan) -> Iterator[Check]:
     if damaged:
         result = f"{', '.join(damaged[:5])} differ from their digests"
     yield Check("artifacts", not damaged, result)
-
-
-def _slurm(request: Request, plan: Plan) -> Iterator[Check]:
-    profile = request.profile
-    if profile.retired:
-        yield Check("cluster", False, profile.retired)
-    for command in ("sbatch", "srun", "squeue", "sacct", "scancel", "scontrol"):
-        if shutil.which(command) is None:
-            yield Check("slurm", False, f"{command} is not on PATH: is this a login node?")
-            return
-    try:
-        grid_status = submit.grid_status_of(request, plan)
-        yield Check("slurm", True, f"answers; {len(grid_status.of('active'))} cells active")
-        refuse_early(
-            profile, request.cluster, submit.batches_of(request, plan, grid_status, submission=False)
-        )
-        yield Check("profile", True, f"{request.cluster} allows what is requested")
-    except PipelineError as error:
-        yield Check("slurm", False, str(error))
-        return
-    for name, resources in (("train", profile.train), ("cpu", profile.cpu)):
-        options = {
-            "time": resources.time_min,
-            "cpus-per-task": resources.cpus,
-            "account": profile.account,
-            "partition": resources.partition,
-            "gres": resources.gres,
-            "qos": resources.qos,
-            "mem": f"{resources.mem_gb:g}G" if resources.mem_gb else None,
-        }
-        asking = [f"--{option}={value}" for option, value in options.items() if value]
-        test = ["sbatch", "--test-only", "--wrap=true", *asking]
-        done = subprocess.run(test, capture_output=True, text=True)
-        output = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        yield Check(f"a {name} job", done.returncode == 0, output[-1].strip() if output else "accepted")
-    for line in profile.setup:
-        done = subprocess.run(["bash", "-lc", line], capture_output=True, text=True)
-        ok = done.returncode == 0
-        yield Check("setup", ok, line if ok else f"{line}: {done.stderr.strip()}")

@@ -6,16 +6,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jobs.commands.request import Request
 from jobs.commands.run import FAILED, plural
-from jobs.planning.packed_sets import PackedFolder, find_needs
+from jobs.planning.packed_sets import Active, PackedFolder, find_needs
 from jobs.planning.plan import data_root, make_plan
-from jobs.slurm.queue import states
+from jobs.slurm.queue import ended
+from jobs.slurm.records import submitted_jobs
 from jobs.slurm.sbatch import launch_lock
 from pipeline.data.contents import contents_path
+from pipeline.data.layout import FEATURES
 from pipeline.storage.files import display_path, read_json_or_empty, write_json
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
@@ -30,7 +32,7 @@ def prune(request: Request) -> int:
     with launch_lock(experiment):
         freed = sum(_training_states(cell.run) for cell in plan.cells if cell.reason is None)
         freed += _remove(experiment.path / "replaced")
-        freed += sum(_remove(data.packed / "features") for data in plan.datasets)  # made again where needed
+        freed += sum(_remove(data.packed / FEATURES) for data in plan.datasets)  # made again where needed
         if request.profile.scheduler == "slurm":
             freed += _ended_jobs(experiment)
     print(f"freed {_size(freed)} in {display_path(experiment.path)}")
@@ -85,15 +87,23 @@ def _print_list(packed: Path, folders: Sequence[PackedFolder], needless: str) ->
         print(f"  {folder.path.name.ljust(width)} {_size(folder.bytes):>9}  {why}", flush=True)
 
 
-def _active(request: Request) -> Callable[[Collection[str]], Collection[str]]:
-    """Which of some Slurm jobs may be queued or running: as Slurm says, all of them where it is not asked."""
+def _active(request: Request) -> Active:
+    """Which of an experiment's jobs may be queued or running: all but those that Slurm says have ended."""
 
-    def ask(jobs: Collection[str]) -> Collection[str]:
+    def ask(experiment: ExperimentDir, jobs: Collection[str]) -> Collection[str]:
         if request.profile.scheduler != "slurm":
             return jobs
-        return [job for job, state in states(jobs).items() if state.active]
+        over = _ended(experiment)
+        return [job for job in jobs if job not in over]
 
     return ask
+
+
+def _ended(experiment: ExperimentDir) -> set[str]:
+    """The numbers of the ledger of which every job has certainly ended."""
+    jobs = {job for event in read_jsonl(experiment.ledger) for job in submitted_jobs(event)}
+    over = ended(jobs)
+    return {job.job for job in over} - {job.job for job in jobs - over}
 
 
 def _forget(digests: Path, digest: str) -> None:
@@ -134,16 +144,23 @@ def _training_states(run: RunDir) -> int:
 
 
 def _ended_jobs(experiment: ExperimentDir) -> int:
-    """submitit's files of jobs that have ended, and code that no active job runs from."""
-    jobs = [job for e in read_jsonl(experiment.ledger) if e["event"] == "submitted" for job in e["jobs"]]
-    active = {job for job, state in states(jobs).items() if state.active}
-    bases = {job.split("_")[0] for job in active}
+    """submitit's files of jobs that have certainly ended, and code that no other job may run from.
+
+    A job that Slurm does not know may be a colleague's, or one of another cluster: its files stay.
+    """
+    numbers = _ended(experiment)
+    over = {job.split("_")[0] for job in numbers}
+    every = {job.job for event in read_jsonl(experiment.ledger) for job in submitted_jobs(event)}
+    alive = {job.split("_")[0] for job in every - numbers}
     freed = 0
     for path in experiment.slurm.glob("*") if experiment.slurm.exists() else ():
-        if path.name.split("_")[0] not in bases:
+        if path.name.split("_")[0] in over - alive:
             freed += _remove(path)
-    if not active:
+    unknown = [p for p in experiment.slurm.glob("*_submitted.pkl") if p.name.split("_")[0] not in over]
+    if not alive and not unknown:
         freed += _remove(experiment.code)
+    else:
+        print(f"{plural(len(alive), 'job')} may still be queued: their files and the code stay")
     return freed
 
 
@@ -156,5 +173,9 @@ def _remove(path: Path) -> int:
     if not (path.exists() or path.is_symlink()):
         return 0
     size = path.lstat().st_size
-    path.unlink()
+    try:
+        path.unlink()
+    except PermissionError:
+        print(f"{display_path(path)}: stays: it is another user's", file=sys.stderr)
+        return 0
     return size

@@ -21,6 +21,8 @@ class Request:
     overrides: tuple[str, ...] = ()  # as given by SET, in their order
     names_cluster: bool = False  # whether the cluster was named for this command
     verb: str = "grid"  # what was typed
+    for_submission: bool = False  # plan: show what `submission` would send
+    on_node: bool = False  # doctor: try the set-up on a node of the cluster too
 
     def command(self, verb: str | None = None, *, run: str | None = None) -> str:
         """What to type for another verb (default: the same) on this request: with its SET and its CLUSTER."""

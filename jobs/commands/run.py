@@ -11,7 +11,7 @@ from jobs import ledger
 from jobs.commands.data_lines import data_lines
 from jobs.commands.request import Request
 from jobs.local.processes import Job, Outcome, run_jobs, started_early
-from jobs.local.progress import Progress
+from jobs.local.progress import Progress, shown
 from jobs.local.slots import Slots
 from jobs.local.snapshot import snapshot
 from jobs.local.train_groups import group_process, plan_processes
@@ -37,7 +37,8 @@ FAILED = 1
 
 def wrangle(request: Request) -> int:
     """Pack the images and labels this spec needs."""
-    plan = make_plan(request.loaded)
+    with shown():
+        plan = make_plan(request.loaded)
     tests = {str(test.split or test.packed): test for test in plan.tests.values()}
     check_test_sets(plan)
     tell([*plan.gone, *plan.changed])
@@ -64,7 +65,8 @@ def _grid(request: Request) -> tuple[int, bool]:
 
 
 def _run_grid(request: Request) -> tuple[int, bool]:
-    plan = make_plan(request.loaded)
+    with shown():  # the first time files are read
+        plan = make_plan(request.loaded)
     missing = plan.missing
     spec = display_path(request.loaded.path)
     print(f"{spec}: {plural(len(plan.cells), 'cell')}, {len(missing)} to run", flush=True)
@@ -147,7 +149,10 @@ def submission(request: Request) -> int:
         return status
     plan = make_plan(request.loaded)
     tests = _test_images(plan, selected(plan, request.run))
-    return _predict(plan, tests) or submission_task(plan, tests)() or status
+    if failed := _predict(plan, tests):
+        return failed
+    print("submission: images are decided, and measured where their labels are known", flush=True)
+    return submission_task(plan, tests)() or status
 
 
 def report(request: Request) -> int:
@@ -228,11 +233,7 @@ def _processes(plan: Plan, missing: Sequence[PlannedCell]) -> tuple[list[Job], S
     groups, slots = plan_processes(tasks, spec.run, spec.grid.share_process, features=features)
     wanted = {planned.run for planned in missing}
     jobs = [
-        [
-            Job(task.run.name, task, task.run.log, task.run.metrics, task.spec.train.epochs)
-            for task in group
-            if task.run in wanted
-        ]
+        [Job(task.run.name, task, task.run.log, task.run.metrics) for task in group if task.run in wanted]
         for group in groups
     ]
     return [group_process(cells) for cells in jobs if cells], slots
@@ -281,9 +282,11 @@ def _run_one(plan: Plan, name: str, task: Task, log_name: str | None = None) -> 
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     ledger.append(plan.experiment.ledger, "started", stage=name, cluster="local")
-    slots = Slots.for_cells(1, 1, plan.loaded.spec.run.threads, plan.loaded.spec.run.device)
+    run = plan.loaded.spec.run
+    # a stage may do without a GPU; one that cannot says so itself
+    slots = Slots.for_cells(1, 1, run.threads, "cpu" if run.device == "cpu" else "auto")
     code = snapshot(plan.experiment.code)
-    outcome = run_jobs([Job(name, task, log, watch=log)], slots, Progress("stages", 1), code=code)
+    outcome = run_jobs([Job(name, task, log)], slots, Progress("stages", 1), code=code)
     status = outcome.status.get(name, EXIT_STOPPED)
     ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
     if status not in (0, EXIT_STOPPED):

@@ -6,21 +6,32 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from jobs.clusters.billing import cost_per_hour
 from jobs.commands import run, submit
 from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.local.progress import clock, last_epoch, seconds_left
-from jobs.planning.cost import estimate
+from jobs.planning.cost import cell_hours
 from jobs.planning.overlaps import check_test_sets
-from jobs.planning.plan import Plan, make_plan
+from jobs.planning.plan import Plan, PlannedCell, find_cell, make_plan
 from jobs.planning.status import CellStatus, local_status
-from jobs.slurm.sbatch import Submitter, refuse_early
+from jobs.planning.tasks import resources_for
+from jobs.slurm.costs import actual_costs, by_cell, by_unit, estimates, in_words
+from jobs.slurm.endings import job_log
+from jobs.slurm.forecast import forecast
+from jobs.slurm.records import Submitted
+from jobs.slurm.refusals import refuse_early
+from jobs.slurm.status import last_jobs
 from pipeline.data.layout import read_dataset
-from pipeline.errors import SpecError
+from pipeline.errors import LaunchError, PipelineError, SpecError
 from pipeline.spec import LOWER_IS_BETTER, in_training
 from pipeline.storage.files import display_path
+from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.provenance import code
+from pipeline.storage.run_dir import RunDir
 
 _WATCH_S = {"local": 2.0, "slurm": 30.0}  # seconds between two looks
 
@@ -29,7 +40,7 @@ def status(request: Request) -> int:
     """How every cell stands: state, epoch, best, elapsed, what is left, job, reason. WATCH=1 repeats it."""
     watch = bool(os.environ.get("WATCH"))
     while True:
-        plan = make_plan(request.loaded)
+        plan = make_plan(request.loaded, every_file=False)
         clear = "\x1b[H\x1b[2J" if watch and sys.stdout.isatty() else ""
         print(clear + table(request, plan), flush=True)
         if not watch or not plan.missing:
@@ -44,22 +55,56 @@ def table(request: Request, plan: Plan) -> str:
     """The status of all cells as text."""
     slurm = request.profile.scheduler == "slurm"
     grid_status = submit.grid_status_of(request, plan) if slurm else local_status(plan)
+    costs, notes = _costs(request, plan) if slurm else ({}, [])
     by = plan.loaded.spec.train.monitor
     lower = " (lower is better)" if by in LOWER_IS_BETTER else ""
     best = f"best {in_training(by)}{lower}"
-    rows = [["cell", "state", "epoch", best, "in epoch", "last", "elapsed", "left", "job", "reason"]]
-    rows += [_row(cell, by) for cell in grid_status.cells]
+    cost = ["cost"] if costs else []
+    rows = [["cell", "state", "epoch", best, "in epoch", "last", "elapsed", "left", *cost, "job", "reason"]]
+    rows += [_row(cell, by, costs) for cell in grid_status.cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     counts = Counter(row[1] for row in rows[1:])
     stages = [f"wrangle: job {job}" for job in sorted(set(grid_status.wrangle_jobs.values()))]
-    stages += [f"evaluate: job {job} {state.state}" for job, state in grid_status.final_jobs.items()]
+    stages += [
+        f"evaluate: job {job} {state.state}" + (f" ({state.reason})" if state.reason else "")
+        for job, state in grid_status.final_jobs.items()
+    ]
+    if grid_status.stuck:
+        stages.append(
+            f"Slurm could not start job {', '.join(grid_status.stuck)} again: `make grid` releases it"
+        )
+    if grid_status.broken_off:
+        stages.append("a launch broke off: `make grid` looks for what it queued")
     leaderboard = "up to date" if plan.evaluation.is_done else "not up to date"
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
-    return "\n".join([*lines, "; ".join([summary, *stages, f"leaderboard {leaderboard}"])])
+    said = [f"note: {note}" for note in (*grid_status.notes, *notes, *plan.assumed)]
+    return "\n".join([*lines, "; ".join([summary, *stages, f"leaderboard {leaderboard}"]), *said])
 
 
-def _row(cell: CellStatus, by: str) -> list[str]:
+def _costs(request: Request, plan: Plan) -> tuple[dict[str, str], list[str]]:
+    """What each cell has cost, beside its estimate, and lines about all of them; ({}, []) without prices."""
+    if not plan.experiment.ledger.exists() or cost_per_hour(request.profile.train, request.profile) is None:
+        return {}, []
+    estimated = estimates(read_jsonl(plan.experiment.ledger))
+    try:
+        costs = actual_costs(plan.experiment, request.profile)
+    except LaunchError as error:
+        return {}, [f"what the jobs have cost is not known ({error})"]
+    texts = {
+        name: f"{cost.units:.2f} {cost.unit}"
+        + (f" (estimate {estimated[name]:.2f})" if name in estimated else "")
+        for name, cost in by_cell(costs.values()).items()
+        if cost.units is not None
+    }
+    total = f"cost so far: {in_words(by_unit(costs.values()))} for all jobs of this experiment"
+    both = [name for name in texts if name in estimated]
+    if both:
+        total += f"; {sum(estimated[name] for name in both):.2f} were estimated for {run.plural(len(both), 'cell')}"
+    return texts, [total]
+
+
+def _row(cell: CellStatus, by: str, costs: Mapping[str, str]) -> list[str]:
     run, epochs = cell.planned.run, cell.planned.cell.spec.train.epochs
     newest = last_epoch(run.metrics)
     epoch = newest.get("epoch", 0)
@@ -69,6 +114,7 @@ def _row(cell: CellStatus, by: str) -> list[str]:
     left = ""
     if state == "running" and 0 < epoch < epochs:
         left = "~" + clock(seconds_left(newest, epochs))
+    node = f" on {cell.state.nodes}" if cell.state and cell.state.nodes else ""
     return [
         run.name,
         state,
@@ -78,7 +124,8 @@ def _row(cell: CellStatus, by: str) -> list[str]:
         _number(newest.get(f"validation/{by}")),
         clock(elapsed) if elapsed else "",
         left,
-        cell.job or "",
+        *([costs.get(run.name, "")] if costs else []),
+        (cell.job or "") + node,
         _first_line(cell.state.reason if cell.state and cell.kind == "active" else cell.why),
     ]
 
@@ -93,41 +140,69 @@ def _first_line(text: str) -> str:
 
 def plan(request: Request) -> int:
     """The dry run of grid: cells and why, what is there already, the scripts, hours and cost."""
-    planned = make_plan(request.loaded)
+    planned = make_plan(request.loaded, every_file=False)
     profile = request.profile
     print(f"{display_path(planned.loaded.path)}: {run.plural(len(planned.cells), 'cell')}")
     for data in all_data(planned):
         print(data_lines(data))
-    run.tell([*check_test_sets(planned), *planned.gone, *planned.changed, *planned.longer])
+    run.tell([*check_test_sets(planned), *planned.gone, *planned.assumed, *planned.changed, *planned.longer])
     run.tell(filter(None, [planned.loaded.spec.evaluate.mismatch]))
-    missing = planned.missing
     if profile.scheduler == "local":
         for cell in planned.cells:
             print(f"  {cell.run.name}: {cell.reason or 'complete'}")
+        _print_hours(request, planned, planned.missing)
     else:
-        grid_status = submit.grid_status_of(request, planned)
-        for cell_status in grid_status.cells:
-            print(f"  {cell_status.planned.run.name}: {cell_status.why or 'complete'}")
-        batches = submit.batches_of(request, planned, grid_status, submission=False)
-        refuse_early(profile, request.cluster, batches)
-        frozen = planned.experiment.code / f"code-{code()['digest'][:12]}.zip"
-        submitter = Submitter(profile, request.cluster, planned.experiment, frozen, code()["digest"])
-        for batch in batches:
-            print(f"\n# ---- {batch.key}: {run.plural(len(batch.tasks), 'job')}\n{submitter.script(batch)}")
-        missing = [cell.planned for cell in grid_status.of("pending")]
-    cost = estimate(planned, profile, missing)
-    if missing and cost.known:
-        units = f", about {cost.units:.1f} {cost.unit}" if cost.units is not None else ""
-        print(f"estimate: {cost.hours:.2f} hours for {cost.known} of {len(missing)} cells{units}")
-        budget = request.loaded.spec.run.budget_units
-        if budget is not None and cost.units is not None:
-            print(f"budget: {budget:g} {cost.unit}" + (": exceeded" if cost.units > budget else ""))
+        _print_batches(request, planned)
+    return 0
+
+
+def _print_batches(request: Request, planned: Plan) -> None:
+    """What would be sent, to the letter, and what it would cost."""
+    profile, experiment = request.profile, planned.experiment
+    account = (
+        f"{profile.account} ({profile.account_source})" if profile.account else "none: the site's default"
+    )
+    print(f"account: {account}")
+    run.tell(submit.environment_notes())
+    grid_status = submit.grid_status_of(request, planned)
+    run.tell(grid_status.notes)
+    for cell_status in grid_status.cells:
+        print(f"  {cell_status.planned.run.name}: {cell_status.why or 'complete'}")
+    batches = submit.batches_of(request, planned, grid_status, submission=request.for_submission)
+    if not batches and request.for_submission and not grid_status.of("active"):
+        batches = submit.build_all(request, planned, grid_status, submission=True)
+    refuse_early(profile, request.cluster, batches, experiment.slurm)
+    run.tell(submit.idle_gpus(batches))
+    frozen = experiment.code / f"code-{code()['digest'][:12]}.zip"
+    options = submit.options_of(request, planned, frozen)
+    for batch in batches:
+        print(f"\n# ---- {batch.key}: {run.plural(len(batch.tasks), 'job')}\n{options.script(batch)}")
+    _print_hours(request, planned, [cell.planned for cell in grid_status.of("pending")])
+    if batches:
+        cost = forecast(planned, profile, batches, request.cluster)
+        print(cost.text())
+        if (budget := request.loaded.spec.run.budget_units) is not None:
+            try:
+                submit.within_budget(request, planned, grid_status, batches)
+                print(f"budget: {budget:g}, which is kept")
+            except PipelineError as error:
+                print(f"budget: {budget:g}: `make grid` will refuse: {error}")
+
+
+def _print_hours(request: Request, planned: Plan, missing: Sequence[PlannedCell]) -> None:
+    known = cell_hours(planned, request.profile, missing, request.cluster)
+    hours = {
+        cell.run.name: known[cell.run.name] / resources_for(cell, request.profile).concurrent_cells
+        for cell in missing
+        if cell.run.name in known
+    }
+    if hours:
+        print(f"estimate: {sum(hours.values()):.2f} hours for {len(hours)} of {len(missing)} cells")
     elif missing:
         print(
             f"No estimate for {run.plural(len(missing), 'cell')}: "
             "no finished cell uses the same model, image size and device."
         )
-    return 0
 
 
 def inspect(request: Request) -> int:
@@ -153,12 +228,15 @@ def inspect(request: Request) -> int:
 
 
 def logs(request: Request) -> int:
-    """The end of the right log: RUN's, or without RUN of every cell that failed."""
-    planned = make_plan(request.loaded)
+    """The end of the right log: RUN's, else of every cell that failed; a job's own where its cell has none."""
+    planned = make_plan(request.loaded, every_file=False)
+    jobs = last_jobs(read_jsonl(planned.experiment.ledger))
     if request.run:
-        paths = [planned.experiment.find(request.run).log]
+        paths = _logs_of(planned, find_cell(planned, request.run), jobs)
     else:
-        paths = [cell.run.log for cell in planned.missing if cell.run.log.exists()]
+        paths = [
+            path for cell in planned.missing for path in _logs_of(planned, cell.run, jobs) if path.exists()
+        ]
         paths += sorted(planned.experiment.logs.glob("*.txt")) if not paths else []
     if not paths:
         raise SpecError(
@@ -171,6 +249,18 @@ def logs(request: Request) -> int:
         else:
             print("(not started yet)")
     return 0
+
+
+def _logs_of(planned: Plan, cell: RunDir, jobs: Mapping[str, Submitted]) -> list[Path]:
+    """A cell's log; before or after it that of its job, where the job said more than it started."""
+    job = jobs.get(cell.name)
+    log = job_log(job.job, planned.experiment.slurm) if job else None
+    if log is None or not log.exists():
+        return [cell.log]
+    if not cell.log.exists():
+        return [log]
+    later = log.stat().st_mtime > cell.log.stat().st_mtime and cell.read_manifest().get("state") != "done"
+    return [cell.log, log] if later else [cell.log]
 
 
 def doctor(request: Request) -> int:

@@ -50,6 +50,7 @@ class Verb:
     )
     on_slurm: str | None = None  # the same for a profile whose scheduler is Slurm, where that differs
     arguments: Arguments = field(default_factory=lambda: SPEC_ARGUMENTS)
+    more: Arguments = field(default_factory=dict)  # options beside these
 
     @property
     def takes_spec(self) -> bool:
@@ -64,6 +65,40 @@ VERBS: dict[str, Verb] = {
         "demo",
         "demo:demo",
         arguments={},
+    ),
+    "init": Verb(
+        "Run",
+        "Look at images and labels, recognise their format, and write a spec that runs.",
+        "init photos.zip labels.csv --yes",
+        "init:init",
+        arguments={
+            "source": {
+                "metavar": "SOURCE",
+                "type": Path,
+                "help": "The folder, .zip or .tar of the images. It is only read. Example: photos.zip",
+            },
+            "labels": {
+                "metavar": "LABELS",
+                "type": Path,
+                "nargs": "?",
+                "help": "The file, folder or archive of the labels. Default: looked for in SOURCE, then beside it. "
+                "Example: labels.csv",
+            },
+            "--yes": {
+                "action": "store_true",
+                "help": "Ask nothing, take the defaults and say them. Example: --yes",
+            },
+            "--output": {
+                "metavar": "SPEC",
+                "type": Path,
+                "help": "The spec to write. Default: experiments/ and the name of SOURCE. "
+                "Example: --output experiments/mine.yaml",
+            },
+            "--force": {
+                "action": "store_true",
+                "help": "Replace a spec that is there already. Example: --force",
+            },
+        },
     ),
     "grid": Verb(
         "Run",
@@ -108,6 +143,12 @@ VERBS: dict[str, Verb] = {
         "Show what grid would do: cells, scripts, hours, cost.",
         "plan experiments/optimizers.yaml --cluster roihu",
         "show:plan",
+        more={
+            "--submission": {
+                "action": "store_true",
+                "help": "Show what `submission` would send instead of `grid`. Example: --submission",
+            }
+        },
     ),
     "inspect": Verb(
         "Look",
@@ -132,6 +173,13 @@ VERBS: dict[str, Verb] = {
         "Check what a grid needs: packages, data, weights, disk, and Slurm on a cluster.",
         "doctor experiments/optimizers.yaml --cluster roihu",
         "show:doctor",
+        more={
+            "--node": {
+                "action": "store_true",
+                "help": "Also try set-up lines, Python and torch in a job of one minute; its price is shown first. "
+                "Example: --node",
+            }
+        },
     ),
     "cancel": Verb(
         "Manage",
@@ -205,7 +253,7 @@ _RESUME = "`grid` resumes what was interrupted and does not repeat what is compl
 _MEASURE = "`evaluate` measures and ranks the finished cells"
 _TEST = "`predict` scores the test images, `evaluate` measures the finished cells"
 _DELETE = "`prune` deletes what neither a selection nor a resume needs"
-_START = "`demo` shows a whole run; a project of your own begins with a copy of experiments/demo.yaml"
+_START = "`init SOURCE` writes a spec for your own images, `demo` shows a whole run"
 _CANCEL = "`cancel` ends jobs on a cluster; on this machine Ctrl-C does"
 _STATUS = "`status` shows how every cell stands"
 _PLAN = "`plan` shows what `grid` would do"
@@ -221,7 +269,7 @@ OTHER_NAMES = {
     "test": _TEST,
     **dict.fromkeys(("infer", "inference"), "`predict` scores the test images"),
     **dict.fromkeys(("clean", "delete", "remove", "rm", "gc"), _DELETE),
-    **dict.fromkeys(("init", "new", "create", "setup", "quickstart"), _START),
+    **dict.fromkeys(("new", "create", "setup", "quickstart"), _START),
     **dict.fromkeys(("stop", "kill", "abort"), _CANCEL),
     **dict.fromkeys(("list", "ls", "show", "ps", "watch", "progress", "queue"), _STATUS),
     **dict.fromkeys(("check", "diagnose"), "`doctor` checks what a grid needs, " + _PLAN),

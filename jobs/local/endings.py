@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.local.progress import last_epoch
-from jobs.stages import EXIT_FAILED, EXIT_STOPPED
+from jobs.stages import EXIT_DEVICE_FAILED, EXIT_FAILED, EXIT_STOPPED
 from pipeline.errors import PipelineError
 from pipeline.storage.ownership import owner
 from pipeline.storage.run_dir import RunDir
@@ -58,6 +58,9 @@ def cell_ending(
     if state in ("failed", "diverged") and _version(run.manifest) != mark.manifest:
         error = run.read_manifest().get("error")
         return EXIT_FAILED, last_error(run.log, mark.log_bytes) or str(error)
+    if status == EXIT_DEVICE_FAILED:
+        epoch = last_epoch(run.metrics).get("epoch", 0) + 1
+        return status, f"the GPU failed, not the cell; resumes at epoch {epoch} with the same command"
     if status == EXIT_STOPPED or (status < 0 and stopped):
         # the state is saved at every epoch's end where that is cheap, and on a stop
         return EXIT_STOPPED, f"paused, resumes at epoch {last_epoch(run.metrics).get('epoch', 0) + 1}"

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 from jobs.local.endings import Mark, cell_ending, death_reason, record_failure, stage_ending
+from jobs.local.gpus import gpu_environment
 from jobs.local.progress import Progress
 from jobs.local.slots import Slots
-from jobs.stages import EXIT_FAILED, EXIT_STOPPED, Task, TrainTask, encode, needed_imports
+from jobs.stages import EXIT_DEVICE_FAILED, EXIT_FAILED, EXIT_STOPPED, Task, TrainTask, encode, needed_imports
+from jobs.stages.reports import REPORTS_TO, Reports
 from pipeline.errors import LaunchError
 
 _POLL_S = 0.1
@@ -26,7 +28,8 @@ ENVIRONMENT = {  # of every process that runs a stage
     # glibc gives every large tensor back to the kernel, and the page faults cost more than small steps do
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "-1",
-    "MALLOC_TOP_PAD_": "67108864",
+    # with 64 MiB, what a heap of glibc's threads may have at most, a step of ResNet18 took a fifth more memory
+    "MALLOC_TOP_PAD_": "16777216",
     # a thread that spins for another one which has no core right now takes the core it waits for; one that
     # sleeps at once is late where the other has one: microseconds are spun, then it sleeps
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -45,13 +48,17 @@ class Job:
     task: Task
     log: Path
     watch: Path | None = None
-    epochs: int = 0
     parts: tuple[Job, ...] = ()
 
     @property
     def reported(self) -> tuple[Job, ...]:
         """The jobs people know: its parts, or itself."""
         return self.parts or (self,)
+
+    @property
+    def watched(self) -> dict[str, Path | None]:
+        """Their names, and the metrics of each."""
+        return {part.name: part.watch for part in self.reported}
 
 
 @dataclass
@@ -99,28 +106,31 @@ def run_jobs(
         while waiting or running:
             while waiting and free and not stop.count:
                 job, gpu = waiting.pop(0), free.pop(0)
-                for part in job.reported:
-                    progress.started(part.name, part.watch, part.epochs)
+                progress.started(job.name, job.watched)
                 try:
-                    child = started.get(job.name) or Process(job, gpu, slots.threads, code)
+                    child = started.get(job.name) or Process(job, gpu, slots, code)
                 except LaunchError as error:
                     free.append(gpu)
                     outcome.end(_never_started(job, str(error)), progress)
                     continue
                 running[job.name] = child
+                progress.follow(job.name, child.reports.read)
                 child.begin()
             for name, child in list(running.items()):
                 status = child.process.poll()
                 if status is not None:
                     child.close()
-                    free.append(child.gpu)
+                    if status != EXIT_DEVICE_FAILED:  # what began there next would fail likewise
+                        free.append(child.gpu)
                     del running[name]
                     outcome.end(child.endings(status, stopped=stop.count > 0), progress)
+            if not free and not running:
+                _leave(waiting, outcome, progress)
             if stop.count:
                 waiting.clear()
                 outcome.stopped = True
                 stop.pass_on(running.values())
-            progress.tick()
+            progress.tick([len(job.reported) for job in waiting])
             time.sleep(_POLL_S)
     return outcome
 
@@ -135,7 +145,7 @@ def started_early(jobs: Sequence[Job], slots: Slots, code: Path) -> Iterator[lis
     try:
         for job, gpu in zip(jobs, slots.places, strict=False):
             with contextlib.suppress(LaunchError):  # `run_jobs` tries again, and says it
-                early.append(Process(job, gpu, slots.threads, code))
+                early.append(Process(job, gpu, slots, code))
         yield early
     finally:
         for process in early:
@@ -145,11 +155,11 @@ def started_early(jobs: Sequence[Job], slots: Slots, code: Path) -> Iterator[lis
 class Process:
     """A process of its own for a job: it imports what that needs, and begins once it is given the task."""
 
-    def __init__(self, job: Job, gpu: str | None, threads: int, code: Path | None) -> None:
+    def __init__(self, job: Job, gpu: str | None, slots: Slots, code: Path | None) -> None:
         self.job, self.gpu, self.begun = job, gpu, False
-        environment = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(threads)}
-        if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        own = {} if gpu is None else gpu_environment(gpu, slots.sharing(gpu))
+        given = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(slots.threads), **own}
+        environment = {name: value for name, value in given.items() if value is not None}
         root = str(code or Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         logs = [part.log for part in job.reported]
@@ -158,7 +168,8 @@ class Process:
             self.marks = [Mark.of(log) for log in logs]
             for log in logs:
                 log.parent.mkdir(parents=True, exist_ok=True)
-            with job.log.open("ab") as output:
+            with job.log.open("ab") as output, contextlib.ExitStack() as if_it_fails:
+                self.reports = if_it_fails.enter_context(Reports())
                 # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
                 self.process = subprocess.Popen(
                     # -P: not from the current folder
@@ -167,8 +178,11 @@ class Process:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env=environment,
+                    env=environment | {REPORTS_TO: str(self.reports.descriptor)},
+                    pass_fds=(self.reports.descriptor,),
                 )
+                self.reports.given()
+                if_it_fails.pop_all()
         except OSError as error:
             raise LaunchError(
                 f"its process or its log {job.log} cannot be opened: {error}; "
@@ -193,11 +207,14 @@ class Process:
                     task.run, task.identity, status, mark=mark, reason=reason, stopped=stopped
                 )
             else:
-                ending = status, stage_ending(status, part.log, mark.log_bytes)
+                # a stage that was stopped while it still imported dies of our signal
+                ended = EXIT_STOPPED if stopped and status < 0 else status
+                ending = ended, stage_ending(ended, part.log, mark.log_bytes)
             yield part.name, *ending
 
     def close(self) -> None:
         """Let go of one that has ended."""
+        self.reports.close()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -258,6 +275,15 @@ class Stop:
             for child in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.process.pid, number)
+
+
+def _leave(waiting: list[Job], outcome: Outcome, progress: Progress) -> None:
+    """These do not begin here: every GPU has failed."""
+    while waiting:
+        job = waiting.pop(0)
+        progress.started(job.name, job.watched)
+        words = "not begun: the GPU failed under another cell"
+        outcome.end([(part.name, EXIT_DEVICE_FAILED, words) for part in job.reported], progress)
 
 
 def _never_started(job: Job, reason: str) -> Iterator[tuple[str, int, str]]:

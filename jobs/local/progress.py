@@ -1,77 +1,139 @@
-"""What a local run shows: a line per event, and in a terminal a live block below, a line per running job."""
+"""What a local run shows: a line per event; in a terminal a live block below, elsewhere now and then a plain line."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
+import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
+from jobs.local.lines import fitted, left_in_words, work_in_words
+from jobs.local.pace import Left, Pace, time_left
+from pipeline.progress import State, listen
 from pipeline.spec import in_training
 
-_REFRESH_S = 1.0
+_REFRESH_S = 0.5
+_FIRST_PLAIN_S = 1.0  # what ends before has its line of the end alone
 _PLAIN_EVERY_S = 30.0
-_BAR_WIDTH = 24
+
+
+@dataclass
+class _Running:
+    """A process: its jobs' metrics by name (None: it writes none), how fast it is, and what it reports."""
+
+    watched: dict[str, Path | None]
+    jobs: int
+    pace: Pace
+    news: Callable[[], Iterable[State]] = field(default=tuple)
 
 
 class Progress:
-    """Reports on `total` jobs; the live line shows the epoch and score of what runs."""
+    """Reports on `total` jobs: what the processes that run do, and when the last of all will be done."""
 
-    def __init__(self, what: str, total: int, by: str = "map_macro", out: TextIO | None = None) -> None:
+    plain_said: ClassVar[float] = float("-inf")  # when this program last said a plain line, whatever it ran
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        by: str = "map_macro",
+        out: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.what, self.total, self.tag, self.by = what, total, f"validation/{by}", in_training(by)
-        self.out = out or sys.stdout
-        self.live = self.out.isatty()
+        self.out, self.now = out or sys.stdout, clock
+        self.live = self.out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self.done = 0
-        self.running: dict[str, tuple[Path | None, int, float]] = {}
-        self.began = self._last = time.monotonic()
+        self.running: dict[str, _Running] = {}
+        self.began, self._last = clock(), float("-inf")
+        self._ended_s: list[float] = []  # of each job that ended well
         self._drawn = 0  # lines of the live block
 
-    def started(self, name: str, watch: Path | None, epochs: int) -> None:
-        """A job began."""
-        self.running[name] = (watch, epochs, time.monotonic())
+    def started(self, process: str, watched: Mapping[str, Path | None]) -> None:
+        """A process began: its jobs by name, each with the metrics it will write, if any."""
+        self.running[process] = _Running(dict(watched), len(watched), Pace(self.now()))
+
+    def follow(self, process: str, news: Callable[[], Iterable[State]]) -> None:
+        """Ask `news` from now on what it does."""
+        self.running[process].news = news
 
     def ended(self, name: str, how: str, mark: str = "ok") -> None:
         """A job ended; `how` in a few words, `mark` says whether well (`ok`)."""
-        watch, epochs, began = self.running.pop(name)
+        process = next(key for key, one in self.running.items() if name in one.watched)
+        running = self.running[process]
+        seconds, watch = self.now() - running.pace.began, running.watched.pop(name)
+        if not running.watched:
+            del self.running[process]
         self.done += 1
-        row = last_epoch(watch) if epochs else {}
-        result = f"  {self._score(row)}" if mark == "ok" and row else ""
-        seconds = time.monotonic() - began
-        self._line(f"  {mark:<4} {self.done}/{self.total} {name}: {how}{result}  ({seconds:.0f} s)")
+        score = self._score(last_epoch(watch)) if mark == "ok" else ""
+        self._line(
+            f"  {mark:<4} {self.done}/{self.total} {name}: {how}{score and '  '}{score}  ({seconds:.0f} s)"
+        )
+        if mark == "ok":
+            self._ended_s.append(seconds / running.jobs)
 
-    def tick(self) -> None:
-        """Redraw the live block, or now and then print it as one plain line."""
-        now = time.monotonic()
-        if not self.running or now - self._last < (_REFRESH_S if self.live else _PLAIN_EVERY_S):
+    def tick(self, waiting: Sequence[int] = ()) -> None:
+        """Redraw the live block, or now and then print one plain line; `waiting`: the jobs of each process to come."""
+        now = self.now()
+        for running in self.running.values():
+            for state in running.news():
+                running.pace.take(state)
+        if not self.running or not self._is_due(now):
             return
         self._last = now
-        head = f"  .... {self.done}/{self.total} {self.what}"
-        if 0 < self.done < self.total:
-            head += f", about {clock((now - self.began) / self.done * (self.total - self.done))} left"
-        parts = [self._short(name, *state) for name, state in self.running.items()]
-        if not self.live:
-            self._line(f"{head}; {'; '.join(parts)}"[:200])
+        work = [(name, work_in_words(one.pace, now)) for name, one in self.running.items()]
+        head = "  ".join(filter(None, [left_in_words(self._left(now, waiting)), self._counted()]))
+        if self.live:
+            self._redraw(head, work)
             return
+        Progress.plain_said = now
+        each = "; ".join(fitted("", *one, None) for one in work)
+        self._line("  .... " + "  ".join(filter(None, [head, each])))
+
+    def _is_due(self, now: float) -> bool:
+        if self.live:
+            return now - self._last >= _REFRESH_S
+        return now - self.began >= _FIRST_PLAIN_S and now - Progress.plain_said >= _PLAIN_EVERY_S
+
+    def _left(self, now: float, waiting: Sequence[int]) -> Left | None:
+        """Of all cells; of a stage the work in hand."""
+        if self.what == "cells":
+            return time_left([(r.pace, r.jobs) for r in self.running.values()], waiting, self._ended_s, now)
+        seconds = [r.pace.work_left_s(now) for r in self.running.values()]
+        return None if not seconds or seconds[0] is None else Left(seconds[0])
+
+    def _counted(self) -> str:
+        return "" if self.what != "cells" else f"{self.done}/{self.total} {self.what}"
+
+    def _redraw(self, head: str, work: Sequence[tuple[str, list[str]]]) -> None:
+        """A line for each process, below it the scores of its cells; the scores go first where rows are few."""
         size = shutil.get_terminal_size()
-        lines = [head, *(f"       {part}" for part in parts)][: max(1, size.lines - 2)]
-        self.out.write(self._erased() + "".join(line[: size.columns - 1] + "\n" for line in lines))
+        width = size.columns - 1
+        if len(work) == 1:
+            lines = [fitted(head, *work[0], width)]
+        else:
+            lines = [fitted(head, "", [], width), *("  " + fitted("", *one, width - 2) for one in work)]
+        for running in self.running.values():
+            for name, watch in running.watched.items():
+                if row := last_epoch(watch):
+                    loss = row.get("train/loss")
+                    said = [self._score(row), *([] if loss is None else [f"loss {loss:.4f}"])]
+                    lines.append("    " + fitted("", name, said, width - 4))
+        lines = lines[: max(1, size.lines - 2)]
+        self.out.write(self._erased() + "".join(f"{line}\n" for line in lines))
         self.out.flush()
         self._drawn = len(lines)
 
-    def _short(self, name: str, watch: Path | None, epochs: int, began: float) -> str:
-        row = last_epoch(watch) if epochs else {}
-        if not row:
-            return f"{name}: {_bar(watch) if not epochs else ''}{time.monotonic() - began:.0f} s"
-        parts = [f"{name}: epoch {row['epoch']}/{epochs}"]
-        if row.get("train/loss") is not None:
-            parts.append(f"loss {row['train/loss']:.4f}")
-        parts.append(self._score(row))
-        if row.get("train/images_per_s") is not None:
-            parts.append(f"{row['train/images_per_s']:.0f} images/s")
-        return "  ".join([*parts, f"~{clock(seconds_left(row, epochs))} left"])
+    def clear(self) -> None:
+        """Take the live block away."""
+        self.out.write(self._erased())
+        self.out.flush()
 
     def _score(self, row: dict[str, Any]) -> str:
         """The best epoch's value and which it is, and the last one's beside it."""
@@ -82,6 +144,7 @@ class Progress:
         return text if epoch == row["epoch"] else f"{text} (last {last:.4f})"
 
     def _line(self, text: str) -> None:
+        self._last = float("-inf")  # the live block comes again at once
         self.out.write(self._erased() + text + "\n")
         self.out.flush()
 
@@ -103,13 +166,22 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _bar(log: Path | None) -> str:
-    """A bar for a stage whose log ends in `done/total ...`, as wrangle's does."""
-    match = re.match(r"(\d+)/(\d+) ", (_tail(log) or [""])[-1])
-    if not match or not int(match[2]):
-        return ""
-    filled = _BAR_WIDTH * int(match[1]) // int(match[2])
-    return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {match[1]}/{match[2]} "
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """Show meanwhile, where errors go, what this process itself reports of its work."""
+    progress = Progress("stages", 1, out=sys.stderr)
+    progress.started("", {"": None})
+
+    def take(state: State) -> None:
+        progress.running[""].pace.take(state)
+        progress.tick()
+
+    listen(take)
+    try:
+        yield
+    finally:
+        listen(None)
+        progress.clear()
 
 
 def _tail(path: Path | None) -> list[str]:

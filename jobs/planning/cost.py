@@ -1,16 +1,13 @@
-"""What cells will take, from those that are finished, and what that costs. Torch-free."""
+"""How long cells will take, from those that are finished. Torch-free."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from jobs.clusters.profile import Profile, cost_per_hour
-from jobs.planning.plan import Plan, PlannedCell
+from jobs.clusters.profile import Profile, Resources
+from jobs.planning.plan import Plan, PlannedCell, PlannedData
 from jobs.planning.tasks import resources_for
 from pipeline.spec import TrainSpec
 from pipeline.storage.jsonl import read_jsonl
@@ -18,36 +15,41 @@ from pipeline.storage.jsonl import read_jsonl
 _START_S = 30.0  # imports, staging, the first batch
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Hours of allocation for some cells, and billing units; None where no similar cell has finished."""
+def cell_hours(plan: Plan, profile: Profile, cells: Sequence[PlannedCell], cluster: str) -> dict[str, float]:
+    """Hours that each cell (by folder name) takes, where a similar one has finished in this experiment.
 
-    known: int  # of those cells
-    hours: float
-    units: float | None
-    unit: str
-
-
-def estimate(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Estimate:
-    """By the speed of finished cells of the same network and picture size in this experiment."""
+    Similar is one of the same network and picture size, on the same kind of device.
+    """
     speeds = _speeds(plan)
-    images_of = {split: _training_images(split) for split in {cell.data.split for cell in cells}}
-    hours = units = 0.0
-    known = 0
+    images_of = {
+        data.split: _training_images(data) for data in {cell.data.split: cell.data for cell in cells}.values()
+    }
+    hours = {}
     for cell in cells:
-        train = cell.cell.spec.train
-        speed = speeds.get(_kind(train))
+        train, own = cell.cell.spec.train, resources_for(cell, profile)
+        speed = speeds.get((_device(cluster, own.train, profile), *_kind(train)))
         images = images_of[cell.data.split]
-        if not speed or not images:
-            continue
-        known += 1
-        want = resources_for(cell, profile)
-        cell_hours = (_START_S + train.epochs * images / speed) / 3600 / want.concurrent_cells
-        hours += cell_hours
-        units += cell_hours * cost_per_hour(want.train, profile)
-    billed = profile.billing is not None and known > 0
-    unit = profile.billing.unit if profile.billing else ""
-    return Estimate(known, hours, units * len(cells) / known if billed else None, unit)
+        if speed and images:
+            seconds = _START_S + train.epochs * images / speed
+            hours[cell.run.name] = seconds / 3600
+    return hours
+
+
+def _device(cluster: str, resources: Resources, profile: Profile) -> str:
+    if profile.scheduler == "local":
+        return "local"
+    return f"{cluster}: {resources.gres or resources.gpus_per_node or 'cpu'}"
+
+
+def _devices(plan: Plan) -> dict[str, str]:
+    """On what each cell was last trained, by the ledger."""
+    found = {}
+    for event in read_jsonl(plan.experiment.ledger):
+        if event["event"] == "queued" and "cell" in event:
+            found[event["cell"]] = "local"
+        elif event["event"] == "submitted" and "cell" in event:
+            found[event["cell"]] = f"{event.get('cluster')}: {event.get('device')}"
+    return found
 
 
 def _kind(train: TrainSpec) -> tuple[Any, ...]:
@@ -56,20 +58,19 @@ def _kind(train: TrainSpec) -> tuple[Any, ...]:
 
 
 def _speeds(plan: Plan) -> dict[tuple[Any, ...], float]:
-    """Median images/s, validation included, of finished cells by network and picture size."""
+    """Median images/s, validation included, of finished cells by device, network and picture size."""
     found: dict[tuple[Any, ...], list[float]] = {}
+    devices = _devices(plan)
     for cell in plan.cells:
-        if cell.reason is None:
+        if cell.reason is None and cell.run.name in devices:
             rows = read_jsonl(cell.run.metrics)
             speeds = [row["train/images_per_s"] for row in rows if row.get("train/images_per_s")]
             if speeds:
-                found.setdefault(_kind(cell.cell.spec.train), []).append(statistics.median(speeds))
+                key = (devices[cell.run.name], *_kind(cell.cell.spec.train))
+                found.setdefault(key, []).append(statistics.median(speeds))
     return {key: statistics.median(speeds) for key, speeds in found.items()}
 
 
-def _training_images(split: Path | None) -> int:
-    if split is None or not split.exists():
-        return 0
-    counts = json.loads(split.read_text())["counts"]
+def _training_images(data: PlannedData) -> int:
     # scoring is the forward third
-    return int(counts["train"]["images"] + counts["validation"]["images"] // 3)
+    return data.images.get("train", 0) + data.images.get("validation", 0) // 3

@@ -59,10 +59,13 @@ def packed_folders(root: Path) -> list[PackedFolder]:
     return [PackedFolder(path) for path in paths if path.is_dir() and not path.name.startswith(".")]
 
 
-def find_needs(loaded: Loaded, active: Callable[[Collection[str]], Collection[str]]) -> list[PackedFolder]:
+Active = Callable[[ExperimentDir, Collection[str]], Collection[str]]
+
+
+def find_needs(loaded: Loaded, active: Active) -> list[PackedFolder]:
     """The packed sets of the spec's project, each with everybody who needs it.
 
-    `active` says which of some Slurm jobs, started from any spec here, may still be queued or running.
+    `active` says which of some Slurm jobs of an experiment may still be queued or running.
     """
     needs = _Needs(loaded.root)
     needs.of_spec("the given spec", loaded)
@@ -151,14 +154,12 @@ class _Needs:
                 return set()
         return self._cells[section]
 
-    def of_jobs(
-        self, experiment: ExperimentDir, active: Callable[[Collection[str]], Collection[str]]
-    ) -> None:
+    def of_jobs(self, experiment: ExperimentDir, active: Active) -> None:
         """What its queued and running jobs name, and its cells on this machine that wait for their turn."""
         who = f"a job of experiments/{experiment.path.name}"
         events = read_jsonl(experiment.ledger) if experiment.ledger.exists() else []
         files = {path.name.removesuffix("_submitted.pkl"): path for path in _unfinished(experiment)}
-        jobs = set(active(files)) if files else set()
+        jobs = set(active(experiment, files)) if files else set()
         for job in sorted(jobs):
             body = files[job].read_bytes()  # paths are plain text in a pickle
             names = {folder.path.name for folder in self.folders if folder.path.name.encode() in body}

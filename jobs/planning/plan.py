@@ -9,15 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jobs.planning.missing_files import naming_the_key, weights_digest
 from pipeline.data.history import changes, known_identity, remember_identity, seen_key, seen_value
-from pipeline.data.layout import is_complete, packed_path, split_identity, split_path
+from pipeline.data.layout import is_complete, origin, packed_path, split_identity, split_path
+from pipeline.data.summary import split_sizes
 from pipeline.errors import PipelineError, SpecError
 from pipeline.evaluation.selection import EvaluationInputs
 from pipeline.spec import ColumnSplit, DataSpec, ModelSpec, Spec
 from pipeline.spec.grid import Cell, expand_grid
 from pipeline.spec.identity import canonical, cell_identity, digest
 from pipeline.spec.reading import Loaded, read_spec
-from pipeline.storage.files import display_path, read_json_or_empty, sha256_file, write_json
+from pipeline.storage.files import display_path, read_json_or_empty, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
 
@@ -30,6 +32,8 @@ class PlannedData:
     packed_digest: str
     split: Path | None  # None for a test set
     note: str | None = None  # that its source is gone
+    assumed: str | None = None  # of its source, of which not every file was looked at
+    made_of: str = ""  # digest of the settings and the state of its sources
 
     @property
     def reason(self) -> str | None:
@@ -41,12 +45,22 @@ class PlannedData:
         return None
 
     @property
+    def cache(self) -> Path:
+        """For what is remembered of it."""
+        return self.packed.parents[1] / "digests"
+
+    @property
     def split_file(self) -> Path:
         """Of a set to train on, which always has one."""
         assert self.split is not None
         return self.split
 
     @property
+    def images(self) -> dict[str, int]:
+        """How many images each part of the split has; {} where it is not made yet, or cannot be read."""
+        return split_sizes(self.split_file, self.cache)
+
+    @cached_property
     def digest(self) -> str:
         """Of the pixels, labels and split a cell sees."""
         return digest([self.packed_digest, split_identity(self.data)])
@@ -76,6 +90,7 @@ class Plan:
 
     loaded: Loaded
     cells: list[PlannedCell]
+    every_file: bool = True  # of the sources was looked at
     _tests: dict[DataSpec, PlannedData | None] = field(default_factory=dict)  # looked up once
 
     @property
@@ -107,11 +122,15 @@ class Plan:
         if data not in self._tests:
             own = data.test is not None
             has_test = own or getattr(data.split, "test", None)
-            planned = planned_data(data, self.root, test=own) if has_test else None
+            with naming_the_key(self.loaded, data):
+                planned = self._planned(data, own=own) if has_test else None
             if planned is not None and not own and isinstance(data.split, ColumnSplit):
                 planned = planned if _has_test_images(planned) else None
             self._tests[data] = planned
         return self._tests[data]
+
+    def _planned(self, data: DataSpec, *, own: bool) -> PlannedData:
+        return planned_data(data, self.root, test=own, every_file=self.every_file)
 
     @property
     def tests(self) -> dict[str, PlannedData]:
@@ -133,8 +152,16 @@ class Plan:
     @property
     def gone(self) -> list[str]:
         """That sources are gone whose packed sets are used; of test sets those that were looked up."""
-        sets = [*self.datasets, *filter(None, self._tests.values())]
-        return list(dict.fromkeys(data.note for data in sets if data.note is not None))
+        return list(dict.fromkeys(data.note for data in self._looked_up if data.note is not None))
+
+    @property
+    def assumed(self) -> list[str]:
+        """What is assumed of sources of which not every file was looked at; of test sets those that were looked up."""
+        return list(dict.fromkeys(data.assumed for data in self._looked_up if data.assumed is not None))
+
+    @property
+    def _looked_up(self) -> list[PlannedData]:
+        return [*self.datasets, *filter(None, self._tests.values())]
 
     @property
     def changed(self) -> list[str]:
@@ -215,8 +242,22 @@ def experiment_dir(loaded: Loaded) -> ExperimentDir:
     return ExperimentDir(loaded.root / "experiments" / loaded.spec.name)
 
 
-def make_plan(loaded: Loaded) -> Plan:
-    """Expand the grid and find out what is there; raises SpecError or DataError."""
+def find_cell(plan: Plan, prefix: str) -> RunDir:
+    """The cell of RUN=`prefix`: of the plan, begun or not, else one of an earlier spec that has a folder."""
+    names = [cell.run.name for cell in plan.cells]
+    found = [prefix] if prefix in names else [name for name in names if name.startswith(prefix)]
+    if len(found) == 1:
+        return RunDir(plan.experiment.path / found[0])
+    if not found:
+        return plan.experiment.find(prefix)
+    raise SpecError(f"RUN={prefix}: {len(found)} cells start with that: {', '.join(found)}")
+
+
+def make_plan(loaded: Loaded, *, every_file: bool = True) -> Plan:
+    """Expand the grid and find out what is there; raises SpecError or DataError.
+
+    Whoever only shows it does without a look at every file of a large folder (`packed_identity`).
+    """
     experiment = experiment_dir(loaded)
     folders = experiment.folders()
     datasets: dict[DataSpec, PlannedData] = {}
@@ -224,31 +265,35 @@ def make_plan(loaded: Loaded) -> Plan:
     planned = []
     for cell in expand_grid(loaded):
         if cell.spec.data not in datasets:
-            datasets[cell.spec.data] = planned_data(cell.spec.data, loaded.root)
+            with naming_the_key(loaded, cell.spec.data, cell.settings):
+                datasets[cell.spec.data] = planned_data(cell.spec.data, loaded.root, every_file=every_file)
         data = datasets[cell.spec.data]
         path = cell.spec.train.model.weights_file
         if path is not None and path not in weights:
-            weights[path] = _weights_digest(Path(path))
+            place = loaded.place("train.model.weights", cell.settings)
+            weights[path] = weights_digest(Path(path), place)
         identity = cell_identity(cell.spec.train, data.digest, weights.get(path or ""))
         run = experiment.cell(cell.slug, identity, folders)
         planned.append(PlannedCell(cell, run, identity, data, run.why_not_done(identity)))
-    return Plan(loaded, planned)
+    return Plan(loaded, planned, every_file)
 
 
-def planned_data(data: DataSpec, root: Path, *, test: bool = False) -> PlannedData:
+def planned_data(data: DataSpec, root: Path, *, test: bool = False, every_file: bool = True) -> PlannedData:
     """The packed set that a spec's data asks for, or its test set; raises DataError where its source is wrong."""
-    known = known_identity(data, data_root(root), test=test)
+    known = known_identity(data, data_root(root), test=test, every_file=every_file)
     packed = packed_path(data_root(root), known.identity)
     if known.gone is None and is_complete(packed, known.identity.digest):
         remember_identity(data, data_root(root), known.identity, test=test)
     split = None if test else split_path(packed, data)
-    return PlannedData(data, packed, known.identity.digest, split, known.note(packed))
+    look = known.identity.look
+    assumed = None if look is None else look.note(Path(origin(data, test=test).source))
+    made_of = known.identity.made_of
+    return PlannedData(data, packed, known.identity.digest, split, known.note(packed), assumed, made_of)
 
 
 def _has_test_images(data: PlannedData) -> bool:
     """Whether a column divides some images off as test images, which only the finished split tells."""
-    counts = read_json_or_empty(data.split_file).get("counts")
-    return counts is None or "test" in counts
+    return not data.images or "test" in data.images
 
 
 def _changes(plan: Plan, seen: Mapping[str, Any]) -> Iterator[str]:
@@ -264,12 +309,3 @@ def _changes(plan: Plan, seen: Mapping[str, Any]) -> Iterator[str]:
                     *found,
                 ]
             )
-
-
-def _weights_digest(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        raise SpecError(
-            f"train.model.weights: {path} cannot be read ({error.strerror}); correct the path, or write none"
-        ) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from jobs.clusters.profile import Profile
+from jobs.clusters.profile import Profile, Resources
 from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root, planned_data, weights_folder
 from jobs.stages import (
     EvaluateTask,
@@ -22,7 +22,7 @@ from jobs.stages import (
 )
 from pipeline.errors import PipelineError
 from pipeline.evaluation.selection import TestImages
-from pipeline.spec import ModelSpec, TrainSpec
+from pipeline.spec import ModelSpec, ResourceRule, TrainSpec
 from pipeline.spec.grid import matches
 from pipeline.spec.identity import digest
 from pipeline.storage.run_dir import RunDir
@@ -33,12 +33,25 @@ _PACKING = {"cells_per_job", "concurrent_cells"}
 def resources_for(cell: PlannedCell, profile: Profile) -> Profile:
     """The profile as this cell wants it: changed by the spec's `run.resources` that match the cell."""
     for rule in cell.cell.spec.run.resources:
-        if matches(cell.cell.spec, rule.when):
-            train = rule.model_dump(exclude={"when", *_PACKING}, exclude_none=True)
+        if rule.stage == "train" and matches(cell.cell.spec, rule.when):
             packing = rule.model_dump(include=_PACKING, exclude_none=True)
-            changed = {"train": profile.train.model_copy(update=train), **packing}
-            profile = profile.model_copy(update=changed)
+            profile = profile.model_copy(update={"train": _changed(profile.train, rule), **packing})
     return profile
+
+
+def stage_resources(plan: Plan, given: Resources, stage: Literal["wrangle", "final"]) -> Resources:
+    """What the job of a stage asks for: `given`, changed by the spec's `run.resources` of that stage."""
+    for rule in plan.loaded.spec.run.resources:
+        if rule.stage == stage:
+            given = _changed(given, rule)
+    return given
+
+
+def _changed(resources: Resources, rule: ResourceRule) -> Resources:
+    """The resources with what a rule says; of its options of sbatch each by itself."""
+    update = rule.model_dump(exclude={"stage", "when", "sbatch", *_PACKING}, exclude_none=True)
+    empty = {key: None for key, value in update.items() if value == ""}
+    return resources.model_copy(update=update | empty | {"sbatch": resources.sbatch | rule.sbatch})
 
 
 def train_task(plan: Plan, cell: PlannedCell) -> TrainTask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from jobs.clusters.profile import Profile, Resources
 from jobs.local.train_groups import CELLS_PER_PROCESS
@@ -16,6 +16,7 @@ from jobs.planning.tasks import (
     evaluate_task,
     overlap_task,
     resources_for,
+    stage_resources,
     submission_task,
     train_task,
     wrangle_task,
@@ -34,8 +35,11 @@ class Batch:
     cells: tuple[tuple[PlannedCell, ...], ...] = ()  # of each task
     packs: tuple[str, ...] = ()  # the packed sets it makes
     after: tuple[str, ...] = ()  # keys of batches, or ids of jobs that are queued already
-    condition: str = "afterok"
+    condition: Literal["afterok", "afterany", "each"] = (
+        "afterok"  # "each": the same task of that array has ended
+    )
     throttle: int = 1
+    signal_s: int = 120  # between the warning and the time limit
     requeue: bool = False
 
 
@@ -48,6 +52,7 @@ def build_batches(
     """
     cells = [cell.planned for cell in grid_status.of("pending")]
     active_jobs = sorted({str(cell.job).split("_")[0] for cell in grid_status.of("active")})
+    others = max(grid_status.queued, len(active_jobs))
     wrangle_jobs = grid_status.wrangle_jobs
     batches = []
     # pictures of the test set are looked for in training before it begins
@@ -63,10 +68,11 @@ def build_batches(
         checks = [overlap_task(*pair) for pair in compared if any(data.reason for data in pair)]
         stages = StageJob((*(wrangle_task(plan, data) for data in new), *checks))
         packs = tuple(str(data.packed) for data in new)
-        wrangle = Batch("wrangle", (stages,), profile.cpu, packs=packs, requeue=profile.requeue)
+        resources = stage_resources(plan, profile.cpu, "wrangle")
+        wrangle = Batch("wrangle", (stages,), resources, packs=packs, requeue=profile.requeue)
         batches.append(replace(wrangle, after=waits) if checks else wrangle)
         waits = (*waits, "wrangle")
-    arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + len(active_jobs) + 1))
+    arrays = list(_arrays(plan, profile, cells, max_array, len(batches) + others + 1))
     last = []
     for number, (tasks, groups, resources) in enumerate(arrays, 1):
         batch = Batch(
@@ -76,12 +82,13 @@ def build_batches(
             cells=groups,
             after=waits,
             throttle=profile.max_parallel,
+            signal_s=warning_s(profile, resources),
             requeue=profile.requeue,
         )
         batches.append(batch)
-        for run in range(1, 1 if profile.requeue else 1 + profile.continuations):
+        for run in range(1, 1 + _continuations(profile)):
             name, after = f"train-{number}-more-{run}", (batches[-1].key,)
-            batches.append(replace(batch, key=name, after=after, condition="afterany"))
+            batches.append(replace(batch, key=name, after=after, condition="each"))
         last.append(batches[-1].key)
     batches.append(_final_job(plan, profile, (*last, *active_jobs), batches, submission=submission))
     return batches
@@ -96,13 +103,15 @@ def _arrays(
         changed = resources_for(cell, profile)
         groups.setdefault(repr(changed), []).append((cell, changed))
     free = (profile.max_submit or math.inf) - other_jobs
+    runs = 1 + _continuations(profile)
     per_job = CELLS_PER_PROCESS if plan.loaded.spec.grid.share_process is True else 1
-    while sum(math.ceil(len(g) / max(per_job, g[0][1].cells_per_job)) for g in groups.values()) > free:
+    while runs * sum(math.ceil(len(g) / max(per_job, g[0][1].cells_per_job)) for g in groups.values()) > free:
         per_job += 1  # more cells a job, one after another, so that all fit
         if per_job > len(cells):
             raise SpecError(
-                f"{len(cells)} cells do not fit: {other_jobs} jobs are queued and the cluster allows "
-                f"{profile.max_submit} (cluster.max_submit); wait for some to end"
+                f"{len(cells)} cells do not fit{_with_continuations(runs)}: {other_jobs} other jobs are queued or "
+                f"needed, and the cluster allows {profile.max_submit} (cluster.max_submit); wait for some to end"
+                + (", or lower cluster.continuations" if runs > 1 else "")
             )
     for group in groups.values():
         own = group[0][1]
@@ -116,6 +125,19 @@ def _arrays(
             yield tuple(_cell_job(plan, own, some) for some in part), part, own.train
 
 
+def _continuations(profile: Profile) -> int:
+    return 0 if profile.requeue else profile.continuations
+
+
+def _with_continuations(runs: int) -> str:
+    return f" with {runs - 1} continuation jobs each" if runs > 1 else ""
+
+
+def warning_s(profile: Profile, resources: Resources) -> int:
+    """Seconds between the warning and the time limit of a job: at most half of the limit."""
+    return min(profile.signal_s, 30 * resources.time_min)
+
+
 def _cell_job(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> CellJob:
     return CellJob(
         tasks=tuple(train_task(plan, cell) for cell in cells),
@@ -124,7 +146,10 @@ def _cell_job(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> Cel
         device=plan.loaded.spec.run.device,
         scratch=profile.scratch,
         requeue=profile.requeue,
-        grace_s=max(profile.signal_s - 30.0, profile.signal_s / 2),
+        grace_s=max((warning := warning_s(profile, profile.train)) - 30.0, warning / 2),
+        limit_s=60 * profile.train.time_min,
+        warning_s=warning,
+        max_restarts=profile.max_timeouts,
     )
 
 
@@ -132,10 +157,10 @@ def _final_job(
     plan: Plan, profile: Profile, after: tuple[str, ...], batches: Sequence[Batch], *, submission: bool
 ) -> Batch:
     last = submission_task(plan, None) if submission else None
-    task = FinalJob(evaluate_task(plan), (), last)
+    task = FinalJob(evaluate_task(plan), last, profile)
     # a submission scores the test images, which wants what training wants
-    resources = profile.train if last else profile.cpu
-    condition = "afterany"
+    resources = stage_resources(plan, profile.train if last else profile.cpu, "final")
     if not after:  # no cell to wait for: only the data, if that
-        after, condition = tuple(batch.key for batch in batches), "afterok"
-    return Batch("final", (task,), resources, after=after, condition=condition, requeue=profile.requeue)
+        first = tuple(batch.key for batch in batches)
+        return Batch("final", (task,), resources, after=first, condition="afterok", requeue=profile.requeue)
+    return Batch("final", (task,), resources, after=after, condition="afterany", requeue=profile.requeue)

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.clusters.profile import Profile
 from jobs.local.endings import record_failure
+from jobs.local.gpus import usable_gpus
 from jobs.local.processes import Job, Stop, run_jobs
 from jobs.local.progress import Progress
-from jobs.local.slots import Slots, visible_gpus
+from jobs.local.slots import Slots
 from jobs.local.train_groups import group_process, group_tasks
+from jobs.slurm.continuations import release
+from jobs.slurm.costs import record_costs
 from jobs.slurm.queue import reasons
-from jobs.stages import EXIT_STOPPED, EvaluateTask, SubmissionTask, Task, TrainTask, run_task
-from pipeline.data.layout import is_complete, read_dataset
+from jobs.slurm.stage_in import stage_in
+from jobs.slurm.status import last_jobs
+from jobs.stages import (
+    EXIT_DEVICE_FAILED,
+    EXIT_STOPPED,
+    EvaluateTask,
+    SubmissionTask,
+    Task,
+    TrainTask,
+    run_task,
+)
+from pipeline.data.layout import FEATURES
+from pipeline.errors import LaunchError
+from pipeline.storage.files import share_with_group
+from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
 
 _KILL_EXPECTED_S = 300.0
+_LEDGER_S = 30.0  # that the ledger may come after the job it speaks of
+
+# Shell lines of every job. A signal that comes before Python can handle it waits, instead of ending the job; and
+# the shell puts the job back into the queue where the job's own Python cannot (a container without Slurm).
+SETUP = (
+    "export LABELGRID_BEGAN=$(date +%s)",
+    "trap : USR2",
+    'LABELGRID_HOLD=$(env --block-signal=USR2 true 2>/dev/null && echo "env --block-signal=USR2")',
+    'export LABELGRID_REQUEUE="$PWD/.requeue-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}-${SLURM_ARRAY_TASK_ID:-}"',
+    """trap 'status=$?; if [ -e "$LABELGRID_REQUEUE" ]; then rm -f "$LABELGRID_REQUEUE"; status=1; """
+    """for s in 0 2 5 10 20; do sleep $s; scontrol requeue "$SLURM_JOB_ID" && status=0 && break; done; """
+    """fi; exit $status' EXIT""",
+)
+HOLD = "$LABELGRID_HOLD"
 
 
 class CellsFailedError(Exception):
@@ -59,23 +91,28 @@ class CellJob:
     cores: int
     device: str
     scratch: tuple[str, ...]
-    requeue: bool  # False: a continuation job is queued already
+    requeue: bool  # False: continuation jobs are queued already
     grace_s: float  # what a cell has to save
+    limit_s: float = 0.0  # the time limit; 0: none
+    warning_s: float = 0.0  # how long before it the warning comes
+    max_restarts: int = 50  # how often the job may go back into the queue
 
     def __call__(self) -> None:
         """Raises CellsFailedError when a cell failed; the others were still finished."""
-        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's: pickle, `scontrol requeue`, exit
-        packed = {task.packed: stage_in(task.packed, self.scratch) for task in self.tasks}
-        gpus = () if self.device == "cpu" else visible_gpus()
-        slots = Slots(
-            count=self.concurrent_cells, threads=max(1, self.cores // self.concurrent_cells), gpus=gpus
-        )
-        tasks = [replace(task, packed=packed[task.packed]) for task in self.tasks]
-        groups = group_tasks(tasks, -(-len(tasks) // self.concurrent_cells))
-        jobs = [group_process([Job(task.run.name, task, task.run.log) for task in group]) for group in groups]
-        stop = Stop((signal.SIGUSR2,), grace_s=self.grace_s, insist=False)
-        outcome = run_jobs(jobs, slots, Progress("cells", len(tasks)), stop=stop)
-        if outcome.stopped and self.requeue and callable(requeue):
+        share_with_group(self.tasks[0].run.path)
+        if all(task.run.why_not_done(task.identity) is None for task in self.tasks):
+            release()
+            return  # a continuation with nothing left to do
+        requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's: pickle, `scontrol requeue`, exit
+        requeue = _requeueing(requeue, self.max_restarts) if self.requeue else _leave_to_continuation
+        signal.signal(signal.SIGUSR2, requeue)
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, {signal.SIGUSR2}
+        )  # one that came during the start acts now
+        timer = _warn_at(self.limit_s - self.warning_s / 2 if self.limit_s else 0.0)
+        outcome = self._train()
+        timer.cancel()
+        if outcome.stopped or EXIT_DEVICE_FAILED in outcome.status.values():  # another node's may be whole
             requeue(signal.SIGUSR2, None)
         if EXIT_STOPPED in outcome.status.values() and not outcome.stopped:
             # SIGTERM reached the cells and not us: Slurm is about to kill this job (scancel, a limit, a
@@ -85,6 +122,32 @@ class CellJob:
             raise CellsFailedError(
                 f"{len(outcome.failed)} of {len(self.tasks)} cells: {', '.join(outcome.failed)}"
             )
+        release()
+
+    def _train(self) -> Any:
+        gpus = self._gpus()
+        packed = {task.packed: stage_in(task.packed, self.scratch) for task in self.tasks}
+        # features are kept for later jobs, of any node
+        tasks = [
+            replace(task, packed=packed[task.packed], features=task.features or task.packed / FEATURES)
+            for task in self.tasks
+        ]
+        groups = group_tasks(tasks, -(-len(tasks) // self.concurrent_cells))
+        threads = max(1, self.cores // self.concurrent_cells)
+        slots = Slots(min(self.concurrent_cells, len(groups)), threads, gpus)
+        jobs = [group_process([Job(task.run.name, task, task.run.log) for task in group]) for group in groups]
+        stop = Stop((signal.SIGUSR2,), grace_s=self.grace_s, insist=False)
+        return run_jobs(jobs, slots, Progress("cells", len(tasks)), stop=stop)
+
+    def _gpus(self) -> tuple[str, ...]:
+        try:
+            return usable_gpus(self.device)
+        except LaunchError as error:
+            for task in self.tasks:
+                reason = task.run.why_not_done(task.identity)
+                if reason is not None and not reason.startswith("diverged: "):
+                    record_failure(task.run, task.identity, str(error))
+            raise CellsFailedError(str(error)) from error
 
     def checkpoint(self) -> Any:
         """What submitit starts again: the same cells; those that are complete end at once."""
@@ -93,54 +156,95 @@ class CellJob:
         return DelayedSubmission(self)
 
 
-def stage_in(packed: Path, scratch: Sequence[str]) -> Path:
-    """The packed set on the node's own disk, copied once per node; the shared one where there is no room."""
-    place = next((os.path.expandvars(name) for name in scratch if os.environ.get(name.lstrip("$"))), None)
-    if place is None:
-        return packed
-    folder = Path(place) / "labelgrid"
-    target = folder / packed.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{packed.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the other jobs of this node wait for the one copy
-            dataset = read_dataset(packed)
-            if dataset is None or not is_complete(target, dataset["digest"]):  # or a purge has thinned it out
-                shutil.rmtree(target, ignore_errors=True)
-                size = sum(path.stat().st_size for path in packed.iterdir())
-                if shutil.disk_usage(folder).free < 1.2 * size:
-                    print(f"{folder}: no room for {size / 1e9:.1f} GB; reading {packed}", flush=True)
-                    return packed
-                started = time.monotonic()
-                temporary = folder / f".{packed.name}.{os.getpid()}"
-                shutil.copytree(packed, temporary)
-                temporary.rename(target)
-                print(
-                    f"staged {size / 1e9:.2f} GB to {target} in {time.monotonic() - started:.1f} s",
-                    flush=True,
-                )
-    except OSError as error:
-        print(f"{folder}: cannot hold the data ({error}); reading {packed}", file=sys.stderr, flush=True)
-        return packed
-    return target
+def _warn_at(seconds: float) -> threading.Timer:
+    """Warn this job itself, so many seconds after it began: Slurm's warning is lost where it comes before the step.
+
+    0: never.
+    """
+    began = float(os.environ.get("LABELGRID_BEGAN") or time.time())
+    timer = threading.Timer(
+        max(0.0, began + seconds - time.time()), lambda: os.kill(os.getpid(), signal.SIGUSR2)
+    )
+    timer.daemon = True
+    if seconds:
+        timer.start()
+    return timer
+
+
+def _requeueing(by_submitit: Any, max_restarts: int) -> Callable[[int, Any], None]:
+    """submitit's handler, or the shell's way where that cannot do it: no scontrol here, or no answer for the moment."""
+
+    def act(number: int, frame: Any) -> None:
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGUSR2}
+        )  # once is enough: a second one would cut in
+        if callable(by_submitit) and shutil.which("scontrol"):
+            try:
+                by_submitit(number, frame)
+            except (subprocess.CalledProcessError, OSError) as error:
+                print(f"scontrol requeue: {error}", file=sys.stderr, flush=True)
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= max_restarts:
+            print(f"stopped; it was requeued {max_restarts} times already (cluster.max_timeouts)", flush=True)
+            sys.exit(1)
+        _requeue_by_shell()
+
+    return act
+
+
+def _requeue_by_shell() -> None:
+    """Have the job's shell put it back into the queue, as Slurm's commands are not to be found in here."""
+    if place := os.environ.get("LABELGRID_REQUEUE"):
+        Path(place).touch()
+        print("stopped; the job's shell puts it back into the queue", flush=True)
+    else:
+        print("stopped; no scontrol here: `make grid` goes on with the cells", file=sys.stderr, flush=True)
+    sys.exit(0)
+
+
+def _leave_to_continuation(number: int, frame: Any) -> None:
+    print("stopped; the continuation job goes on", flush=True)
+    sys.exit(0)
 
 
 @dataclass(frozen=True)
 class FinalJob:
-    """Evaluate what the cells left, and perhaps predict and submit; runs after every cell has ended."""
+    """Evaluate what the cells left, and perhaps predict and submit; runs after every cell has ended.
+
+    Slurm is asked why cells ended that could not say it, and what they cost. The leaderboard needs neither.
+    """
 
     evaluate: EvaluateTask
-    cell_jobs: tuple[tuple[str, str], ...]  # (cell, its job), to ask Slurm about cells that could not say
     submission: SubmissionTask | None = None
+    profile: Profile | None = None  # for prices
 
     def __call__(self) -> None:
         """Raises CellsFailedError when a stage failed."""
         inputs = self.evaluate.inputs
-        known = reasons(dict(self.cell_jobs), inputs.experiment.slurm, wait_s=20)
-        for name, identity in inputs.cells:
-            run = RunDir(inputs.experiment.path / name)
+        share_with_group(inputs.experiment.path)
+        events = _ledger_with(inputs.experiment.ledger, os.environ.get("SLURM_JOB_ID"))
+        unfinished = {
+            name: identity
+            for name, identity in inputs.cells
+            if RunDir(inputs.experiment.path / name).manifest_state(identity) in ("new", "started")
+        }
+        asked = {cell: job for cell, job in last_jobs(events).items() if cell in unfinished}
+        known = reasons(asked, inputs.experiment.slurm, wait_s=20)
+        for name in known.keys() & unfinished.keys():
             # a job that failed before its cells began: nobody else writes down why
-            if name in known and run.manifest_state(identity) in ("new", "started"):
-                record_failure(run, identity, known[name])
+            record_failure(RunDir(inputs.experiment.path / name), unfinished[name], known[name])
+        if self.profile is not None:
+            record_costs(inputs.experiment, self.profile)
         evaluate = replace(self.evaluate, reasons=known)
         StageJob((evaluate, self.submission) if self.submission else (evaluate,))()
+
+
+def _ledger_with(path: Path, job: str | None) -> list[dict[str, Any]]:
+    """The lines of the ledger, once this job is among them."""
+    deadline = time.monotonic() + _LEDGER_S
+    while True:
+        events = read_jsonl(path)
+        if job is None or any(job in event.get("jobs", ()) for event in events):
+            return events
+        if time.monotonic() > deadline:
+            return events
+        time.sleep(0.5)

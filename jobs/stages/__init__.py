@@ -8,7 +8,7 @@ from typing import get_args
 
 from pydantic import TypeAdapter
 
-from jobs.stages.exit_status import EXIT_FAILED, EXIT_STOPPED
+from jobs.stages.exit_status import EXIT_DEVICE_FAILED, EXIT_FAILED, EXIT_STOPPED
 from jobs.stages.tasks import (
     EvaluateTask,
     FetchWeightsTask,
@@ -22,6 +22,7 @@ from pipeline.spec.model_names import CNNS
 from pipeline.training.dynamo_stub import install_dynamo_stub
 
 __all__ = [
+    "EXIT_DEVICE_FAILED",
     "EXIT_FAILED",
     "EXIT_STOPPED",
     "EvaluateTask",

@@ -14,6 +14,7 @@ import sys
 import threading
 
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED, decode, run_task
+from jobs.stages.reports import report_to_parent
 from pipeline.training.dynamo_stub import install_dynamo_stub
 
 
@@ -21,6 +22,7 @@ def main() -> int:
     """Import the modules that the arguments name, read a task from standard input and run it."""
     # a stage that is stopped still tidies up after itself; a training cell saves instead
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
+    report_to_parent()
     install_dynamo_stub()
     gc.disable()  # what imports make, stays: looking for garbage among it is a tenth of the start
     for name in sys.argv[1:]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jobs import ledger
 from pipeline.evaluation.selection import EvaluationInputs, TestImages, selected_cells
+from pipeline.progress import report
 from pipeline.spec import DataSpec, EvaluateSpec, ModelSpec
 from pipeline.storage.files import display_path
 from pipeline.storage.run_dir import ExperimentDir, RunDir
@@ -31,6 +32,7 @@ class WrangleTask:
         from pipeline.data.summary import data_summary
         from pipeline.data.wrangle import wrangle
 
+        report("reading images and labels")
         known = known_identity(self.data, self.data_root, test=self.test)
         if known.gone is None:
             folder = wrangle(self.data, self.data_root, test=self.test)
@@ -59,6 +61,7 @@ class OverlapTask:
         """Exit status; raises DataError for what is refused."""
         from pipeline.data.overlap import find_overlap, judge
 
+        report("comparing training and test images")
         said = judge(self.data, find_overlap(self.packed, self.split, self.test))
         if said is not None:
             print(said, flush=True)
@@ -76,6 +79,7 @@ class FetchWeightsTask:
         """Exit status."""
         from pipeline.models.weights import fetch_weights
 
+        report("downloading the weights")
         print(fetch_weights(self.model, self.folder))
         return 0
 
@@ -96,12 +100,14 @@ class EvaluateTask:
         from pipeline.evaluation.experiment import evaluate_experiment
         from pipeline.report import write_report
 
+        report("measuring the cells")
         evaluate_experiment(
             self.inputs,
             monitor=self.monitor,
             sets=self.sets,
             reasons=self.reasons,
         )
+        report("writing the report")
         write_report(self.inputs.experiment, [name for name, _ in self.inputs.cells])
         return 0
 
@@ -116,6 +122,7 @@ class PredictTask:
 
     def __call__(self) -> int:
         """Exit status."""
+        report("loading the network")
         from pipeline.evaluation.prediction import predict
 
         predict([RunDir(self.experiment.path / name) for name in self.tests], self.tests, device=self.device)
@@ -146,6 +153,7 @@ class SubmissionTask:
             from pipeline.evaluation.prediction import predict  # which imports torch
 
             predict(runs, tests, device=self.device)
+        report("writing the submission")
         before = _bytes(experiment.test_metrics)
         result = make_submission(experiment, runs, tests, self.evaluate, self.trained_on)
         if _bytes(experiment.test_metrics) != before:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.stages.exit_status import EXIT_FAILED, EXIT_STOPPED
+from jobs.stages.exit_status import EXIT_DEVICE_FAILED, EXIT_FAILED, EXIT_STOPPED
 from pipeline.spec import Spec
 from pipeline.storage.run_dir import RunDir
 
@@ -25,6 +26,9 @@ class TrainTask:
     weights_folder: Path
 
     stream: str = ""  # cells with an equal one can share batches; "": with none
+    features: Path | None = (
+        None  # the folder of kept features, where `packed` is a node's copy; None: in `packed`
+    )
 
     def __call__(self) -> int:
         """Exit status."""
@@ -44,15 +48,16 @@ class TrainGroupTask:
         stop = StopFlag().install()
         with contextlib.ExitStack() as owned:
             attempts = [(t, a) for t in self.cells if (a := self._start(t, owned)) is not None]
-            self._train(attempts, stop)
+            if not self._train(attempts, stop):
+                return EXIT_DEVICE_FAILED
         if any(not attempt.is_done and attempt.error is None for _, attempt in attempts):
             return EXIT_STOPPED
         return EXIT_FAILED if any(attempt.error is not None for _, attempt in attempts) else 0
 
     def _start(self, task: TrainTask, owned: contextlib.ExitStack) -> Any:
         """An attempt, its folder owned and its manifest `started`; None where the cell is complete already."""
-        from pipeline.errors import DivergedError, PipelineError
-        from pipeline.training.attempt import Attempt
+        from pipeline.errors import DivergedError, PipelineError, TrainingError
+        from pipeline.training.attempt import GPU_FAILED_UNDER, Attempt
 
         run = task.run
         attempt = Attempt(run, task.identity, run.log if len(self.cells) > 1 else None)
@@ -68,40 +73,84 @@ class TrainGroupTask:
         with attempt.isolated():
             if reason.startswith("diverged: "):  # a requeued job meets it again
                 raise DivergedError(reason.removeprefix("diverged: "))
-            run.write_manifest(task.identity, "started")
+            if reason.startswith(f"failed: {GPU_FAILED_UNDER}") and os.environ.get("SLURM_RESTART_COUNT"):
+                raise TrainingError(
+                    reason.removeprefix("failed: ")
+                )  # the same: else it would be requeued for ever
+            run.write_manifest(task.identity, "started", faults=run.faults(task.identity))
         return attempt
 
-    def _train(self, attempts: list[tuple[TrainTask, Any]], stop: Any) -> None:
-        from pipeline.data.packed import PackedSet
-        from pipeline.data.splits import read_split
-        from pipeline.models.weights import fetch_weights
-        from pipeline.spec.reading import dump
-        from pipeline.storage.files import atomic_write, write_json
-        from pipeline.storage.provenance import provenance
-        from pipeline.training.learner import CellData, Learner
+    def _train(self, attempts: list[tuple[TrainTask, Any]], stop: Any) -> bool:
+        """False once the GPU has failed. Cells that found no room beside the others follow when these are done."""
+        from pipeline.training.attempt import is_device_fault
         from pipeline.training.loop import train
 
-        data: CellData | None = None
-        learners = []
-        for task, attempt in attempts:
-            if attempt.error is not None:
-                continue
-            with attempt.isolated():
-                spec = task.spec
-                with atomic_write(attempt.run.spec, "w") as file:
-                    file.write(dump(spec))
-                if data is None:
-                    split = read_split(task.split)
-                    data = CellData(PackedSet.open(task.packed), split.train, split.validation)
-                weights = fetch_weights(spec.train.model, task.weights_folder)
-                learner = Learner(spec, attempt, data, weights=weights)
-                execution = asdict(learner.execution)
-                facts = {"identity": task.identity, "data": data.packed.digest, "execution": execution}
-                write_json(attempt.run.provenance, facts | provenance())
-                learners.append(learner)
+        data: list[Any] = []  # opened by the first cell that needs it
         try:
-            train(learners, stop)
-        except Exception as error:  # noqa: BLE001 - of what they share: the data, the validation
+            waiting = [(task, attempt) for task, attempt in attempts if attempt.error is None]
+            while waiting:
+                learners = _build(waiting, data)
+                try:
+                    train(learners, stop)
+                finally:
+                    _close(learners)
+                if stop:
+                    break
+                ended = [learner.attempt for learner in learners if not learner.postponed]
+                waiting = [pair for pair in waiting if pair[1].error is None and pair[1] not in ended]
+        except Exception as error:  # noqa: BLE001 - of what they share: the GPU, the data, the validation
+            broken = is_device_fault(error)
             for _, attempt in attempts:
                 if attempt.error is None and not attempt.is_done:
-                    attempt.fail(error)
+                    attempt.device_failed(error) if broken else attempt.fail(error)
+            return not broken
+        return True
+
+
+def _close(learners: list[Any]) -> None:
+    """Let what is being written of each end while its folder is owned, and close its files."""
+    for learner in learners:
+        with learner.attempt.isolated():
+            learner.writer.wait()
+        with contextlib.suppress(OSError):  # what a full disk did to a cell is in its manifest
+            learner.tracker.close()
+
+
+def _build(waiting: list[tuple[TrainTask, Any]], data: list[Any]) -> list[Any]:
+    """The learners of the cells that find room, the first of them in any case; data is put into `data`."""
+    import torch
+
+    from pipeline.data.packed import PackedSet
+    from pipeline.data.splits import read_split
+    from pipeline.models.hardware import hardware
+    from pipeline.models.weights import fetch_weights
+    from pipeline.progress import report
+    from pipeline.spec.reading import dump
+    from pipeline.storage.files import atomic_write, write_json
+    from pipeline.storage.provenance import provenance
+    from pipeline.training.learner import CellData, Learner
+
+    learners: list[Any] = []
+    for task, attempt in waiting:
+        with attempt.isolated():
+            with atomic_write(attempt.run.spec, "w") as file:
+                file.write(dump(task.spec))
+            if not data:
+                report("reading the packed images")
+                split = read_split(task.split)
+                packed = PackedSet.open(task.packed)
+                data.append(CellData(packed, split.train, split.validation, task.features))
+            weights = fetch_weights(task.spec.train.model, task.weights_folder)
+            try:
+                learner = Learner(task.spec, attempt, data[0], weights=weights)
+            except torch.OutOfMemoryError:
+                if not learners:
+                    raise
+                print("out of GPU memory beside the other cells: begins when they are done", flush=True)
+                continue
+            execution = asdict(learner.execution)
+            facts = {"identity": task.identity, "data": data[0].packed.digest, "execution": execution}
+            facts["hardware"] = hardware(learner.execution.device)
+            write_json(attempt.run.provenance, facts | provenance())
+            learners.append(learner)
+    return learners

@@ -6,6 +6,8 @@ If only flips are requested, pixels are moved, not sampled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,9 +15,9 @@ from torch import Tensor
 
 from pipeline.data.colour import Colour
 from pipeline.data.cropping import crop_sides
-from pipeline.data.inputs import to_input
-from pipeline.data.loading import Rows
-from pipeline.data.warping import warp
+from pipeline.data.inputs import on_threads, to_input
+from pipeline.data.transfer import EpochTable
+from pipeline.data.warping import Maps, warp
 from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec, Normalisation
 
@@ -23,24 +25,29 @@ from pipeline.spec import AugmentSpec, Normalisation
 
 
 class Augmentation:
-    """The random changes of one epoch of one stream."""
+    """The random changes of one epoch of one stream, whose batches are `spans` of its positions."""
 
-    def __init__(self, spec: AugmentSpec, seed: int, epoch: int, images: int) -> None:
+    def __init__(self, spec: AugmentSpec, seed: int, epoch: int, spans: Sequence[slice]) -> None:
         self.spec = spec
-        self.colour = Colour(spec, seed, epoch, images)
+        self.colour = Colour(spec, seed, epoch, spans)
+        images = spans[-1].stop if spans else 0
         # all draws of the epoch at once, so that the draw of a position depends on nothing else
         self.draws_N7 = seeded(seed, "augment", epoch).random((images, 7), dtype=np.float32)
+        self._maps: Maps | None = None
+        self._flips_N2 = EpochTable(self.draws_N7[:, :2] < np.array([spec.hflip, spec.vflip], np.float32))
 
     def __call__(
-        self, images_BHWC: Tensor, positions_B: Rows, image_px: int, normalisation: Normalisation
+        self, images_BHWC: Tensor, span: slice, image_px: int, normalisation: Normalisation
     ) -> Tensor:
         """uint8 (B, H, W, C) -> normalised float32 (B, C, S, S), on the device of the images."""
-        images_BHWC = self.colour(images_BHWC, positions_B)
-        draws_B7 = self.draws_N7[positions_B]
+        images_BHWC = self.colour(images_BHWC, span)
         if self.spec.crop is None and self.spec.rotate_deg == 0:
-            return to_input(self._flipped(images_BHWC, draws_B7), image_px, normalisation)
-        rotates = self.spec.rotate_deg != 0
-        return warp(images_BHWC, self.theta(draws_B7), image_px, normalisation, rotates=rotates)
+            return to_input(self._flipped(images_BHWC, span), image_px, normalisation)
+        source_px = images_BHWC.shape[1]
+        if self._maps is None or self._maps.sides != (source_px, image_px):
+            rotates = self.spec.rotate_deg != 0
+            self._maps = Maps(self.theta(self.draws_N7), source_px, image_px, rotates=rotates)
+        return warp(images_BHWC, self._maps, span, normalisation)
 
     def theta(self, draws_B7: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(B, 2, 3): output coordinates in [-1, 1] -> where in the source picture to look."""
@@ -60,12 +67,21 @@ class Augmentation:
         theta[:, 1] = np.stack([height * flip_y * sin, height * flip_y * cos, centre_y], axis=1)
         return theta
 
-    def _flipped(self, images_BHWC: Tensor, draws_B7: npt.NDArray[np.float32]) -> Tensor:
-        for axis, draws_B, share in (
-            (2, draws_B7[:, 0], self.spec.hflip),
-            (1, draws_B7[:, 1], self.spec.vflip),
-        ):
-            if share > 0:
-                chosen = torch.from_numpy(draws_B < share).to(images_BHWC.device)
-                images_BHWC = torch.where(chosen[:, None, None, None], images_BHWC.flip(axis), images_BHWC)
-        return images_BHWC
+    def _flipped(self, images_BHWC: Tensor, span: slice) -> Tensor:
+        axes = [i for i, share in enumerate((self.spec.hflip, self.spec.vflip)) if share > 0]
+        if not axes:
+            return images_BHWC
+        flips_B2 = self._flips_N2.at(span, images_BHWC.device)
+        if on_threads(images_BHWC):
+            for i in axes:  # across, then down
+                flip_B = flips_B2[:, i, None, None, None]
+                images_BHWC = torch.where(flip_B, images_BHWC.flip(2 - i), images_BHWC)
+            return images_BHWC
+        # one pass over the memory: each pixel is taken from its place
+        images, size = images_BHWC.shape[:2]
+        pixels_S = torch.arange(size, device=images_BHWC.device)
+        across_BS, down_BS = (
+            torch.where(flips_B2[:, i, None], size - 1 - pixels_S, pixels_S) for i in (0, 1)
+        )
+        which_B = torch.arange(images, device=images_BHWC.device)
+        return images_BHWC[which_B[:, None, None], down_BS[:, :, None], across_BS[:, None, :]]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.data.transfer import EpochTable, to_device
 from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec
 
@@ -19,7 +21,7 @@ Operation = Callable[[Tensor, Tensor], Tensor]  # float (B, C, H, W) in [0, 255]
 class Colour:
     """The changes of colour of one epoch of one stream; draws are a function of (seed, epoch, position)."""
 
-    def __init__(self, spec: AugmentSpec, seed: int, epoch: int, images: int) -> None:
+    def __init__(self, spec: AugmentSpec, seed: int, epoch: int, spans: Sequence[slice]) -> None:
         self.spec = spec
         self.jitter = {
             "brightness": spec.brightness,
@@ -27,17 +29,30 @@ class Colour:
             "saturation": spec.saturation,
         }
         self.active = spec.trivial_augment or any(self.jitter.values())
-        if self.active:
-            self.draws_N6 = seeded(seed, "colour", epoch).random((images, 6), dtype=np.float32)
+        if not self.active:
+            return
+        images = spans[-1].stop if spans else 0
+        draws_N6 = seeded(seed, "colour", epoch).random((images, 6), dtype=np.float32)
+        self._draws_N6 = EpochTable(draws_N6)
+        # the last choice changes nothing
+        self._chosen_N = (draws_N6[:, 0] * np.float32(len(_TRIVIAL) + 1)).astype(np.int64)
+        # sorted here and not on a device, where asking which pictures take an operation waits for the answer
+        order_N = np.empty(images, np.int64)
+        for span in spans:
+            order_N[span] = np.argsort(self._chosen_N[span], kind="stable")
+        self._order_N = EpochTable(order_N)
 
-    def __call__(self, images_BHWC: Tensor, positions_B: np.typing.NDArray[np.int64]) -> Tensor:
-        """uint8 (B, H, W, C) with changed colours, of the same shape."""
+    def __call__(self, images_BHWC: Tensor, span: slice) -> Tensor:
+        """uint8 (B, H, W, C) of a batch with changed colours, of the same shape."""
         if not self.active:
             return images_BHWC
-        draws_B6 = torch.from_numpy(self.draws_N6[positions_B]).to(images_BHWC.device)
+        device = images_BHWC.device
+        draws_B6 = self._draws_N6.at(span, device)
         images = images_BHWC.permute(0, 3, 1, 2).float()
         if self.spec.trivial_augment:
-            images = trivial(images, draws_B6[:, 0], draws_B6[:, 1], draws_B6[:, 2] < 0.5)
+            counts = np.bincount(self._chosen_N[span], minlength=len(_TRIVIAL) + 1).tolist()
+            rows = self._order_N.at(span, device).split(counts)
+            images = trivial(images, rows, draws_B6[:, 1], draws_B6[:, 2] < 0.5)
         for column, (name, amount) in enumerate(self.jitter.items(), 3):
             if amount:
                 factor = 1 + amount * (2 * draws_B6[:, column] - 1)
@@ -45,26 +60,33 @@ class Colour:
         return images.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def trivial(images: Tensor, which_B: Tensor, strength_B: Tensor, down_B: Tensor) -> Tensor:
+def trivial(images: Tensor, rows: Sequence[Tensor], strength_B: Tensor, down_B: Tensor) -> Tensor:
     """One operation an image, drawn with its strength (TrivialAugment Wide, Mueller & Hutter 2021).
 
-    `which_B` and `strength_B` lie in [0, 1); `down_B` weakens instead of strengthening. Shears,
-    shifts and rotations are left out: `pipeline/data/augment.py` moves pixels.
+    `rows` has the images of each operation in their order; `strength_B` lies in [0, 1), `down_B` weakens
+    instead of strengthening. Shears, shifts and rotations are left out: `pipeline/data/augment.py` moves
+    pixels.
     """
     signed_B = torch.where(down_B, -0.99 * strength_B, 0.99 * strength_B)
-    chosen_B = (which_B * (len(_TRIVIAL) + 1)).long()  # the last choice changes nothing
     images = images.clone()
-    for index, name in enumerate(_TRIVIAL):
-        (rows,) = torch.nonzero(chosen_B == index, as_tuple=True)
-        if len(rows):
+    for name, own in zip(_TRIVIAL, rows, strict=False):
+        if len(own):
             amount = strength_B if name in ("posterize", "solarize") else 1 + signed_B
-            images[rows] = OPERATIONS[name](images[rows], amount[rows][:, None, None, None])
+            images[own] = OPERATIONS[name](images[own], amount[own][:, None, None, None])
     return images
 
 
+@functools.cache
+def _weights(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the channels in a grey picture, and of the neighbours in a blurred one; sent to a device once."""
+    kernel = torch.ones((3, 1, 3, 3))
+    kernel[:, :, 1, 1] = 5
+    grey = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return to_device(grey, device), to_device(kernel / 13, device)
+
+
 def _grey(images: Tensor) -> Tensor:
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
+    return (images * _weights(images.device)[0]).sum(dim=1, keepdim=True)
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
@@ -72,10 +94,10 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    kernel = torch.ones((3, 1, 3, 3), device=images.device)
-    kernel[:, :, 1, 1] = 5
     blurred = images.clone()  # the border is not blurred
-    blurred[:, :, 1:-1, 1:-1] = functional.conv2d(images, kernel / 13, groups=3)
+    # in half precision or TF32, where a network may use those, pixels would be rounded
+    with torch.autocast(images.device.type, enabled=False), torch.backends.cudnn.flags(enabled=False):
+        blurred[:, :, 1:-1, 1:-1] = functional.conv2d(images, _weights(images.device)[1], groups=3)
     return _blend(images, blurred, factor)
 
 

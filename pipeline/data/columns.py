@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.data.labels import find_file
-from pipeline.data.labels.table import read_text, some
+from pipeline.data.labels.table import read_lines, some
 from pipeline.data.labels.text_table import Layout, TextTable
 from pipeline.data.packed import PackedSet
 from pipeline.data.parts import Sources, column_specs, parts_of, table_of
-from pipeline.data.references import AMBIGUOUS, Finder, ImageRef
+from pipeline.data.references import AMBIGUOUS, Finder
 from pipeline.errors import DataError
 from pipeline.spec import ColumnSpec, DataSpec, TableLabels
 
@@ -41,10 +41,15 @@ def _read(data: DataSpec, key: str, column: ColumnSpec, packed: PackedSet) -> Ce
     )
     with Sources() as sources:
         member = find_file(sources(path), file, f"{key}.file")
-        table = TextTable.read(read_text(sources(path), member), f"{path}/{member}", layout)
-    position, id_column = table.column(column.column, "column"), table.id_column
-    folder = member.rpartition("/")[0] if path == parts_of(data)[0].source else ""
-    finder = Finder([ImageRef(*image) for image in zip(packed.ids, packed.names, packed.paths, strict=True)])
+        table = TextTable.read(read_lines(sources(path), member), f"{path}/{member}", layout)
+        folder = member.rpartition("/")[0] if path == parts_of(data)[0].source else ""
+        return _cells(table, column.column, folder, packed)
+
+
+def _cells(table: TextTable, column: str, folder: str, packed: PackedSet) -> Cells:
+    """What a column says of each image; `folder` is where the table lies in their source."""
+    position, id_column = table.column(column, "column"), table.id_column
+    finder = Finder(packed.index)
     cells: list[str | None] = [None] * len(packed)
     unclear, different = [], []
     for line, values in table.rows():

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 from typing import TypeVar
 
 from pipeline.data.decoding import Decoded, Preparation, decode_chunk, measure_chunk, start_worker
 from pipeline.errors import DataError
+from pipeline.storage.processes import in_processes
 
 _CHUNK = 64  # images per task: large enough to hide the cost of passing it on, small enough for an even load
+_CHUNK_BYTES = 32 << 20  # of their pixels, which a process holds together
 T = TypeVar("T")
 Files = Sequence[tuple[str, str]]  # (path of a source, member in it), one for each image
 
@@ -26,7 +23,7 @@ def decode_all(files: Files, folder: Path, preparation: Preparation, workers: in
 
     Raises DataError where a process dies.
     """
-    chunks = _chunks(files)
+    chunks = _chunks(files, preparation.size_px)
     lengths = [len(members) for _, members in chunks]
     starts = itertools.accumulate(lengths[:-1], initial=0)
     calls = [(start, *chunk) for start, chunk in zip(starts, chunks, strict=True)]
@@ -39,7 +36,7 @@ def common_range(files: Files, folder: Path, workers: int) -> tuple[float, float
     Only these are decoded. The ends differ even if all values are equal.
     """
     nothing = Preparation(1, "squash")
-    found = _in_pool(measure_chunk, _chunks(files), folder, nothing, workers)
+    found = _in_pool(measure_chunk, _chunks(files, nothing.size_px), folder, nothing, workers)
     ends = [end for chunk in found for end in chunk]
     if not ends:
         return None
@@ -47,12 +44,13 @@ def common_range(files: Files, folder: Path, workers: int) -> tuple[float, float
     return low, high if high > low else low + max(1.0, abs(low))
 
 
-def _chunks(files: Files) -> list[tuple[str, list[str]]]:
-    """(source, members), in order: a chunk has one source."""
+def _chunks(files: Files, size_px: int) -> list[tuple[str, list[str]]]:
+    """(source, members), in order: a chunk has one source, and few bytes of pixels."""
     chunks = []
+    count = max(1, min(_CHUNK, _CHUNK_BYTES // (3 * size_px**2)))
     for source, group in itertools.groupby(files, key=lambda file: file[0]):
         members = [member for _, member in group]
-        chunks += [(source, members[i : i + _CHUNK]) for i in range(0, len(members), _CHUNK)]
+        chunks += [(source, members[i : i + count]) for i in range(0, len(members), count)]
     return chunks
 
 
@@ -63,36 +61,10 @@ def _in_pool(
     preparation: Preparation,
     workers: int,
 ) -> Iterator[T]:
-    # spawned, not forked: a fork of a process with threads can hang
-    pool = ProcessPoolExecutor(
-        max(1, min(workers, len(calls))),
-        get_context("spawn"),
-        start_worker,
-        (str(folder), preparation),
-    )
     try:
-        with _without_main():
-            results = pool.map(task, *zip(*calls, strict=True))  # starts the processes
-        yield from results
+        yield from in_processes(task, calls, workers, start_worker, (str(folder), preparation))
     except BrokenProcessPool as error:
         sources = ", ".join(sorted({str(call[-2]) for call in calls}))
         raise DataError(
             f"{sources}: a decoding process died (out of memory, or a file that crashes the decoder)"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes that start meanwhile do not run the main module again.
-
-    They need nothing of it, its imports cost them more than their own, and a script that calls `wrangle`
-    at its top level would start itself without end.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

@@ -42,7 +42,7 @@ class Decoded:
     """
 
     count: int
-    digests: list[str] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
     constant: list[int] = field(default_factory=list)
     dark: list[int] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Decoder:
                 found.bad.append((i, reason(error)))
                 continue
             # finds duplicates, not forgeries; took half the time of blake2b when measured
-            found.digests.append(hashlib.sha1(image_HWC.data, usedforsecurity=False).hexdigest())
+            found.digests.append(hashlib.sha1(image_HWC.data, usedforsecurity=False).digest())
             if deep:
                 found.deep.append(i)
         failed = {i for i, _ in found.bad}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import DataError, PipelineError
+from pipeline.progress import report
 from pipeline.storage.files import atomic_write, sha256_file, write_failed
 
 
@@ -103,17 +103,10 @@ def _continue(remote: Remote, part: Path) -> None:
 
 
 def _copy(answer: http.client.HTTPResponse, file: IO[bytes], name: str, have: int, total: int) -> None:
-    live, shown = sys.stdout.isatty(), 0.0
     while block := answer.read1(_BLOCK):  # what has arrived; read() would lose it when the connection breaks
         file.write(block)
         have += len(block)
-        now = time.monotonic()
-        if now - shown > (0.5 if live else 30):
-            shown = now
-            share = f"{100 * have / total:.0f} %" if total else f"{have / 1e6:.0f} MB"
-            print(f"\r{name}: {share}" if live else f"{name}: {share}", end="" if live else "\n", flush=True)
-    if live:
-        print("\r\x1b[K", end="")
+        report(f"downloading {name}, MB", have // 10**6, total // 10**6, unit="MB")
 
 
 def _verify(remote: Remote, part: Path) -> None:

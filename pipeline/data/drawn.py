@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw
 
+from pipeline.progress import report
 from pipeline.seeding import seeded
 from pipeline.storage.files import atomic_write
 
@@ -96,6 +97,7 @@ def _write(path: Path, numbers: range, size_px: int, seed: int, comment: bytes) 
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         archive.comment = comment
         for number in numbers:
+            report(f"drawing {path.name}, image", number - numbers.start, len(numbers))
             image, labels = draw_image(number, size_px, seed)
             jpeg = io.BytesIO()
             image.save(jpeg, "JPEG", quality=90)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.contents import differences, read_contents
+from pipeline.data.contents import contents_path, differences, read_contents
 from pipeline.data.layout import (
     DATASET,
     PackedIdentity,
@@ -23,6 +23,7 @@ from pipeline.data.layout import (
     split_identity,
 )
 from pipeline.data.parts import parts_of, tables_of
+from pipeline.data.remembered import remembered
 from pipeline.errors import DataError, PipelineError
 from pipeline.spec import DataSpec, GivenSplit
 from pipeline.spec.identity import digest
@@ -44,13 +45,15 @@ class Known:
         return f"{display_path(self.gone)} is gone; the set packed from it on {packed_on} is used ({packed.name})"
 
 
-def known_identity(data: DataSpec, data_root: Path, *, test: bool = False) -> Known:
+def known_identity(data: DataSpec, data_root: Path, *, test: bool = False, every_file: bool = True) -> Known:
     """The identity of the set a spec asks for; that of the last one packed where its source is gone.
+
+    `every_file` as in `packed_identity`.
 
     Raises DataError where a source is missing and nothing complete was packed from it, or is damaged.
     """
     try:
-        return Known(packed_identity(data, data_root / "digests", test=test))
+        return Known(packed_identity(data, data_root / "digests", test=test, every_file=every_file))
     except DataError:
         gone = next((path for path in _paths(data, test=test) if _is_gone(path)), None)
         key = data_key(data, test=test)
@@ -105,13 +108,19 @@ def changes(data: DataSpec, data_root: Path, before: Any, now: list[str]) -> lis
     lines = []
     if before[0] != now[0]:
         cache = data_root / "digests"
-        old, new = read_contents(cache, before[0]), read_contents(cache, now[0])
         label_file = str(getattr(data.labels, "files", getattr(data.labels, "file", "the labels")))
-        lines += differences(old, new, label_file) if old and new else []
+        made_of = [before[0], now[0], label_file]
+        if all(contents_path(cache, of).exists() for of in made_of[:2]):
+            lines += remembered(cache, "changes", made_of, lambda: _differences(cache, *made_of))
         lines = lines or ["its content (there is no record of what it was)"]
     if before[1] != now[1]:
         lines.append("split: a list or table that data.split names")
     return lines
+
+
+def _differences(cache: Path, before: str, now: str, label_file: str) -> list[str]:
+    old, new = read_contents(cache, before), read_contents(cache, now)
+    return differences(old, new, label_file) if old and new else []
 
 
 def _last_path(data_root: Path, key: str) -> Path:

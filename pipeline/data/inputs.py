@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.data.transfer import to_device
 from pipeline.spec import Normalisation
 
 # B batch, C channels, H W pixels, S output pixels
 _CHUNK = 4  # images a thread takes at a time
 
-cv2.setNumThreads(1)  # this module brings its own threads: one picture is too small to divide
+cv2: Any = None  # an install for inference alone has none
+with contextlib.suppress(ImportError):
+    import cv2
+
+    cv2.setNumThreads(1)  # this module brings its own threads: one picture is too small to divide
 
 
 def to_input(images_BHWC: Tensor, image_px: int, normalisation: Normalisation) -> Tensor:
     """Pictures for scoring: uint8 (B, H, W, C) squashed to `image_px` (antialiased), normalised: (B, C, S, S)."""
     source_px = images_BHWC.shape[1]
-    if images_BHWC.device.type == "cpu" and image_px >= source_px:
+    if on_threads(images_BHWC) and image_px >= source_px:
         return each(images_BHWC, image_px, functools.partial(_enlarged, table_of(normalisation)))
     images_BCHW = images_BHWC.permute(0, 3, 1, 2)
     if source_px != image_px:
         size = (image_px, image_px)
         images_BCHW = functional.interpolate(images_BCHW.float(), size, mode="bilinear", antialias=True)
+    elif not on_threads(images_BHWC):  # one pass over the memory: it casts what it reads
+        scale, shift = _affine(images_BHWC.device, normalisation)
+        return torch.addcmul(shift, images_BCHW, scale)
     return normalised(images_BCHW.to(torch.float32, memory_format=torch.channels_last), normalisation)
+
+
+def on_threads(images_BHWC: Tensor) -> bool:
+    """Whether threads make these pictures one by one with OpenCV; on a GPU torch makes the batch."""
+    return images_BHWC.device.type == "cpu"
 
 
 def as_pictures(inputs_BCHW: Tensor, normalisation: Normalisation) -> npt.NDArray[np.uint8]:
@@ -69,8 +82,15 @@ def normalised(images_BCHW: Tensor, normalisation: Normalisation) -> Tensor:
 
 @functools.cache
 def _constants(device: torch.device, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in normalisation)
+    mean, std = (to_device(torch.tensor(values).view(1, 3, 1, 1), device) for values in normalisation)
     return 255 * std, mean / std
+
+
+@functools.cache
+def _affine(device: torch.device, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
+    """What `normalised` computes, as pixel * scale + shift."""
+    scale, shift = _constants(device, normalisation)
+    return 1 / scale, -shift
 
 
 @functools.cache
@@ -79,7 +99,12 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _enlarged(table: npt.NDArray[np.float32], _: int, image_HWC: Any, out_SSC: Any) -> None:
-    if image_HWC.shape == out_SSC.shape:
+    if cv2 is None:
+        looked_up = torch.from_numpy(table[image_HWC, 0, np.arange(3)]).permute(2, 0, 1)[None]
+        if image_HWC.shape != out_SSC.shape:  # equal to OpenCV's within rounding
+            looked_up = functional.interpolate(looked_up, out_SSC.shape[:2], mode="bilinear")
+        out_SSC[:] = looked_up[0].permute(1, 2, 0).numpy()
+    elif image_HWC.shape == out_SSC.shape:
         cv2.LUT(image_HWC, table, dst=out_SSC)
     else:
         cv2.resize(cv2.LUT(image_HWC, table), out_SSC.shape[:2], dst=out_SSC, interpolation=cv2.INTER_LINEAR)

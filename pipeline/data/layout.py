@@ -1,36 +1,39 @@
 """Paths and identities of packed data sets, and whether one is complete. Torch- and numpy-free.
 
 Planning asks for these, so they are computed from metadata: the CRCs in a zip's directory, sizes of
-files. Digests that need the content of a folder or tar are cached until a file there changes.
+files. Digests that need the content of a folder or tar are cached until a file there changes. What only
+shows a plan does not look at every file of a large folder for that (`pipeline/data/looks.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.contents import UNREADABLE, contents_path, remember_contents
 from pipeline.data.images import list_images
 from pipeline.data.labels import find_file, label_members
+from pipeline.data.looks import MANY, Look, last_look, remember_look, state_of
 from pipeline.data.parts import Part, Sources, labels_of, parts_of, settings_of, tables_of
-from pipeline.data.sources import Source, fingerprint, read_list
+from pipeline.data.sources import Folder, Source, fingerprint, read_list
 from pipeline.errors import PipelineError
+from pipeline.progress import report
 from pipeline.spec import DataSpec, GivenSplit, LabelsSpec, ListSplit, TestSpec
 from pipeline.spec.identity import canonical, digest
 from pipeline.storage.files import read_json_or_empty, write_json
 
 PACK_VERSION = 2  # raise it when equal sources would be packed into other pixels or labels
 SPLIT_VERSION = 1
-DATASET, LABELS, INDEX, REPORT = (
-    "dataset.json",
-    "labels.npy",
-    "index.csv",
-    "wrangle_report.json",
-)
+DATASET, LABELS, REPORT = "dataset.json", "labels.npy", "wrangle_report.json"
+INDEX = "index.npz"  # sets packed before 27 November 2026 lack it, and have INDEX_CSV alone
+INDEX_CSV = "index.csv"  # the same, for people
+FEATURES = "features"  # beside them: kept features, which are made again where they are missing
 
 
 def origin(data: DataSpec, *, test: bool) -> DataSpec | TestSpec:
@@ -46,12 +49,17 @@ class PackedIdentity:
 
     slug: str
     digest: str
+    made_of: str = field(default="", compare=False)  # digest of the settings and the state of every source
+    look: Look | None = field(default=None, compare=False)  # relied on instead of a look at every file
 
 
-def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> PackedIdentity:
+def packed_identity(
+    data: DataSpec, cache: Path, *, test: bool = False, every_file: bool = True
+) -> PackedIdentity:
     """The identity of the packed set a spec asks for: content and settings, never paths.
 
-    Raises DataError where a source is missing or damaged. `cache` is a folder for digests.
+    Raises DataError where a source is missing or damaged. `cache` is a folder for digests. Without
+    `every_file` a folder of many files counts as unchanged while its directories and label files are.
     """
     parts = parts_of(data, test=test)
     paths = {part.source for part in parts} | {part.labels_source for part in parts if part.labels}
@@ -59,12 +67,18 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
     paths |= {path for path, _ in tables.values()}
     lists = [list_digest(part.image_list) for part in parts]
     settings = {"version": PACK_VERSION, "size_px": data.size_px, "resize": data.resize}
-    settings |= _range(data, cache, test=test)
+    settings |= _range(data, cache, test=test, every_file=every_file)
+    slug = f"{_slug(parts[0].source)}-{data.size_px}px"
+    described: list[Any] = [settings, list(settings_of(parts)), list(tables)]
+    described += [[file for _, file in tables.values()], lists]
+    asked = digest([*described, [str(path.resolve()) for path in sorted(paths)]])
+    look = last_look(cache, asked, every_file=every_file)
+    if look is not None and contents_path(cache, look.digest).exists():
+        return PackedIdentity(slug, look.digest, look.made_of, None if every_file else look)
 
-    def compute() -> tuple[str, bool]:
-        with Sources() as sources:
-            content = [_content(part, sources) for part in parts]
-            content += [_table_content(key, *table, sources) for key, table in tables.items()]
+    def compute(sources: Sources) -> tuple[str, bool]:
+        content = [_content(part, sources) for part in parts]
+        content += [_table_content(key, *table, sources) for key, table in tables.items()]
         images = [entry for part in content for entry in part["images"]]
         labels = [entry for part in content for entry in part["labels"]]
         value = digest([settings, content])
@@ -78,15 +92,19 @@ def packed_identity(data: DataSpec, cache: Path, *, test: bool = False) -> Packe
         )
         return value, all(entry[-1] != UNREADABLE for entry in [*images, *labels])
 
-    seen = [[str(path.resolve()), fingerprint(path)] for path in sorted(paths)]
-    value = _remembered(
-        cache,
-        digest(
-            [settings, list(settings_of(parts)), list(tables), [f for _, f in tables.values()], lists, seen]
-        ),
-        compute,
-    )
-    return PackedIdentity(f"{_slug(parts[0].source)}-{data.size_px}px", value)
+    with Sources() as sources:
+        began = time.time()
+        seen = [[str(path.resolve()), fingerprint(path, sources)] for path in sorted(paths)]
+        made_of = digest([*described, seen])
+        value, known = _remembered(cache, made_of, lambda: compute(sources))
+        folders = [folder for path in sorted(paths) if isinstance(folder := sources.opened(path), Folder)]
+        files = sum(len(folder.members) for folder in folders)
+        if known and files > MANY:
+            places = [place for folder in folders for place in folder.directories]
+            places += [path for path in paths if path.is_file()]
+            places += _label_places(parts, tables, sources)
+            remember_look(cache, asked, Look(value, made_of, files, began), places)
+    return PackedIdentity(slug, value, made_of)
 
 
 def _content(part: Part, sources: Sources) -> dict[str, Any]:
@@ -101,11 +119,13 @@ def _content(part: Part, sources: Sources) -> dict[str, Any]:
     if labels is not None:
         files = label_members(sources(part.labels_source), labels, part.key)
     beside = part.labels_source == part.source
+    listed, doing = [], f"reading {part.source.name}, image"
+    for number, image in enumerate(images, 1):
+        report(doing, number, len(images))
+        listed.append([image.id, image.name, image.member, *_checksum(source, image.member)])
     return {
         "split": part.split,
-        "images": [
-            [image.id, image.name, image.member, *_checksum(source, image.member)] for image in images
-        ],
+        "images": listed,
         "settings": _settings(labels),
         "labels": [
             [
@@ -122,6 +142,19 @@ def _table_content(key: str, path: Path, file: str, sources: Sources) -> dict[st
     """A table that divides the images belongs to the set: another one must make another split."""
     member = find_file(sources(path), file, f"{key}.file")
     return {"images": [], "settings": None, "labels": [[key, "", *_checksum(sources(path), member)]]}
+
+
+def _label_places(parts: list[Part], tables: dict[str, tuple[Path, str]], sources: Sources) -> Iterator[Path]:
+    """The label files and tables in folders, which people overwrite in place."""
+    for part in parts:
+        folder = sources.opened(part.labels_source)
+        labels = labels_of(part, sources) if isinstance(folder, Folder) else None
+        if isinstance(folder, Folder) and labels is not None:
+            yield from (folder.place(member) for _, member in label_members(folder, labels, part.key))
+    for key, (path, file) in tables.items():
+        folder = sources.opened(path)
+        if isinstance(folder, Folder):
+            yield folder.place(find_file(folder, file, f"{key}.file"))
 
 
 def packed_path(data_root: Path, identity: PackedIdentity) -> Path:
@@ -175,15 +208,21 @@ def split_path(packed_dir: Path, data: DataSpec) -> Path:
 
 def list_digest(path: str | None) -> str | None:
     """Digest of a list file's entries; a DataError where it cannot be read."""
-    return None if path is None else digest(read_list(Path(path)))
+    return None if path is None else _list_digest(path, *state_of(Path(path)))
 
 
-def _range(data: DataSpec, cache: Path, *, test: bool) -> dict[str, Any]:
+@functools.lru_cache(maxsize=64)
+def _list_digest(path: str, *_: int) -> str:
+    """Of a list in the state that the further arguments tell: a plan asks several times for each cell."""
+    return digest(read_list(Path(path)))
+
+
+def _range(data: DataSpec, cache: Path, *, test: bool, every_file: bool) -> dict[str, Any]:
     """What the values of deep pictures depend on; nothing for `full`, which older sets were packed with."""
     if data.range == "full":
         return {}
     if test and data.range == "auto":  # the test pictures get the range of the training pictures
-        return {"range": ["auto", packed_identity(data, cache).digest]}
+        return {"range": ["auto", packed_identity(data, cache, every_file=every_file).digest]}
     return {"range": data.range}
 
 
@@ -201,17 +240,18 @@ def _checksum(source: Source, member: str) -> tuple[int, int]:
         return UNREADABLE, UNREADABLE  # wrangle will report it and set it aside
 
 
-def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> str:
+def _remembered(cache: Path, key: str, compute: Callable[[], tuple[str, bool]]) -> tuple[str, bool]:
+    """The digest under `key`, and whether it may be remembered."""
     path = cache / f"{key[:32]}.json"
     known = read_json_or_empty(path)
     if known.get("key") == key and contents_path(cache, known["digest"]).exists():
-        return str(known["digest"])
+        return str(known["digest"]), True
     value, trusted = compute()
     if not trusted:
-        return value  # a disk that cannot be read now may work next time
+        return value, False  # a disk that cannot be read now may work next time
     with contextlib.suppress(PipelineError):  # without a writable cache this only takes longer
         write_json(path, {"key": key, "digest": value})
-    return value
+    return value, True
 
 
 def _slug(source: Path) -> str:

@@ -2,86 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.data.transfer import EpochTable
 from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec
 
-# B batch, C channels, S pixels, K labels
+# N positions of an epoch, B batch, C channels, S pixels, K labels
+Floats = npt.NDArray[np.float64]
 
 
 class Mixing:
-    """The mixtures of one epoch of one stream; draws are a function of (seed, epoch, position)."""
+    """The mixtures of one epoch of one stream, whose batches are `spans` of its positions.
 
-    def __init__(self, spec: AugmentSpec, seed: int, epoch: int, images: int) -> None:
+    Draws are a function of (seed, epoch, position).
+    """
+
+    def __init__(
+        self, spec: AugmentSpec, seed: int, epoch: int, spans: Sequence[slice], image_px: int
+    ) -> None:
         self.spec = spec
+        images = spans[-1].stop if spans else 0
         rng = seeded(seed, "mixing", epoch)
         if spec.mixup or spec.cutmix:
-            self.draws_N5 = rng.random((images, 5), dtype=np.float32)
-            self.mixup_N = rng.beta(spec.mixup, spec.mixup, images) if spec.mixup else np.ones(images)
-            self.cutmix_N = rng.beta(spec.cutmix, spec.cutmix, images) if spec.cutmix else np.ones(images)
+            draws_N5 = rng.random((images, 5), dtype=np.float32)
+            mixup_N = rng.beta(spec.mixup, spec.mixup, images) if spec.mixup else np.ones(images)
+            cutmix_N = rng.beta(spec.cutmix, spec.cutmix, images) if spec.cutmix else np.ones(images)
+            self._partner_N = EpochTable(_partners(draws_N5[:, 0], spans))
+            mixed_N = draws_N5[:, 1] < spec.mix_fraction
+            cut_N = mixed_N & ((draws_N5[:, 2] < 0.5) | (not spec.mixup)) & bool(spec.cutmix)
+            blend_N = np.where(mixed_N & ~cut_N, mixup_N, 1.0)
+            areas_N = np.where(cut_N, 1 - cutmix_N, 0.0)
+            boxes_N4 = _boxes(areas_N, np.ones(images), draws_N5[:, 3:], image_px)
+            self._pasted_N4 = EpochTable(boxes_N4)
+            own_N = blend_N * (1 - _fraction(boxes_N4, image_px))
+            self._shares_N2 = EpochTable(np.stack([blend_N, own_N], axis=1).astype(np.float32))
         if spec.random_erasing:
-            self.erase_N5 = seeded(seed, "erasing", epoch).random((images, 5), dtype=np.float32)
+            draws_N5 = seeded(seed, "erasing", epoch).random((images, 5), dtype=np.float32)
+            low, high = spec.random_erasing_area
+            areas_N = np.where(draws_N5[:, 0] < spec.random_erasing, low + (high - low) * draws_N5[:, 1], 0)
+            ratios_N = np.exp(np.log(0.3) + (np.log(3.3) - np.log(0.3)) * draws_N5[:, 2])
+            self._erased_N4 = EpochTable(_boxes(areas_N, ratios_N, draws_N5[:, 3:], image_px))
 
-    def __call__(
-        self, inputs_BCSS: Tensor, targets_BK: Tensor, positions_B: npt.NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor]:
-        """Mix normalised pictures and their targets; a mixed target lies anywhere in [0, 1]."""
+    def __call__(self, inputs_BCSS: Tensor, targets_BK: Tensor, span: slice) -> tuple[Tensor, Tensor]:
+        """Mix the normalised pictures of a batch and their targets; a mixed target lies anywhere in [0, 1]."""
+        device = inputs_BCSS.device
         if self.spec.mixup or self.spec.cutmix:
-            inputs_BCSS, targets_BK = self._mix(inputs_BCSS, targets_BK, positions_B)
+            inputs_BCSS, targets_BK = self._mix(inputs_BCSS, targets_BK, span)
         if self.spec.random_erasing:
-            draws_B5 = self.erase_N5[positions_B]
-            low, high = self.spec.random_erasing_area
-            areas_B = np.where(
-                draws_B5[:, 0] < self.spec.random_erasing, low + (high - low) * draws_B5[:, 1], 0
-            )
-            ratios_B = np.exp(np.log(0.3) + (np.log(3.3) - np.log(0.3)) * draws_B5[:, 2])
-            box_BSS, _ = _boxes(areas_B, ratios_B, draws_B5[:, 3:], inputs_BCSS.shape[-1])
-            # 0 is the mean colour
-            inputs_BCSS = inputs_BCSS.masked_fill(box_BSS[:, None].to(inputs_BCSS.device), 0)
+            box_BSS = _mask(self._erased_N4.at(span, device), inputs_BCSS.shape[-1])
+            inputs_BCSS = inputs_BCSS.masked_fill(box_BSS[:, None], 0)  # 0 is the mean colour
         return inputs_BCSS, targets_BK
 
-    def _mix(
-        self, inputs_BCSS: Tensor, targets_BK: Tensor, positions_B: npt.NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor]:
+    def _mix(self, inputs_BCSS: Tensor, targets_BK: Tensor, span: slice) -> tuple[Tensor, Tensor]:
         """Mix each picture with its successor in a random cyclic order of the batch.
 
         mixup (Zhang et al. 2018) blends the two, cutmix (Yun et al. 2019) pastes a rectangle of the
         other; with both, each picture takes one of them.
         """
-        draws_B5 = self.draws_N5[positions_B]
-        circle = np.argsort(draws_B5[:, 0], kind="stable")
-        partner_B = np.empty_like(circle)
-        partner_B[circle] = np.roll(circle, 1)
-        mixed_B = draws_B5[:, 1] < self.spec.mix_fraction
-        cut_B = mixed_B & ((draws_B5[:, 2] < 0.5) | (not self.spec.mixup)) & bool(self.spec.cutmix)
-        blend_B = np.where(mixed_B & ~cut_B, self.mixup_N[positions_B], 1.0)
-        areas_B = np.where(cut_B, 1 - self.cutmix_N[positions_B], 0.0)
-        box_BSS, pasted_B = _boxes(areas_B, np.ones(len(areas_B)), draws_B5[:, 3:], inputs_BCSS.shape[-1])
-        device, other = inputs_BCSS.device, torch.from_numpy(partner_B).to(inputs_BCSS.device)
-        own_B = torch.from_numpy((blend_B * (1 - pasted_B)).astype(np.float32)).to(device)
-        blend = torch.from_numpy(blend_B.astype(np.float32)).to(device)[:, None, None, None]
-        others_BCSS = inputs_BCSS[other]
-        blended = torch.lerp(others_BCSS, inputs_BCSS, blend)
-        inputs_BCSS = torch.where(box_BSS[:, None].to(device), others_BCSS, blended)
-        return inputs_BCSS, torch.lerp(targets_BK[other], targets_BK, own_B[:, None])
+        device = inputs_BCSS.device
+        other_B, shares_B2 = self._partner_N.at(span, device), self._shares_N2.at(span, device)
+        box_BSS = _mask(self._pasted_N4.at(span, device), inputs_BCSS.shape[-1])
+        others_BCSS = inputs_BCSS[other_B]
+        blended = torch.lerp(others_BCSS, inputs_BCSS, shares_B2[:, 0, None, None, None])
+        inputs_BCSS = torch.where(box_BSS[:, None], others_BCSS, blended)
+        return inputs_BCSS, torch.lerp(targets_BK[other_B], targets_BK, shares_B2[:, 1, None])
 
 
-def _boxes(
-    areas_B: npt.NDArray[np.float64],
-    ratios_B: npt.NDArray[np.float64],
-    centre_B2: npt.NDArray[np.float32],
-    image_px: int,
-) -> tuple[Tensor, npt.NDArray[np.float64]]:
-    """One rectangle per image of that fraction of its area, anywhere inside: masks (B, S, S), exact fractions."""
-    height_B = np.minimum(np.rint(image_px * np.sqrt(areas_B * ratios_B)), image_px)
-    width_B = np.minimum(np.rint(image_px * np.sqrt(areas_B / ratios_B)), image_px)
-    top_B = np.floor((image_px - height_B + 1) * centre_B2[:, 0])
-    left_B = np.floor((image_px - width_B + 1) * centre_B2[:, 1])
-    pixels = np.arange(image_px)
-    rows = (pixels >= top_B[:, None]) & (pixels < (top_B + height_B)[:, None])
-    columns = (pixels >= left_B[:, None]) & (pixels < (left_B + width_B)[:, None])
-    return torch.from_numpy(rows[:, :, None] & columns[:, None, :]), height_B * width_B / image_px**2
+def _partners(draws_N: npt.NDArray[np.float32], spans: Sequence[slice]) -> npt.NDArray[np.int64]:
+    """Of each position the place within its batch of the picture that it is mixed with."""
+    partner_N = np.empty(len(draws_N), np.int64)
+    for span in spans:
+        circle = np.argsort(draws_N[span], kind="stable")
+        partner_N[span][circle] = np.roll(circle, 1)
+    return partner_N
+
+
+def _boxes(areas_N: Floats, ratios_N: Floats, centre_N2: npt.NDArray[np.float32], image_px: int) -> Floats:
+    """One rectangle per image of that fraction of its area, anywhere inside: top, bottom, left, right in pixels."""
+    height_N = np.minimum(np.rint(image_px * np.sqrt(areas_N * ratios_N)), image_px)
+    width_N = np.minimum(np.rint(image_px * np.sqrt(areas_N / ratios_N)), image_px)
+    top_N = np.floor((image_px - height_N + 1) * centre_N2[:, 0])
+    left_N = np.floor((image_px - width_N + 1) * centre_N2[:, 1])
+    return np.stack([top_N, top_N + height_N, left_N, left_N + width_N], axis=1)
+
+
+def _fraction(boxes_N4: Floats, image_px: int) -> Floats:
+    """Of the picture's area, exactly."""
+    top_N, bottom_N, left_N, right_N = boxes_N4.T
+    fraction_N: Floats = (bottom_N - top_N) * (right_N - left_N) / image_px**2
+    return fraction_N
+
+
+def _mask(boxes_B4: Tensor, image_px: int) -> Tensor:
+    """(B, S, S) bool: inside the rectangle of each image."""
+    pixels_S = torch.arange(image_px, device=boxes_B4.device)
+    top_B, bottom_B, left_B, right_B = boxes_B4[:, :, None].unbind(1)
+    rows_BS = (pixels_S >= top_B) & (pixels_S < bottom_B)
+    columns_BS = (pixels_S >= left_B) & (pixels_S < right_B)
+    return rows_BS[:, :, None] & columns_BS[:, None, :]

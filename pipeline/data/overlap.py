@@ -1,19 +1,19 @@
 """Pictures of `data.test` that training or validation has too: equal pixels, or before packing equal files.
 
-Torch- and numpy-free, since plans ask for it. What was found lies beside the packed test set.
+Torch-free, since plans ask for it, and without numpy unless pixels are compared. What was found lies beside
+the packed test set.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.contents import FileMark, read_contents
-from pipeline.data.layout import INDEX, read_dataset
+from pipeline.data.layout import read_dataset
 from pipeline.errors import DataError, PipelineError
 from pipeline.spec import (
     DataSpec,
@@ -26,6 +26,9 @@ from pipeline.spec import (
 )
 from pipeline.spec.identity import digest
 from pipeline.storage.files import read_json, read_json_or_empty, write_json
+
+if TYPE_CHECKING:
+    from pipeline.data.index import Index
 
 SHOWN = 5  # pairs that a message names
 _USES = {"train": "training", "validation": "validation"}
@@ -82,27 +85,29 @@ def find_overlap(packed: Path, split: Path, test: Path) -> Overlap:
 
 
 def _compare(packed: Path, split: Path, test: Path) -> Overlap:
+    from pipeline.data.index import last_equal  # which imports numpy
+
     try:
         rows = read_json(split)["rows"]
-        images, test_images = _index(packed), _index(test)
-        seen = {images[row][1]: (images[row][0], use) for part, use in _USES.items() for row in rows[part]}
+        ours, tests = _index(packed), _index(test)
+        used = [row for part in _USES for row in rows[part]]
+        other_N = last_equal(tests.pixel_digests, ours.pixel_digests[used])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
             f"{test}: cannot be compared with {split} ({error}); delete what is damaged and run `make wrangle`"
         ) from error
-    return _overlap((name, seen.get(pixels)) for name, pixels in test_images)
+    found = (other_N >= 0).nonzero()[0]
+    pairs = []
+    for row, other in zip(found[:SHOWN].tolist(), other_N[found[:SHOWN]].tolist(), strict=True):
+        use = _USES["train" if other < len(rows["train"]) else "validation"]
+        pairs.append((tests.names[row], ours.names[used[other]], use))
+    return Overlap(len(found), len(other_N), tuple(pairs))
 
 
-def _index(packed: Path) -> list[tuple[str, str]]:
-    """(name, pixel digest) of each image."""
-    with (packed / INDEX).open(encoding="utf-8", newline="") as lines:
-        return [(row["name"], row["pixels"]) for row in csv.DictReader(lines)]
+def _index(packed: Path) -> Index:
+    from pipeline.data.packed import PackedSet  # which imports numpy
 
-
-def _overlap(found: Iterable[tuple[str, tuple[str, str] | None]]) -> Overlap:
-    images = list(found)
-    pairs = [(name, *other) for name, other in images if other is not None]
-    return Overlap(len(pairs), len(images), tuple(pairs[:SHOWN]))
+    return PackedSet.open(packed, verify=False).index
 
 
 # ---------------------------------------------------------------- before
@@ -128,12 +133,9 @@ def find_equal_files(digests: Path, packed_digest: str, test_digest: str) -> Ove
 
 def _equal_files(ours: Mapping[str, FileMark], tests: Mapping[str, FileMark]) -> Overlap:
     seen = {(mark.size, mark.crc): mark.name for mark in ours.values() if mark.readable}
-
-    def other(mark: FileMark) -> tuple[str, str] | None:
-        name = seen.get((mark.size, mark.crc)) if mark.readable else None
-        return None if name is None else (name, "")
-
-    return _overlap((mark.name, other(mark)) for mark in tests.values())
+    others = ((mark.name, seen.get((mark.size, mark.crc))) for mark in tests.values() if mark.readable)
+    pairs = [(name, other, "") for name, other in others if other is not None]
+    return Overlap(len(pairs), len(tests), tuple(pairs[:SHOWN]))
 
 
 def uses_every_image(data: DataSpec) -> bool:

@@ -48,6 +48,10 @@ class Sources(contextlib.ExitStack):
             self._open[path] = self.enter_context(contextlib.closing(open_source(path)))
         return self._open[path]
 
+    def opened(self, path: Path) -> Source | None:
+        """The source where it has been opened."""
+        return self._open.get(path)
+
 
 def parts_of(data: DataSpec, *, test: bool = False) -> list[Part]:
     """The parts of the set that `data` describes, or of its `data.test`."""

@@ -47,10 +47,13 @@ class PixelFiles:
                 written = os.pwrite(self._open(file), body, offset)
                 body, offset = body[written:], offset + written
 
-    def read(self, rows: Rows | Sequence[int]) -> npt.NDArray[np.uint8]:
+    def read(
+        self, rows: Rows | Sequence[int], out_NHWC: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
         """The pixels of `rows` in their order: (len(rows), H, W, 3). A DataError where a file ends early."""
         rows = np.asarray(rows, np.int64)
-        out_NHWC = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
+        if out_NHWC is None:
+            out_NHWC = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
         for image_HWC, row in zip(out_NHWC, rows.tolist(), strict=True):
             file, offset = self._place(row)
             path = self.folder / f"images-{file:03d}.npy"

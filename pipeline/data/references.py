@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 UNKNOWN, AMBIGUOUS = -1, -2
@@ -24,9 +24,12 @@ class ImageRef(NamedTuple):
 
 
 class Finder:
-    """Finds images by what people call them. Indices are made when a reference first needs them."""
+    """Finds images by what people call them. Indices are made when a reference first needs them.
 
-    def __init__(self, images: Sequence[ImageRef]) -> None:
+    `images` is gone through once for each index, so it must not be a generator.
+    """
+
+    def __init__(self, images: Iterable[ImageRef]) -> None:
         self.images = images
         self._beyond: dict[int, str] = {}  # row -> the folders that a reference had above the image's path
 

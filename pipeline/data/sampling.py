@@ -12,6 +12,7 @@ from pipeline.spec import SamplingSpec
 
 # N training images, K labels
 Rows = npt.NDArray[np.int64]
+_VALUES = 1 << 20  # numbers of 8 bytes at a time
 
 
 def expected_repeats(spec: SamplingSpec, targets_NK: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -24,7 +25,9 @@ def expected_repeats(spec: SamplingSpec, targets_NK: npt.NDArray[np.uint8]) -> n
     images = len(targets_NK)
     negative_N = ~targets_NK.any(axis=1)
     share_K = np.maximum(targets_NK.mean(axis=0), 1 / images)
-    rarest_N = np.where(targets_NK > 0, share_K, 1.0).min(axis=1)
+    rarest_N = np.empty(images)
+    for part in _parts(targets_NK):
+        rarest_N[part] = np.where(targets_NK[part] > 0, share_K, 1.0).min(axis=1)
     repeats_N = np.ones(images)
     if spec.name == "repeat_factor":
         repeats_N = np.maximum(1.0, np.sqrt(spec.threshold / rarest_N))
@@ -37,6 +40,28 @@ def expected_repeats(spec: SamplingSpec, targets_NK: npt.NDArray[np.uint8]) -> n
         assert_never(spec.name)
     repeats_N[negative_N] *= spec.negatives
     return repeats_N
+
+
+def label_shares(
+    targets_NK: npt.NDArray[np.uint8], repeats_N: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.float64]:
+    """(K,): the share of the images that have each label, an image counted as often as it is used.
+
+    As `np.average` gives it, to the last bit for several labels: its sum goes on from part to part.
+    """
+    if repeats_N is None:
+        return np.asarray(targets_NK.mean(axis=0))
+    sum_1K = np.zeros((1, targets_NK.shape[1]))
+    for part in _parts(targets_NK):
+        sum_1K = np.vstack([sum_1K, targets_NK[part] * repeats_N[part, None]]).sum(axis=0, keepdims=True)
+    return np.asarray(sum_1K[0] / repeats_N.sum())
+
+
+def _parts(targets_NK: npt.NDArray[np.uint8]) -> list[slice]:
+    """The images in parts of a few megabytes of numbers."""
+    images, labels = targets_NK.shape
+    rows = max(1, _VALUES // max(labels, 1))
+    return [slice(start, start + rows) for start in range(0, images, rows)]
 
 
 def epoch_rows(rows: Rows, repeats_N: npt.NDArray[np.float64], seed: int, epoch: int) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -10,13 +11,14 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from pipeline.errors import DataError
+from pipeline.storage.files import near_names
 
-MAX_MEMBER_BYTES = 1 << 30  # of an image or label file once inflated: more is an archive bomb or a mistake
+MAX_MEMBER_BYTES = 1 << 30  # of a file that is read at once, inflated: more is an archive bomb or a mistake
 MAX_MEMBERS = 20_000_000
 _ENCRYPTED, _SAYS_UTF8 = 0x1, 0x800  # flags of a zip's entry
 _READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -40,9 +42,14 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members: list[str] = []
+        self.directories: list[Path] = []  # of a folder, itself among them
 
     def read(self, member: str) -> bytes:
         """The bytes of a member; one of READ_ERRORS when they are damaged."""
+        raise NotImplementedError
+
+    def open(self, member: str) -> IO[bytes]:
+        """The bytes of a member of any size as a stream; reading it raises one of READ_ERRORS too."""
         raise NotImplementedError
 
     def checksum(self, member: str) -> tuple[int, int]:
@@ -54,21 +61,46 @@ class Source:
         """Close the archive's file."""
 
 
-class _Folder(Source):
+class Folder(Source):
+    """A folder with all folders in it."""
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         # a listing must see every file or fail: an unreadable folder is not an empty one
-        files = (str((folder / name).relative_to(path)) for folder, _, names in _walk(path) for name in names)
-        self._files = _by_name(path, ((name.replace("\\", "/"), name) for name in files))
+        self._files = _by_name(path, ((name.replace("\\", "/"), name) for name in self._names()))
         self.members = list(self._files)
 
+    def _names(self) -> Iterator[str]:
+        for folder, _, names in _walk(self.path):
+            self.directories.append(folder)
+            above = "" if folder == self.path else f"{folder.relative_to(self.path)}/"
+            yield from (above + name for name in names)
+
+    def place(self, member: str) -> Path:
+        """Where a file lies."""
+        return self.path / self._files[member]
+
+    def fingerprint(self) -> list[tuple[str, int, int]]:
+        """(name, size, mtime) of every file; of a link that leads nowhere its own."""
+        top = f"{self.path}/"
+        states = ((name, _stat(top + self._files[name])) for name in sorted(self.members))
+        return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
     def read(self, member: str) -> bytes:
-        path = self.path / self._files[member]
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")  # reading a pipe or device might never end
-        _refuse_huge(status.st_size)
+        """Its bytes; OSError of what is not a regular file."""
+        path = self._regular(member)
+        _refuse_huge(path.stat().st_size)
         return path.read_bytes()
+
+    def open(self, member: str) -> IO[bytes]:
+        """Its bytes, as they are read; OSError of what is not a regular file."""
+        return self._regular(member).open("rb")
+
+    def _regular(self, member: str) -> Path:
+        path = self.place(member)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("not a regular file")  # reading a pipe or device might never end
+        return path
 
 
 class _Zip(Source):
@@ -86,6 +118,9 @@ class _Zip(Source):
     def read(self, member: str) -> bytes:
         _refuse_huge(self._entries[member].file_size)
         return self._archive.read(self._entries[member])
+
+    def open(self, member: str) -> IO[bytes]:
+        return self._archive.open(self._entries[member])
 
     def checksum(self, member: str) -> tuple[int, int]:
         entry = self._entries[member]  # from the archive's directory: nothing is decompressed
@@ -113,8 +148,32 @@ class _Tar(Source):
             raise EOFError(f"{size - len(body)} bytes are missing at its end")
         return body
 
+    def open(self, member: str) -> IO[bytes]:
+        return io.BufferedReader(_Span(self._file.fileno(), *self._places[member]))
+
     def close(self) -> None:
         self._file.close()
+
+
+class _Span(io.RawIOBase):
+    """Some bytes of a file that stays open as long as they are read."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        self._descriptor, self._start, self._next, self._end = descriptor, offset, offset, offset + size
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._next - self._start
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: self._end - self._next]
+        count = os.preadv(self._descriptor, [view], self._next) if view else 0
+        if view and not count:
+            raise EOFError(f"{self._end - self._next} bytes are missing at its end")
+        self._next += count
+        return count
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> str:
@@ -152,7 +211,7 @@ def open_source(path: str | Path) -> Source:
     path = Path(path)
     kinds: dict[str, Callable[[Path], Source]] = {".zip": _Zip, ".tar": _Tar}
     try:
-        kind = _Folder if path.is_dir() else kinds.get(path.suffix.lower())
+        kind = Folder if path.is_dir() else kinds.get(path.suffix.lower())
         if kind is not None:
             source = kind(path)
             if len(source.members) > MAX_MEMBERS:
@@ -163,7 +222,7 @@ def open_source(path: str | Path) -> Source:
         path.stat()
     except FileNotFoundError as error:
         raise DataError(
-            f"{path}: there is no such folder or archive; correct the path, or fetch it"
+            f"{path}: there is no such folder or archive{near_names(path)}; correct the path, or fetch it"
         ) from error
     except DAMAGE as error:
         size = path.stat().st_size
@@ -180,7 +239,7 @@ def open_source(path: str | Path) -> Source:
     )
 
 
-def fingerprint(path: Path) -> list[object]:
+def fingerprint(path: Path, opened: Callable[[Path], Source] = open_source) -> Sequence[object]:
     """Metadata that changes when the source changes; an archive is not opened for it.
 
     Raises DataError where the source does not exist.
@@ -188,9 +247,9 @@ def fingerprint(path: Path) -> list[object]:
     if path.is_file():
         status = path.stat()
         return [status.st_size, status.st_mtime_ns]
-    # a dangling link is an image that cannot be read; it must not end the listing
-    states = ((name, _stat(path / name)) for name in sorted(open_source(path).members))
-    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    folder = opened(path)
+    assert isinstance(folder, Folder)
+    return folder.fingerprint()
 
 
 def match_members(members: Iterable[str], pattern: str, field: str) -> list[tuple[str, str]]:
@@ -220,7 +279,11 @@ def read_list(path: Path) -> list[str]:
     """The lines of a text file of ids or names, without empty lines."""
     try:
         return parse_list(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        near = near_names(path) if isinstance(error, FileNotFoundError) else ""
+        reason = f"{error.strerror}{near}; it is a text file of ids, one a line"
+        raise DataError(f"{path}: cannot be read: {reason}") from error
+    except ValueError as error:
         raise DataError(f"{path}: cannot be read: {error}; it is a text file of ids, one a line") from error
 
 
@@ -229,11 +292,11 @@ def parse_list(body: bytes) -> list[str]:
     return [line.strip() for line in body.decode("utf-8-sig").splitlines() if line.strip()]
 
 
-def _stat(path: Path) -> os.stat_result:
+def _stat(path: str) -> os.stat_result:
     try:
-        return path.stat()
+        return os.stat(path)  # noqa: PTH116 - a Path for each of a million files takes longer than this
     except FileNotFoundError:
-        return path.lstat()
+        return os.lstat(path)  # a dangling link is an image that cannot be read; it must not end the listing
 
 
 def _walk(path: Path) -> Iterable[tuple[Path, list[str], list[str]]]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ from pipeline.data.columns import Cells, SplitColumns
 from pipeline.data.labels.table import most_common, some
 from pipeline.data.labels.text_table import same_value
 from pipeline.data.packed import PackedSet
-from pipeline.data.references import AMBIGUOUS, Finder, ImageRef
+from pipeline.data.references import AMBIGUOUS, Finder
 from pipeline.data.sources import read_list
-from pipeline.data.stratify import part_sizes, stratify
+from pipeline.data.stratify import count_type, part_sizes, stratify
 from pipeline.errors import DataError
 from pipeline.seeding import seeded
 from pipeline.spec import (
@@ -50,8 +50,7 @@ def divide(data: DataSpec, packed: PackedSet, columns: SplitColumns) -> dict[str
     elif isinstance(split, ColumnSplit):
         rows = _by_column(split, packed, columns.split, data.set_aside.without_row)
     elif isinstance(split, GivenSplit):
-        parts = np.array(packed.parts)
-        rows = {name: np.flatnonzero(parts == name) for name in SPLITS}
+        rows = {name: packed.index.rows_of(name) for name in SPLITS}
     else:
         assert_never(split)
     if groups is not None:
@@ -70,8 +69,10 @@ def _by_fractions(
         group_N = np.array([number.setdefault(group, len(number)) for group in groups], np.int64)
     size_G = np.bincount(group_N)
     if isinstance(split, StratifiedSplit):
-        labels_GK = np.zeros((len(size_G), packed.labels_NK.shape[1]), np.int64)
-        np.add.at(labels_GK, group_N, packed.labels_NK)
+        labels_GK = packed.labels_NK
+        if groups is not None:
+            labels_GK = np.zeros((len(size_G), labels_GK.shape[1]), count_type(size_G))
+            np.add.at(labels_GK, group_N, packed.labels_NK)
         part_G = stratify(labels_GK, size_G, shares, seeded(split.seed, "stratified"))
     else:
         order_G = np.arange(len(size_G))
@@ -105,7 +106,7 @@ def _groups(data: DataSpec, packed: PackedSet, cells: Cells | None) -> list[str]
     if spec is None:
         return None
     if isinstance(spec, GroupPattern):
-        found = [re.search(spec.pattern, path) for path in packed.paths]
+        found = (re.search(spec.pattern, path) for path in packed.paths)
         groups = [match and (match[1] if match.re.groups else match[0]) for match in found]
         what = f"data.split.group.pattern {spec.pattern!r} finds nothing in"
     else:
@@ -162,7 +163,7 @@ def _by_column(split: ColumnSplit, packed: PackedSet, cells: Cells | None, allow
 
 
 def _by_lists(split: ListSplit, packed: PackedSet, allowed: float) -> dict[str, Rows]:
-    finder = Finder([ImageRef(*image) for image in zip(packed.ids, packed.names, packed.paths, strict=True)])
+    finder = Finder(packed.index)
     taken: dict[int, str] = {}
     rows: dict[str, Rows] = {}
     for name in SPLITS:
@@ -188,12 +189,13 @@ def _by_lists(split: ListSplit, packed: PackedSet, allowed: float) -> dict[str, 
 
 
 def _by_ranges(split: RangeSplit, packed: PackedSet) -> dict[str, Rows]:
-    words = [i for i in packed.ids if not i.isdecimal()]
-    if words:
-        raise DataError(
-            f"{packed.path}: the id {words[0]!r} is not a number; data.split ranges need numeric ids"
-        )
-    id_N = np.array([int(i) for i in packed.ids], object)  # ids may be longer than 64 bits
+    word = next((i for i in packed.ids if not i.isdecimal()), None)
+    if word is not None:
+        raise DataError(f"{packed.path}: the id {word!r} is not a number; data.split ranges need numeric ids")
+    try:
+        id_N: npt.NDArray[Any] = np.fromiter(map(int, packed.ids), np.int64, len(packed))
+    except OverflowError:
+        id_N = np.array([int(i) for i in packed.ids], object)  # ids may be longer than 64 bits
     member_of: dict[str, npt.NDArray[np.bool_]] = {}
     for name in SPLITS:
         member_N = np.zeros(len(id_N), bool)

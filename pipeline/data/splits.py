@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.columns import SplitColumns
+from pipeline.data.index import last_equal
 from pipeline.data.packed import PackedSet
 from pipeline.data.split_methods import SPLITS, Rows, divide
 from pipeline.data.summary import split_lines
@@ -51,15 +52,16 @@ def make_split(data: DataSpec, packed: PackedSet, columns: SplitColumns | None =
 
     def leave_out(split: str, out_N: npt.NDArray[np.bool_], reason: str) -> None:
         if out_N.any():
-            left_out[reason] = [packed.names[row] for row in rows[split][out_N]]
+            left_out[reason] = list(packed.names.take(rows[split][out_N]))
             rows[split] = rows[split][~out_N]
 
-    used = np.concatenate(list(rows.values()))
-    others = np.setdiff1d(np.arange(len(packed)), used)
+    unused_N = np.ones(len(packed), bool)
+    unused_N[np.concatenate(list(rows.values()))] = False
+    others = np.flatnonzero(unused_N)
     if len(others):
-        left_out["in no split"] = [packed.names[row] for row in others]
-    held_out = {packed.pixel_digests[row] for name in SPLITS[1:] for row in rows[name]}
-    duplicate_N = np.array([packed.pixel_digests[row] in held_out for row in rows["train"]], bool)
+        left_out["in no split"] = list(packed.names.take(others))
+    digests_ND, held_out = packed.index.pixel_digests, np.concatenate([rows[name] for name in SPLITS[1:]])
+    duplicate_N = last_equal(digests_ND[rows["train"]], digests_ND[held_out]) >= 0
     leave_out("train", duplicate_N, "copies in training of validation or test images")
     negative_N = packed.labels_NK.sum(axis=1) == 0
     policy = data.negatives

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 # G groups (of one image each where there are no groups), K labels, S parts
 Counts = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.integer[Any]]  # counts of images with a label, in as few bytes as hold them
+_VALUES = 1 << 20  # counts at a time as numbers of 8 bytes
 
 
 def part_sizes(images: int, shares: Sequence[float]) -> Counts:
@@ -19,7 +22,7 @@ def part_sizes(images: int, shares: Sequence[float]) -> Counts:
     return sizes
 
 
-def stratify(labels_GK: Counts, size_G: Counts, shares: Sequence[float], rng: np.random.Generator) -> Counts:
+def stratify(labels_GK: Labels, size_G: Counts, shares: Sequence[float], rng: np.random.Generator) -> Counts:
     """The part (0 .. S - 1) of each group: (G,).
 
     `labels_GK` counts the images with each label in a group, `size_G` its images. Iterative
@@ -30,19 +33,21 @@ def stratify(labels_GK: Counts, size_G: Counts, shares: Sequence[float], rng: np
     label. Last, groups move until each part has its share of the images, those first whose move changes
     the shares of labels least.
     """
-    negative_G1 = np.where(labels_GK.sum(axis=1) == 0, size_G, 0)[:, None]
-    labels_GK = np.hstack([labels_GK, negative_G1])
+    # no label counts more images of a group than it has
+    negative_G1 = np.where(labels_GK.any(axis=1), 0, size_G)[:, None].astype(count_type(size_G))
+    labels_GK = np.hstack([labels_GK, negative_G1], dtype=negative_G1.dtype, casting="unsafe")
     share_S = np.asarray(shares, float)
     room_S = part_sizes(int(size_G.sum()), shares).astype(np.int64)
     whole_S = np.maximum(room_S, 1)
-    lack_SK = share_S[:, None] * labels_GK.sum(axis=0)[None]
-    left_K = labels_GK.sum(axis=0)
+    left_K = labels_GK.sum(axis=0, dtype=np.int64)
+    lack_SK = share_S[:, None] * left_K[None]
     part_G = np.full(len(labels_GK), -1, np.int64)
     order_G = rng.permutation(len(labels_GK))
     tie_GS = rng.random((len(labels_GK), len(share_S)))
     while left_K.any():
         label = int(np.where(left_K > 0, left_K, left_K.max() + 1).argmin())
-        with_label = order_G[(labels_GK[order_G, label] > 0) & (part_G[order_G] < 0)]
+        waiting_G = (labels_GK[:, label] > 0) & (part_G < 0)
+        with_label = order_G[waiting_G[order_G]]
         for group in with_label.tolist():
             best = _best_part(lack_SK[:, label], room_S / whole_S, share_S, tie_GS[group])
             part_G[group] = best
@@ -52,6 +57,11 @@ def stratify(labels_GK: Counts, size_G: Counts, shares: Sequence[float], rng: np
     _move_to_sizes(part_G, labels_GK, size_G, lack_SK, room_S)
     _fill_empty_parts(part_G, size_G, shares)
     return part_G
+
+
+def count_type(size_G: Counts) -> np.dtype[Any]:
+    """The smallest type that holds how many images of a group have a label."""
+    return np.min_scalar_type(int(size_G.max(initial=0)))
 
 
 def _best_part(
@@ -67,7 +77,7 @@ def _best_part(
 
 
 def _move_to_sizes(
-    part_G: Counts, labels_GK: Counts, size_G: Counts, lack_SK: npt.NDArray[np.float64], room_S: Counts
+    part_G: Counts, labels_GK: Labels, size_G: Counts, lack_SK: npt.NDArray[np.float64], room_S: Counts
 ) -> None:
     """Move groups from the fullest part to the emptiest; changes `part_G`, `lack_SK` and `room_S`."""
     while True:
@@ -76,14 +86,16 @@ def _move_to_sizes(
         movable = np.flatnonzero((part_G == full) & (size_G <= missing))
         if missing <= 0 or not len(movable):
             return
-        moved_MK = labels_GK[movable]
-        # the change of the squared lacks of both parts
-        cost_M = moved_MK @ (lack_SK[full] - lack_SK[empty]) + (moved_MK**2).sum(axis=1)
+        change_K, rows = lack_SK[full] - lack_SK[empty], max(1, _VALUES // labels_GK.shape[1])
+        cost_M = np.empty(len(movable))  # the change of the squared lacks of both parts
+        for start in range(0, len(movable), rows):
+            moved_MK = labels_GK[movable[start : start + rows]].astype(np.int64)
+            cost_M[start : start + rows] = moved_MK @ change_K + (moved_MK**2).sum(axis=1)
         for group in movable[np.argsort(cost_M, kind="stable")][: 1 + missing // 20].tolist():
             if size_G[group] <= min(-room_S[full], room_S[empty]):
                 part_G[group] = empty
                 for part, sign in ((full, 1), (empty, -1)):
-                    lack_SK[part] += sign * labels_GK[group]
+                    lack_SK[part] += sign * labels_GK[group].astype(np.int64)
                     room_S[part] += sign * size_G[group]
 
 

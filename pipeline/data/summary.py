@@ -9,6 +9,8 @@ from typing import Any
 from pipeline.data.images import DARK_BELOW
 from pipeline.data.labels.table import some
 from pipeline.data.layout import REPORT
+from pipeline.data.looks import state_of
+from pipeline.data.remembered import remembered
 from pipeline.storage.files import read_json_or_empty
 
 _LINES = 10
@@ -37,6 +39,17 @@ def data_summary(packed: Path, split_file: Path | None) -> str:
         return summary(report)
     sizes = {name: counts["images"] for name, counts in split["counts"].items()}
     return summary(report, split_lines(sizes, split["left_out"], split.get("labels_without", {})))
+
+
+def split_sizes(split_file: Path, cache: Path) -> dict[str, int]:
+    """How many images each part of a split has, {} where it cannot be read; its rows are read once for each state."""
+
+    def counted() -> dict[str, int]:
+        counts = read_json_or_empty(split_file).get("counts", {})
+        return {part: count["images"] for part, count in counts.items()}
+
+    state = state_of(split_file)
+    return dict(remembered(cache, "split", [str(split_file), state], counted)) if state else {}
 
 
 def split_lines(

@@ -8,6 +8,7 @@ the batch. For the same map the two agree within 0.02 of 255.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.data.inputs import each, normalised, table_of
+from pipeline.data.inputs import each, normalised, on_threads, table_of
 from pipeline.data.loading import Rows
 from pipeline.data.prefilter import prefilters, radius_of
+from pipeline.data.transfer import EpochTable
 from pipeline.spec import Normalisation
 
 # B batch, C channels, H W pixels, S output pixels, T taps of a filter, X what else an array holds
@@ -28,20 +30,40 @@ Floats = npt.NDArray[np.float64]
 _LINEAR = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
-def warp(
-    images_BHWC: Tensor,
-    theta_B23: npt.NDArray[np.float32],
-    image_px: int,
-    normalisation: Normalisation,
-    *,
-    rotates: bool,
-) -> Tensor:
-    """uint8 pictures sampled where `theta` (of `Augmentation.theta`) says, normalised: (B, C, S, S) float32.
+class Maps:
+    """Where each output pixel of an epoch's pictures lies in its source, of `theta` (of `Augmentation.theta`).
 
-    Without `rotates` the map must keep the axes and stay inside the picture.
+    Without `rotates` the maps must keep the axes and stay inside the picture.
     """
-    on_device = _warp_on_cpu if images_BHWC.device.type == "cpu" else _warp_by_torch
-    return on_device(images_BHWC, theta_B23, image_px, normalisation, rotates)
+
+    def __init__(
+        self, theta_N23: npt.NDArray[np.float32], source_px: int, image_px: int, *, rotates: bool
+    ) -> None:
+        self.sides = source_px, image_px
+        self.image_px, self.rotates = image_px, rotates
+        self.matrices_N23 = _in_pixels(theta_N23, source_px, image_px)
+        self.steps_N2 = _steps(self.matrices_N23)
+        self.theta_N23 = EpochTable(theta_N23)
+
+    @functools.cached_property
+    def lines(self) -> EpochTable:
+        """(N, 2, 2): of each axis (x, y) the step and the place of the first output pixel, in pixels (float64)."""
+        return EpochTable(
+            np.stack([self.matrices_N23[:, (0, 1), (0, 1)], self.matrices_N23[:, :, 2]], axis=2)
+        )
+
+    @functools.cached_property
+    def filters(self) -> EpochTable | None:
+        """(N, 2, T): what turned pictures are filtered by along x and y; None where none shrinks."""
+        if self.steps_N2.max(initial=0) <= 1:
+            return None
+        return EpochTable(prefilters(self.steps_N2).astype(np.float32))
+
+
+def warp(images_BHWC: Tensor, maps: Maps, span: slice, normalisation: Normalisation) -> Tensor:
+    """uint8 pictures of a span of the epoch sampled where their maps say, normalised: (B, C, S, S) float32."""
+    on_device = _warp_on_cpu if on_threads(images_BHWC) else _warp_by_torch
+    return on_device(images_BHWC, maps, span, normalisation)
 
 
 def _steps(matrices_B23: Floats) -> Floats:
@@ -63,17 +85,11 @@ def _in_pixels(theta_B23: npt.NDArray[np.float32], source_px: int, image_px: int
     return matrices_B23
 
 
-def _warp_on_cpu(
-    images_BHWC: Tensor,
-    theta_B23: npt.NDArray[np.float32],
-    image_px: int,
-    normalisation: Normalisation,
-    rotates: bool,
-) -> Tensor:
+def _warp_on_cpu(images_BHWC: Tensor, maps: Maps, span: slice, normalisation: Normalisation) -> Tensor:
+    image_px, rotates = maps.image_px, maps.rotates
     table, size = table_of(normalisation), (image_px, image_px)
     black = tuple(float(value) for value in table[0, 0])
-    matrices_B23 = _in_pixels(theta_B23, images_BHWC.shape[1], image_px)
-    steps_B2 = _steps(matrices_B23)
+    matrices_B23, steps_B2 = maps.matrices_N23[span], maps.steps_N2[span]
     filters_B2T = prefilters(steps_B2) if rotates else None
     taps: list[list[tuple[Rows, npt.NDArray[np.float32]]]] = [[], []]
     if (
@@ -162,32 +178,22 @@ def _weighed(source_HWC: Any, rows_ST: Rows, weights_ST: npt.NDArray[np.float32]
     return sum_SX.reshape(len(sum_SX), *source_HWC.shape[1:])
 
 
-def _warp_by_torch(
-    images_BHWC: Tensor,
-    theta_B23: npt.NDArray[np.float32],
-    image_px: int,
-    normalisation: Normalisation,
-    rotates: bool,
-) -> Tensor:
-    device, source_px = images_BHWC.device, images_BHWC.shape[1]
-    matrices_B23 = _in_pixels(theta_B23, source_px, image_px)
-    steps_B2 = _steps(matrices_B23)
+def _warp_by_torch(images_BHWC: Tensor, maps: Maps, span: slice, normalisation: Normalisation) -> Tensor:
+    device, (source_px, image_px) = images_BHWC.device, maps.sides
     with torch.autocast(device.type, enabled=False):  # in half precision, maps and weights would be rounded
         source_BHCW = images_BHWC.permute(0, 1, 3, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        if not rotates:
-            lines_B22 = np.stack([matrices_B23[:, (0, 1), (0, 1)], matrices_B23[:, :, 2]], axis=2)
-            lines = torch.from_numpy(lines_B22).to(device)
-            columns, rows = (_triangles(lines[:, axis], image_px, source_px) for axis in (0, 1))
+        if not maps.rotates:
+            lines_B22 = maps.lines.at(span, device)
+            columns, rows = (_triangles(lines_B22[:, axis], image_px, source_px) for axis in (0, 1))
             found = _resampled(source_BHCW, rows, columns)
         else:
-            if steps_B2.max() > 1:
-                filters = torch.from_numpy(prefilters(steps_B2).astype(np.float32)).to(device)
-                columns, rows = (_convolution(filters[:, axis], source_px) for axis in (0, 1))
+            source_BCHW = source_BHCW.transpose(1, 2)
+            if maps.filters is not None:
+                filters_B2T = maps.filters.at(span, device)
+                columns, rows = (_convolution(filters_B2T[:, axis], source_px) for axis in (0, 1))
                 source_BCHW = _resampled(source_BHCW, rows, columns)
-            else:
-                source_BCHW = source_BHCW.transpose(1, 2)
-            shape = [len(theta_B23), 3, image_px, image_px]
-            grid = functional.affine_grid(torch.from_numpy(theta_B23).to(device), shape, align_corners=False)
+            shape = [len(images_BHWC), 3, image_px, image_px]
+            grid = functional.affine_grid(maps.theta_N23.at(span, device), shape, align_corners=False)
             found = functional.grid_sample(source_BCHW, grid, mode="bilinear", align_corners=False)
     return normalised(found.contiguous(memory_format=torch.channels_last), normalisation)
 

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +18,11 @@ import numpy as np
 
 from pipeline.data.decode_pool import Files, common_range, decode_all
 from pipeline.data.decoding import Preparation
+from pipeline.data.index import COLUMNS, Index
 from pipeline.data.layout import (
     DATASET,
     INDEX,
+    INDEX_CSV,
     LABELS,
     PACK_VERSION,
     REPORT,
@@ -33,6 +36,7 @@ from pipeline.data.pixel_files import PixelFiles
 from pipeline.data.reading import DataRead, Problems, read_data, refuse_if_bad
 from pipeline.data.wrangle_report import build_report
 from pipeline.errors import DataError, PipelineError
+from pipeline.progress import report
 from pipeline.spec import DataSpec
 from pipeline.storage.files import (
     atomic_write,
@@ -46,6 +50,7 @@ from pipeline.storage.files import (
 from pipeline.storage.host import cores
 
 # N images, K labels
+_SAY_S = 30.0  # between two lines of the log
 
 
 def wrangle(data: DataSpec, data_root: Path, *, test: bool = False, workers: int | None = None) -> Path:
@@ -107,6 +112,7 @@ def _preparation(
 
 def _pack(read: DataRead, packed: _Packed, folder: Path, size_px: int) -> None:
     """Write pixels, labels, index and report; what cannot be decoded leaves `read`."""
+    report("writing the packed set")
     if read.merge_copies:
         _merge_copies(read, packed)
     pixels = PixelFiles(folder, size_px, writable=True)
@@ -115,24 +121,25 @@ def _pack(read: DataRead, packed: _Packed, folder: Path, size_px: int) -> None:
     read.keep(packed.good)
     with atomic_write(folder / LABELS) as file:
         np.save(file, read.labels_NK)
-    _write_index(folder, read, packed.pixel_digests)
-    write_json(folder / REPORT, build_report(read, packed.pixel_digests))
+    write_json(folder / REPORT, build_report(read, _write_index(folder, read, packed.pixel_digests)))
 
 
 def _merge_copies(read: DataRead, packed: _Packed) -> None:
     """Of equal pictures the first stays, with the labels of all; changes `read` and `packed`."""
-    first: dict[tuple[str, str], int] = {}
-    kept = []
-    for row, pixels in zip(packed.good, packed.pixel_digests, strict=True):
+    first: dict[tuple[str, bytes], int] = {}
+    kept, digests, size = array("q"), bytearray(), len(packed.pixel_digests) // len(packed.good)
+    for place, row in enumerate(packed.good):
+        pixels = bytes(packed.pixel_digests[place * size : (place + 1) * size])
         if (same := first.setdefault((read.splits[row], pixels), row)) == row:
-            kept.append((row, pixels))
+            kept.append(row)
+            digests += pixels
         else:
             read.labels_NK[same] |= read.labels_NK[row]
     if copies := len(packed.good) - len(kept):
         read.notes.append(
             f"{copies} copies of pictures in other folders are merged: one image, all its labels"
         )
-    packed.good, packed.pixel_digests = [row for row, _ in kept], [pixels for _, pixels in kept]
+    packed.good, packed.pixel_digests = kept, digests
 
 
 def _flushed(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -150,10 +157,10 @@ def _flushed(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 @dataclass
 class _Packed:
-    """The result of decoding; rows and digests are those of the good images, in their order."""
+    """The result of decoding; rows and digests are those of the good images, one after another."""
 
-    good: list[int] = field(default_factory=list)
-    pixel_digests: list[str] = field(default_factory=list)
+    good: array[int] = field(default_factory=lambda: array("q"))
+    pixel_digests: bytearray = field(default_factory=bytearray)
 
 
 def _decode(
@@ -164,7 +171,7 @@ def _decode(
     started = shown = time.monotonic()
     done, total = 0, len(files)
     for part in decode_all(files, folder, preparation, workers):
-        packed.pixel_digests += part.digests
+        packed.pixel_digests += b"".join(part.digests)
         names = [member for _, member in files[done : done + part.count]]
         problems.undecodable += [f"{names[i]}: {reason}" for i, reason in part.bad]
         problems.constant += [names[i] for i in part.constant]
@@ -172,10 +179,11 @@ def _decode(
         if preparation.range is None:
             problems.need_range += len({*part.dark} & {*part.deep})
         failed = {i for i, _ in part.bad}
-        packed.good += [done + i for i in range(part.count) if i not in failed]
+        packed.good.extend(done + i for i in range(part.count) if i not in failed)
         done += part.count
         now = time.monotonic()
-        if now - shown > 0.5 or done == total:
+        report("packing image", done, total)
+        if now - shown > _SAY_S or done == total:
             shown = now
             print(f"{done}/{total} images, {done / (now - started):.0f} images/s", flush=True)
     if not packed.good:
@@ -185,13 +193,19 @@ def _decode(
     return packed
 
 
-def _write_index(folder: Path, read: DataRead, pixel_digests: Sequence[str]) -> None:
-    columns = zip(read.images, read.splits, pixel_digests, strict=True)
-    rows = (
-        [row, image.id, image.name, image.member, split, pixels]
-        for row, (image, split, pixels) in enumerate(columns)
-    )
-    write_csv(folder / INDEX, ["row", "id", "name", "path", "part", "pixels"], rows)
+def _write_index(folder: Path, read: DataRead, pixel_digests: bytearray) -> Index:
+    """Write it as arrays for programs and as text for people."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        size = len(pixel_digests) // len(read.images)
+        for row, (image, split) in enumerate(zip(read.images, read.splits, strict=True)):
+            yield (*image, split, pixel_digests[row * size : (row + 1) * size].hex())
+
+    index = Index.of(rows())
+    with atomic_write(folder / INDEX) as file:
+        index.write(file)
+    write_csv(folder / INDEX_CSV, ["row", *COLUMNS], ((row, *cells) for row, cells in enumerate(rows())))
+    return index
 
 
 def _put_in_place(folder: Path, target: Path, digest: str) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import Split
+from pipeline.evaluation.kept import CellEvaluation, keep, kept, key_of
 from pipeline.evaluation.leaderboard import Row
+from pipeline.evaluation.recipes import settings_of
 from pipeline.metrics.bootstrap import bootstrap, intervals
 from pipeline.metrics.calibration import ece, reliability
 from pipeline.metrics.decision_rule import DecisionRule, Validation, out_of_fold_decisions
@@ -23,48 +24,62 @@ from pipeline.storage.run_dir import RunDir
 # N images, K labels
 
 
-@dataclass(frozen=True)
-class CellEvaluation:
-    """A measured cell: its row, its validation scores, and `select_by` under each bootstrap resample."""
+def kept_cell(run: RunDir, evaluate: EvaluateSpec) -> CellEvaluation | None:
+    """What is kept of a finished cell under this rule; None where it must be measured.
 
-    row: Row
-    validation: Validation
-    resampled_R: npt.NDArray[np.float64]
-
-    @property
-    def absent(self) -> list[str]:
-        """Labels without a validation image."""
-        return absent_labels(self.validation.labels, self.validation.targets_NK)
+    Raises CheckpointError where an artifact is damaged. Scores are not read, and so not verified here:
+    whoever uses them verifies them.
+    """
+    return kept(run, _verified(run, evaluate), evaluate.select_by)
 
 
-def evaluate_cell(run: RunDir, evaluate: EvaluateSpec) -> CellEvaluation:
-    """Measure a finished cell and write its report.json; raises CheckpointError where an artifact is damaged."""
-    for path in (run.spec, run.provenance, run.metrics):
-        run.verify(path)
-    return measure(run, "done", Validation.read(run), evaluate)
+def evaluate_cell(
+    run: RunDir, evaluate: EvaluateSpec, only: Collection[str] | None = None
+) -> CellEvaluation | None:
+    """Measure a finished cell, write its report.json, and keep what was found; CheckpointError as above.
+
+    With `only`, a cell that was validated on none of these (`Validation.digest`) is None and not measured.
+    """
+    key = _verified(run, evaluate)
+    validation = Validation.read(run)
+    if only is not None and validation.digest not in only:
+        return None
+    return measure(run, "done", validation, evaluate, key)
 
 
-def measure(run: RunDir, state: str, validation: Validation, evaluate: EvaluateSpec) -> CellEvaluation:
-    """Decide and measure scores, and write report.json into `run`."""
+def _verified(run: RunDir, evaluate: EvaluateSpec) -> str:
+    """The key of a cell whose small artifacts are whole."""
+    run.verify(run.spec, run.provenance, run.metrics)
+    return key_of(evaluate, run.digests_of(run.scores_val, run.spec))
+
+
+def measure(
+    run: RunDir, state: str, validation: Validation, evaluate: EvaluateSpec, key: str
+) -> CellEvaluation:
+    """Decide and measure scores, write report.json into `run`, and keep what was found under `key`."""
     labels, scores_NK, targets_NK = validation.labels, validation.scores_NK, validation.targets_NK
     at50_NK = decide(scores_NK, np.full(len(labels), 0.5, np.float32))
     rule = DecisionRule.fit(evaluate, scores_NK, targets_NK)
     decisions_NK, calibrated_NK = out_of_fold_decisions(evaluate, scores_NK, targets_NK)
     resampled = bootstrap(scores_NK, decisions_NK, targets_NK)
     metrics = metric_variants(scores_NK, decisions_NK, at50_NK, targets_NK) | intervals(resampled)
+    absent = absent_labels(labels, targets_NK)
     report = {
         "cell": run.name,
         "images": len(validation.ids),
         "threshold": f"{rule.text}; metrics are cross-fitted where the rule is tuned",
         "rule": rule.as_dict(),
-        "absent_labels": absent_labels(labels, targets_NK),
+        "absent_labels": absent,
         "metrics": metrics,
         "calibration": reliability(calibrated_NK, targets_NK)
         | {"ece_uncalibrated": ece(scores_NK, targets_NK)},
         "per_label": per_label(labels, scores_NK, decisions_NK, targets_NK, rule.thresholds_K),
     }
     write_json(run.report, report)
-    return CellEvaluation(Row(run.name, state, metrics=metrics), validation, resampled[evaluate.select_by])
+    row = Row(run.name, state, metrics=metrics)
+    found = CellEvaluation(row, validation.digest, absent, resampled[evaluate.select_by], settings_of(run))
+    keep(run, key, found, resampled)
+    return found
 
 
 def baselines(packed: PackedSet, split: Split) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import Split, read_split
 from pipeline.errors import CheckpointError, SubmissionError
-from pipeline.evaluation.cell import CellEvaluation, baselines, evaluate_cell, measure
+from pipeline.evaluation.cell import baselines, measure
+from pipeline.evaluation.kept import CellEvaluation, kept, key_of
 from pipeline.evaluation.leaderboard import (
     COMPARISON_COLUMNS,
     METRIC_COLUMNS,
@@ -20,11 +22,14 @@ from pipeline.evaluation.leaderboard import (
     rank,
     write_leaderboard,
 )
+from pipeline.evaluation.measuring import evaluate_cells
+from pipeline.evaluation.mixed_hardware import mixed_hardware
 from pipeline.evaluation.recipes import named
 from pipeline.evaluation.selection import ENSEMBLE, EvaluationInputs, Selection, tables
 from pipeline.metrics.bootstrap import Contender, compare, over_seeds
 from pipeline.metrics.decision_rule import Validation
-from pipeline.spec import LOWER_IS_BETTER, METRICS, TopCells
+from pipeline.spec import LOWER_IS_BETTER, METRICS, EvaluateSpec, TopCells
+from pipeline.storage.files import read_json_or_empty, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import write_table
 
@@ -47,12 +52,10 @@ def evaluate_experiment(
     parts = [(PackedSet.open(packed, verify=False), read_split(split)) for packed, split in sets]
     same = {_validation_of(packed, split).digest for packed, split in parts}
     own, rows = _measure_cells(inputs.cells, inputs, reasons)
-    others, _ = _measure_cells(
-        inputs.others, inputs, {}, only=same | {cell.validation.digest for cell in own}
-    )
-    finished = named([*own, *others], experiment, {name for name, _ in inputs.cells})
+    others, _ = _measure_cells(inputs.others, inputs, {}, only=same | {cell.images for cell in own})
+    finished = named([*own, *others], {name for name, _ in inputs.cells})
     rows += [cell.row for cell in finished]
-    rows += _baselines(parts, [split.stem for _, split in sets])
+    rows += _baselines(experiment, parts, [split.stem for _, split in sets])
     ensemble = _ensemble(inputs, finished)
     rows += [ensemble.evaluated.row] if ensemble.evaluated else []
     write_leaderboard(experiment.leaderboard, rows, evaluate.select_by)
@@ -60,12 +63,13 @@ def evaluate_experiment(
     for cell in finished:
         measured.setdefault(cell.row.recipe, []).append(cell)
     _write_seeds(experiment, measured)
-    validated = {frozenset(cell.validation.digest for cell in group) for group in measured.values()}
+    validated = {frozenset(cell.images for cell in group) for group in measured.values()}
     extra = {ENSEMBLE: [ensemble.evaluated]} if ensemble.evaluated else {}
     # resampling images compares what was validated on the same ones
     paired = len(validated) <= 1 and all(len(digests) == 1 for digests in validated)
     _write_comparisons(experiment, measured | extra if paired else {}, evaluate.select_by)
     ranked = {cell.row.cell for cell in finished}
+    runs = [RunDir(experiment.path / cell.row.cell) for cell in finished]
     selection = Selection(
         inputs=inputs.digest,
         made_by=inputs.made_by,
@@ -79,7 +83,8 @@ def evaluate_experiment(
         absent_labels=tuple(sorted({label for cell in finished for label in cell.absent})),
         ensemble=ensemble.members,
         problem=ensemble.problem,
-        codes=tuple(sorted({RunDir(experiment.path / cell).code_digest() for cell in ranked})),
+        codes=tuple(sorted({run.code_digest() for run in runs})),
+        mixed_hardware=mixed_hardware(runs),
         tables=tables(experiment),
         left_out=tuple(name for name, _ in inputs.others if name not in ranked),
     )
@@ -93,18 +98,21 @@ def _measure_cells(
     only: Collection[str] | None = None,
 ) -> tuple[list[CellEvaluation], list[Row]]:
     """Finished cells (with `only`, those validated on one of these), and the rows of those that are not."""
+    runs = {name: RunDir(inputs.experiment.path / name) for name, _ in cells}
+    unfinished = {name: runs[name].why_not_done(identity) for name, identity in cells}
+    complete = [run for name, run in runs.items() if unfinished[name] is None]
+    found = dict(zip(complete, evaluate_cells(complete, inputs.evaluate, only), strict=True))
     measured: list[CellEvaluation] = []
     rows: list[Row] = []
-    for name, identity in cells:
-        run = RunDir(inputs.experiment.path / name)
-        reason = run.why_not_done(identity)
-        try:
-            if reason is not None:
-                raise CheckpointError(_why(reason, reasons.get(name)))
-            if only is None or Validation.read(run).digest in only:
-                measured.append(evaluate_cell(run, inputs.evaluate))
-        except CheckpointError as error:
-            rows.append(_row_without_metrics(name, str(error), known=str(error) != reason or name in reasons))
+    for name, run in runs.items():
+        cell, reason = found.get(run), unfinished[name]
+        if isinstance(cell, CellEvaluation):
+            measured.append(cell)
+        elif isinstance(cell, CheckpointError):
+            rows.append(_row_without_metrics(name, str(cell), known=True))
+        elif reason is not None:
+            why = _why(reason, reasons.get(name))
+            rows.append(_row_without_metrics(name, why, known=why != reason or name in reasons))
     return measured, rows
 
 
@@ -115,9 +123,18 @@ def _validation_of(packed: PackedSet, split: Split) -> Validation:
     return Validation(ids, list(packed.labels), np.zeros(targets_NK.shape, np.float32), targets_NK)
 
 
-def _baselines(parts: Sequence[tuple[PackedSet, Split]], names: Sequence[str]) -> list[Row]:
-    """Two rows; of several splits their means, and two for each."""
-    each = [baselines(packed, split) for packed, split in parts]
+def _baselines(
+    experiment: ExperimentDir, parts: Sequence[tuple[PackedSet, Split]], names: Sequence[str]
+) -> list[Row]:
+    """Two rows; of several splits their means, and two for each. They are measured once for the same labels."""
+    labels = [packed.labels_NK[rows] for packed, split in parts for rows in (split.train, split.validation)]
+    key = key_of(EvaluateSpec(), [f"{each.shape} {sha256(each.tobytes()).hexdigest()}" for each in labels])
+    known = read_json_or_empty(experiment.baselines)
+    if known.get("key") != key:
+        measured = [{row.cell: dict(row.metrics) for row in baselines(packed, s)} for packed, s in parts]
+        known = {"key": key, "of_splits": measured}
+        write_json(experiment.baselines, known)
+    each = [[Row(name, "baseline", metrics=m) for name, m in rows.items()] for rows in known["of_splits"]]
     if len(each) == 1:
         return each[0]
     means = [
@@ -150,12 +167,12 @@ def _ensemble(inputs: EvaluationInputs, finished: Sequence[CellEvaluation]) -> _
     """The cells of `submission.cells`, and their mean scores decided and measured like a cell's."""
     cells, evaluate = inputs.submission.cells, inputs.evaluate
     rows = rank([cell.row for cell in finished], evaluate.select_by)
-    by_name = {cell.row.cell: cell.validation for cell in finished}
+    images = {cell.row.cell: cell.images for cell in finished}
     if cells == "best" or not rows:
         return _Ensemble()
     if isinstance(cells, TopCells):
-        same = by_name[rows[0].cell].digest
-        members = [row.cell for row in rows if by_name[row.cell].digest == same][: cells.top]
+        same = images[rows[0].cell]
+        members = [row.cell for row in rows if images[row.cell] == same][: cells.top]
     else:
         members = [row.cell for row in rows if row.cell.startswith(cells)]
         for prefix in cells:
@@ -164,13 +181,17 @@ def _ensemble(inputs: EvaluationInputs, finished: Sequence[CellEvaluation]) -> _
                 return _Ensemble(
                     problem=f"submission.cells: no finished cell starts with {prefix!r}; finished: {known}"
                 )
-    try:
-        validation = Validation.mean([by_name[name] for name in members])
-    except SubmissionError as error:
-        return _Ensemble(problem=str(error))
     run = RunDir(inputs.experiment.path / ENSEMBLE)
-    run.path.mkdir(exist_ok=True)
-    return _Ensemble(tuple(members), measure(run, ENSEMBLE, validation, evaluate))
+    runs = [RunDir(inputs.experiment.path / name) for name in members]
+    key = key_of(evaluate, [digest for member in runs for digest in member.digests_of(member.scores_val)])
+    found = kept(run, key, evaluate.select_by, ENSEMBLE)
+    if found is None:
+        try:
+            validation = Validation.mean(map(Validation.read, runs))
+        except (SubmissionError, CheckpointError) as error:
+            return _Ensemble(problem=str(error))
+        found = measure(run, ENSEMBLE, validation, evaluate, key)
+    return _Ensemble(tuple(members), found)
 
 
 def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[CellEvaluation]]) -> None:
@@ -179,7 +200,7 @@ def _write_seeds(experiment: ExperimentDir, measured: Mapping[str, Sequence[Cell
         {
             "cell": name,
             "seeds": len(group),
-            "splits": len({cell.validation.digest for cell in group}),
+            "splits": len({cell.images for cell in group}),
             **over_seeds([cell.row.metrics for cell in group], METRICS),
         }
         for name, group in sorted(measured.items())

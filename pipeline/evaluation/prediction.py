@@ -16,7 +16,7 @@ from pipeline.evaluation.submission import is_predicted, made_of, test_rows
 from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.device import ExecutionConfig
-from pipeline.models.scoring import Scorer, compute_scores
+from pipeline.models.scoring import Scorer, compute_logits, refuse_divergence
 from pipeline.spec import ModelSpec, Normalisation
 from pipeline.storage.files import atomic_write
 from pipeline.storage.run_dir import RunDir
@@ -24,7 +24,7 @@ from pipeline.storage.run_dir import RunDir
 
 def load_scorer(best: dict[str, Any], device: str) -> Scorer:
     """The network of a best checkpoint with its weights, on the device, ready to score."""
-    execution = ExecutionConfig.choose(device, best["precision"], None)
+    execution = ExecutionConfig.for_scoring(device, best["precision"])
     execution.apply()
     model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
     net = build_model(model, len(best["labels"]), best["preprocessing"]["image_px"])
@@ -56,15 +56,18 @@ def _predict(runs: Sequence[RunDir], packed_dir: Path, split_file: Path | None, 
     rows = test_rows(packed, split_file)
     checkpoints = [_fitting(run, packed) for run in runs]
     scorers = [load_scorer(best, device) for best in checkpoints]
-    scores = compute_scores(scorers, packed, rows)
-    for run, best, scored in zip(runs, checkpoints, scores, strict=True):
+    logits = compute_logits(scorers, packed, rows)
+    for run, best, logits_NK in zip(runs, checkpoints, logits, strict=True):
+        refuse_divergence(logits_NK, packed, rows)
+        with torch.inference_mode():
+            scores_NK = logits_NK.sigmoid_().numpy()  # in their place: memory holds one number a score
         with atomic_write(run.scores_test) as file:
             np.savez(
                 file,
-                ids=np.array(scored.ids),
-                names=np.array([packed.names[row] for row in rows]),
+                ids=np.array(list(packed.ids.take(rows))),
+                names=np.array(list(packed.names.take(rows))),
                 labels=np.array(best["labels"]),
-                scores=scored.scores_NK,
+                scores=scores_NK,
                 made_of=np.array(made_of(run, packed_dir, split_file)),
             )
     under = f" under {len(runs)} cells" if len(runs) > 1 else ""

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.evaluation.cell import CellEvaluation
+from pipeline.evaluation.kept import CellEvaluation
 from pipeline.spec.identity import digest, flatten
 from pipeline.spec.names import ALWAYS, SEED, SPLIT, recipe_name, text, varied
-from pipeline.storage.run_dir import ExperimentDir, RunDir
+from pipeline.storage.run_dir import RunDir
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # fast: a sweep has a thousand specs
 
@@ -24,11 +24,9 @@ def settings_of(run: RunDir) -> dict[str, Any]:
         return {}
 
 
-def named(
-    cells: Sequence[CellEvaluation], experiment: ExperimentDir, in_grid: Collection[str]
-) -> list[CellEvaluation]:
+def named(cells: Sequence[CellEvaluation], in_grid: Collection[str]) -> list[CellEvaluation]:
     """The cells, their rows with recipe, settings in which they differ, and whether they are of the grid."""
-    known = [settings_of(RunDir(experiment.path / cell.row.cell)) for cell in cells]
+    known = [dict(cell.spec) for cell in cells]
     keys = varied(known)
     columns = list(dict.fromkeys([*keys, *([ALWAYS] if len(cells) > 1 else [])]))
     hashes = [_hash(settings) or cell.row.cell for cell, settings in zip(cells, known, strict=True)]

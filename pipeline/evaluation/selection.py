@@ -46,6 +46,7 @@ class Selection(BaseModel):
     ensemble: tuple[str, ...] = ()  # the cells of `submission.cells`; none: the best cell alone
     problem: str | None = None  # why `submission.cells` cannot be fulfilled
     codes: tuple[str, ...] = ()  # digests of the code the cells ran on
+    mixed_hardware: str = ""  # in what the cells' precisions and devices differ
     tables: dict[str, str] = {}  # file name -> SHA-256
     cell: str | None = None  # the selected row of the leaderboard
     cells: tuple[str, ...] = ()  # whose mean scores make the submission
@@ -115,7 +116,10 @@ class EvaluationInputs:
         """Of all that the leaderboard depends on: equal inputs need no new evaluation."""
         both = [*self.cells, *self.others]
         runs = [(RunDir(self.experiment.path / name), identity) for name, identity in both]
-        cells = [(run.name, run.why_not_done(identity), _scores_digest(run)) for run, identity in runs]
+        cells = [
+            (run.name, run.why_not_done(identity), run.digests_of(run.scores_val)[0] or None)
+            for run, identity in runs
+        ]
         return digest(
             [
                 FORMAT,
@@ -167,6 +171,8 @@ def format_leaderboard(experiment: ExperimentDir, select_by: str) -> str:
     if len(selection.codes) > 1:
         versions = ", ".join(code[:8] for code in selection.codes)
         table += f"\nnote: these cells come from different code ({versions}); `make retry` trains one again"
+    if selection.mixed_hardware:
+        table += f"\nnote: {selection.mixed_hardware}"
     return table
 
 
@@ -210,8 +216,3 @@ def tables(experiment: ExperimentDir) -> dict[str, str]:
     """The digest of each existing table."""
     tables = (experiment.leaderboard, experiment.seeds, experiment.comparisons)
     return {path.name: sha256_file(path) for path in tables if path.exists()}
-
-
-def _scores_digest(run: RunDir) -> str | None:
-    found = run.read_manifest().get("files", {}).get(run.scores_val.name, {}).get("sha256")
-    return str(found) if found else None

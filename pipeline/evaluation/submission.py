@@ -1,13 +1,14 @@
-"""The submission file: written from the test scores, read again and checked. Torch-free."""
+"""The submission: test scores decided, written, checked, and measured where the truth is known. Torch-free."""
 
 from __future__ import annotations
 
-import csv
-import time
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +21,16 @@ from pipeline.data.sources import READ_ERRORS
 from pipeline.data.splits import read_split
 from pipeline.errors import SubmissionError
 from pipeline.evaluation.selection import TestImages
+from pipeline.evaluation.submission_file import BitRows, part_rows, replace_submission
 from pipeline.metrics.bootstrap import bootstrap, intervals
 from pipeline.metrics.decision_rule import DecisionRule, Validation, mean_scores
-from pipeline.metrics.multilabel import all_metrics
+from pipeline.metrics.multilabel import Scores, all_metrics
 from pipeline.spec import METRICS, EvaluateSpec
-from pipeline.storage.files import atomic_write, read_json_or_empty, write_csv, write_json
+from pipeline.storage.files import read_json_or_empty, write_json
+from pipeline.storage.npz_rows import npz_rows
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 
-# N images, K labels, L labels of the test set
+# N images, K labels, L labels of the test set, P images of a part, B bytes of 8 decisions, T images of the source
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ def made_of(run: RunDir, packed_dir: Path, split_file: Path | None) -> str:
 def is_predicted(run: RunDir, packed_dir: Path, split_file: Path | None) -> bool:
     """True when `scores_test.npz` is there, complete, and made from the current checkpoint and images."""
     try:
-        with run.scores_test.open("rb") as opened, np.load(opened) as file:
-            arrays = {name: file[name] for name in file.files}  # reading compares each with its CRC
-            return str(arrays["made_of"]) == made_of(run, packed_dir, split_file)
+        with ZipFile(run.scores_test) as archive:
+            damaged = archive.testzip()  # compares each array with its CRC, and holds none
+        with np.load(run.scores_test) as file:
+            return damaged is None and str(file["made_of"]) == made_of(run, packed_dir, split_file)
     except (*READ_ERRORS, KeyError, SyntaxError):
         return False
 
@@ -87,38 +91,37 @@ def make_submission(
     are named beside the score.
 
     The rule is fitted on the mean validation scores of the same runs, as evaluate did; test scores of
-    another checkpoint than the run's current one are refused.
+    another checkpoint than the run's current one are refused. Scores are read, decided and written a
+    part at a time, so memory holds a bit per image and label; all scores only where the truth is known.
     """
-    rule_of = Validation.mean([Validation.read(run) for run in runs])
+    rule_of = Validation.mean(map(Validation.read, runs))
     rule = DecisionRule.fit(evaluate, rule_of.scores_NK, rule_of.targets_NK)
-    packed = PackedSet.open(tests[runs[0].name][0])
+    packed = PackedSet.open(tests[runs[0].name][0], verify=False)  # only names and labels are used
     rows = test_rows(packed, tests[runs[0].name][1])
-    names = [packed.names[row] for row in rows]
+    names = [packed.names[row] for row in rows.tolist()]
     labels = rule_of.labels
-    scores_NK = _mean_test_scores(runs, tests, names, labels)
-    decisions_NK = rule(scores_NK)
+    truth_NK = aligned_truth(labels, packed.labels, packed.labels_NK[rows])
+    scores = _mean_test_scores(runs, tests, names, labels)
+    bits_NB, positives_N, scores_NK = _decide(
+        rule, scores, (len(names), len(labels)), keep=truth_NK is not None
+    )
     left_out = unscored(*tests[runs[0].name])
-    written = with_unscored(names, decisions_NK, left_out)
-    path = experiment.submission
-    before, made = (path.read_bytes(), path.stat().st_mtime) if path.exists() else (b"", 0.0)
-    write_submission(path, written[0], labels, written[1])
-    check_submission(path, written[0], labels, written[1])
-    positives = decisions_NK.sum(axis=1)
+    kept = replace_submission(experiment.submission, labels, *with_unscored(names, bits_NB, left_out))
     cells = runs[0].name if len(runs) == 1 else f"the mean scores of {', '.join(run.name for run in runs)}"
     lines = [
         f"  {len(names)} images x {len(labels)} labels from {cells}, {rule.text}: "
-        f"{positives.mean():.2f} labels an image, {100 * (positives == 0).mean():.1f} % without a label; checked",
+        f"{positives_N.mean():.2f} labels an image, {100 * (positives_N == 0).mean():.1f} % without a label; checked",
     ]
     if left_out:
         lines.append(
             f"  {len(left_out)} images could not be scored and have 0 for every label: "
             f"{_some([name for _, name in left_out])}"
         )
-    if before and before != path.read_bytes():
-        lines.append(f"  the submission before is kept as {_keep(path, before, made)}")
+    if kept:
+        lines.append(f"  the submission before is kept as {kept}")
+    decisions_NK = BitRows(bits_NB[: len(scores_NK)], len(labels))[:]
     metrics, said = score_test(labels, scores_NK, decisions_NK, packed.labels, packed.labels_NK[rows])
     overlap = _overlap(runs, tests, trained_on or {})
-    truth_NK = aligned_truth(labels, packed.labels, packed.labels_NK[rows])
     ends = {} if truth_NK is None else intervals(bootstrap(scores_NK, decisions_NK, truth_NK))
     _write_test_metrics(experiment, runs, len(rows), (metrics or {}) | ends, overlap)
     if overlap is None:
@@ -127,24 +130,49 @@ def make_submission(
     return Submission("\n".join([*lines, *said, f"  note: {overlap.short()}"]), metrics, told)
 
 
+def _decide(
+    rule: DecisionRule, scores: Iterable[Scores], shape: tuple[int, int], *, keep: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Scores]:
+    """The decisions as bits (N, B), how many labels each image gets (N,), the scores; (0, K) unless they are kept."""
+    images, labels = shape
+    bits_NB, positives_N = np.zeros((images, -(-labels // 8)), np.uint8), np.zeros(images, np.int64)
+    kept_NK, done = np.zeros((images if keep else 0, labels), np.float32), 0
+    for scores_PK in scores:
+        part, decisions_PK = slice(done, done + len(scores_PK)), rule(scores_PK)
+        bits_NB[part], positives_N[part] = np.packbits(decisions_PK, axis=1), decisions_PK.sum(axis=1)
+        if keep:
+            kept_NK[part] = scores_PK
+        done = part.stop
+    return bits_NB, positives_N, kept_NK
+
+
 def _mean_test_scores(
     runs: Sequence[RunDir], tests: Mapping[str, TestImages], names: Sequence[str], labels: Sequence[str]
-) -> npt.NDArray[np.float32]:
-    """(N, K): the mean over the runs; a SubmissionError where one has other images, labels or a newer checkpoint."""
-    parts = []
+) -> Iterator[Scores]:
+    """(P, K): the mean over the runs, part by part.
+
+    A SubmissionError, before the first part, where one has other images, labels or a newer checkpoint.
+    """
     for run in runs:
         if not is_predicted(run, *tests[run.name]):
             raise SubmissionError(
                 f"{run.scores_test}: was not made from the current checkpoint; run `make predict`"
             )
-        with np.load(run.scores_test) as file:
-            if file["names"].tolist() != names or file["labels"].tolist() != labels:
+    with contextlib.ExitStack() as opened:
+        archives = [opened.enter_context(ZipFile(run.scores_test)) for run in runs]
+        for archive, run in zip(archives, runs, strict=True):
+            if not (_holds(archive, "names", names) and _holds(archive, "labels", labels)):
                 raise SubmissionError(
                     f"{run.scores_test}: has other test images or labels than {runs[0].name}; "
                     "only cells of one data set can be averaged"
                 )
-            parts.append(file["scores"])
-    return mean_scores(parts)
+        scores = (npz_rows(archive, "scores", part_rows(len(labels))) for archive in archives)
+        yield from map(mean_scores, zip(*scores, strict=True))
+
+
+def _holds(archive: ZipFile, name: str, expected: Sequence[str]) -> bool:
+    found = (each for part in npz_rows(archive, name, part_rows(1)) for each in part.tolist())
+    return all(one == other for one, other in zip_longest(found, expected))
 
 
 def _overlap(
@@ -227,25 +255,19 @@ def unscored(packed_dir: Path, split_file: Path | None) -> list[tuple[int, str]]
 
 
 def with_unscored(
-    names: Sequence[str], decisions_NK: npt.NDArray[np.uint8], left_out: Sequence[tuple[int, str]]
+    names: Sequence[str], rows_NX: npt.NDArray[np.uint8], left_out: Sequence[tuple[int, str]]
 ) -> tuple[list[str], npt.NDArray[np.uint8]]:
-    """Names and decisions of all images of the source in its order: no label for those that have no scores."""
-    all_names, rows = list(names), decisions_NK
-    for place, name in left_out:  # ascending, so each finds those before it in place
-        all_names.insert(place, name)
-    if left_out:
-        rows = np.zeros((len(all_names), decisions_NK.shape[1]), np.uint8)
-        rows[np.setdiff1d(np.arange(len(all_names)), [place for place, _ in left_out])] = decisions_NK
-    return all_names, rows
-
-
-def _keep(path: Path, body: bytes, made: float) -> str:
-    """Write what a file held before beside it, under the date it was made; returns that name."""
-    date = time.strftime("%Y-%m-%d-%H%M%S", time.localtime(made))
-    kept = path.with_name(f"{path.stem}-{date}{path.suffix}")
-    with atomic_write(kept) as file:
-        file.write(body)
-    return kept.name
+    """Names and decisions (or their bits) of all images of the source in its order: none for those without scores."""
+    if not left_out:
+        return list(names), rows_NX
+    total = len(names) + len(left_out)
+    scored_T = np.ones(total, bool)
+    scored_T[[place for place, _ in left_out]] = False
+    all_names, all_TX = [""] * total, np.zeros((total, rows_NX.shape[1]), np.uint8)
+    for place, name in [*left_out, *zip(np.flatnonzero(scored_T).tolist(), names, strict=True)]:
+        all_names[place] = name
+    all_TX[scored_T] = rows_NX
+    return all_names, all_TX
 
 
 def _write_test_metrics(
@@ -277,26 +299,3 @@ def _write_test_metrics(
 def _some(names: Sequence[str], shown: int = 10) -> str:
     rest = f", ... ({len(names)})" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
-
-
-def write_submission(
-    path: Path, names: Sequence[str], labels: Sequence[str], decisions_NK: npt.NDArray[np.uint8]
-) -> None:
-    """`ids,<label>,...` and a row of 0/1 per image, atomically."""
-    rows = zip(names, decisions_NK.tolist(), strict=True)
-    write_csv(path, ["ids", *labels], ([name, *decisions] for name, decisions in rows))
-
-
-def check_submission(
-    path: Path, names: Sequence[str], labels: Sequence[str], decisions_NK: npt.NDArray[np.uint8]
-) -> None:
-    """Read the file again: columns, ids, their order, values; SubmissionError names the first difference."""
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    if header != ["ids", *labels]:
-        raise SubmissionError(f"{path}: the header is {header}, expected {['ids', *labels]}")
-    if len(rows) != len(names):
-        raise SubmissionError(f"{path}: {len(rows)} rows for {len(names)} test images")
-    for i, (row, name, decisions) in enumerate(zip(rows, names, decisions_NK.tolist(), strict=True)):
-        if row != [name, *map(str, decisions)] or not set(row[1:]) <= {"0", "1"}:
-            raise SubmissionError(f"{path}:{i + 2}: {row} is not the row of {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -13,6 +14,7 @@ from pipeline.spec import CalibrationMethod
 
 # N images, K labels
 BINS = 10
+_AT_ONCE = 2**20  # scores
 _RIDGE = 1e-3  # negligible beside the data of any label that scores do not separate
 
 
@@ -27,8 +29,11 @@ class Calibration:
         """(N, K) in [0, 1]; the scores themselves where nothing was fitted."""
         if (self.slope_K == 1).all() and (self.intercept_K == 0).all():
             return scores_NK
-        z_NK = self.slope_K * _logit(scores_NK) + self.intercept_K
-        return (1 / (1 + np.exp(-z_NK))).astype(np.float32)
+        calibrated_NK = np.empty(scores_NK.shape, np.float32)
+        for chunk in _chunks(scores_NK):
+            z_NK = self.slope_K * _logit(scores_NK[chunk]) + self.intercept_K
+            calibrated_NK[chunk] = 1 / (1 + np.exp(-z_NK))
+        return calibrated_NK
 
     def as_dict(self) -> dict[str, list[float]]:
         """For report.json."""
@@ -89,18 +94,29 @@ def _logit(scores: Scores) -> npt.NDArray[np.float64]:
     return logits
 
 
+def _chunks(scores_NK: Scores) -> Iterator[slice]:
+    """Rows whose copies as float64 take a few MB."""
+    images, labels = scores_NK.shape
+    rows = max(1, _AT_ONCE // max(labels, 1))
+    for start in range(0, images, rows):
+        yield slice(start, start + rows)
+
+
 def reliability(scores_NK: Scores, targets_NK: Decisions) -> dict[str, Any]:
     """`ece` of all scores together, and `reliability`: a row per tenth of [0, 1] that holds scores.
 
     The expected calibration error (Naeini et al. 2015) is the mean distance of a bin's mean score from
     its fraction of true labels, weighted by the number of scores in it.
     """
-    scores, targets = scores_NK.ravel().astype(np.float64), targets_NK.ravel()
-    bin_of = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
-    count = np.bincount(bin_of, minlength=BINS)
+    count, score_sum, true_sum = np.zeros((3, BINS))
+    for chunk in _chunks(scores_NK):
+        scores, targets = scores_NK[chunk].ravel().astype(np.float64), targets_NK[chunk].ravel()
+        bin_of = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
+        count += np.bincount(bin_of, minlength=BINS)
+        score_sum += np.bincount(bin_of, scores, BINS)
+        true_sum += np.bincount(bin_of, targets, BINS)
     safe = np.maximum(count, 1)
-    mean_score = np.bincount(bin_of, scores, BINS) / safe
-    share_true = np.bincount(bin_of, targets, BINS) / safe
+    mean_score, share_true = score_sum / safe, true_sum / safe
     rows = [
         {
             "low": i / BINS,
@@ -111,7 +127,7 @@ def reliability(scores_NK: Scores, targets_NK: Decisions) -> dict[str, Any]:
         }
         for i in np.flatnonzero(count)
     ]
-    error = float((np.abs(mean_score - share_true) * count).sum() / max(len(scores), 1))
+    error = float((np.abs(mean_score - share_true) * count).sum() / max(scores_NK.size, 1))
     return {"ece": error, "reliability": rows}
 
 

@@ -6,8 +6,10 @@ It is never stored to be read back. It is a pure function of the spec's `evaluat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,16 @@ from pipeline.storage.run_dir import RunDir
 FOLDS = 5
 
 
-def mean_scores(several: Sequence[Scores]) -> Scores:
-    """Mean of the scores of several cells; the scores themselves for one cell."""
-    return np.asarray(np.mean(several, axis=0, dtype=np.float64), np.float32)
+def mean_scores(several: Iterable[Scores]) -> Scores:
+    """Mean of the scores of several cells, held one at a time; the scores themselves for one cell."""
+    cells = iter(several)
+    first_NK, total_NK, count = next(cells), None, 1
+    for scores_NK in cells:
+        # in the order, and so to the bits, of np.mean over the cells
+        total_NK = first_NK.astype(np.float64) if total_NK is None else total_NK
+        total_NK += scores_NK
+        count += 1
+    return first_NK if total_NK is None else (total_NK / count).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,13 @@ class Validation:
     scores_NK: Scores
     targets_NK: Decisions
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Digest of the images and their labels; cells with equal digests can be compared."""
-        return digest([self.ids, self.labels, self.targets_NK.tolist()])
+        """Digest of the images and their labels; cells with equal digests can be compared. Of no file."""
+        targets_NK = np.ascontiguousarray(self.targets_NK, np.uint8)
+        found = hashlib.sha256(digest([self.ids, self.labels]).encode())
+        found.update(targets_NK.data)
+        return found.hexdigest()
 
     @classmethod
     def read(cls, run: RunDir) -> Validation:
@@ -53,15 +65,22 @@ class Validation:
             return cls(file["ids"].tolist(), file["labels"].tolist(), file["scores"], file["targets"])
 
     @classmethod
-    def mean(cls, several: Sequence[Validation]) -> Validation:
+    def mean(cls, several: Iterable[Validation]) -> Validation:
         """Mean scores of cells that were validated on the same images; a SubmissionError where they were not."""
-        first = several[0]
-        if any(other.digest != first.digest for other in several):
-            raise SubmissionError(
-                "submission.cells: these cells were validated on different images or labels; "
-                "name cells of one data set and split"
-            )
-        return cls(first.ids, first.labels, mean_scores([o.scores_NK for o in several]), first.targets_NK)
+        cells = iter(several)
+        first = next(cells)
+
+        def scores() -> Iterator[Scores]:
+            yield first.scores_NK
+            for other in cells:
+                if other.digest != first.digest:
+                    raise SubmissionError(
+                        "submission.cells: these cells were validated on different images or labels; "
+                        "name cells of one data set and split"
+                    )
+                yield other.scores_NK
+
+        return cls(first.ids, first.labels, mean_scores(scores()), first.targets_NK)
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,29 @@ import torch
 
 from pipeline.errors import CheckpointError
 from pipeline.storage.files import atomic_write
+from pipeline.storage.write_behind import Writer
 
 _PREFIX = b"labelgrid sha256 "
 _COMMENT_LENGTH = len(_PREFIX) + 64
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], *, keep_as: Path | None = None) -> None:
-    """Write `state` (tensors and plain values) atomically; what stood there is kept as `keep_as`."""
+def save_checkpoint(
+    path: Path, state: dict[str, Any], *, keep_as: Path | None = None, writer: Writer | None = None
+) -> None:
+    """Write `state` (tensors and plain values) atomically; what stood there is kept as `keep_as`.
+
+    With a `writer` that works behind, this returns with a copy of the state, and the writer has the file to do.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = buffer.getbuffer()
+    if writer is None:
+        _write(path, body, keep_as)
+    else:
+        writer(lambda: _write(path, body, keep_as))
+
+
+def _write(path: Path, body: memoryview, keep_as: Path | None) -> None:
     # a zip ends with the length of its comment, so the comment can be added behind it
     sha = hashlib.sha256(body[:-2])
     length = _COMMENT_LENGTH.to_bytes(2, "little")

@@ -6,13 +6,10 @@ others wait and use it.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import fcntl
 import functools
 import hashlib
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,31 +18,49 @@ from torch import Tensor, nn
 
 from pipeline.data.augment import Augmentation
 from pipeline.data.inputs import to_input
-from pipeline.data.loading import STREAM_VERSION, Rows, Stream, in_order
+from pipeline.data.layout import FEATURES
+from pipeline.data.loading import STREAM_VERSION, Rows, Stream, spans_in_order
 from pipeline.data.packed import PackedSet
-from pipeline.data.pixel_cache import pixel_cache
+from pipeline.data.pixel_cache import forget_pixels, pixel_cache
+from pipeline.data.transfer import one_ahead, one_behind
 from pipeline.models.build import frozen_part
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
+from pipeline.models.kept_features import (
+    FeatureProgress,
+    Parts,
+    Stopped,
+    locked,
+    read_features,
+    write_features,
+)
 from pipeline.models.scoring import shrink_batch_to_fit
 from pipeline.spec import AugmentSpec, TrainSpec
 from pipeline.spec.identity import digest, pixel_versions
-from pipeline.storage.files import atomic_write
 
-_VERSION = 2  # of what is computed here
+_VERSION = {"cpu": 2, "cuda": 3}  # of what is computed here
 FEATURE_BATCH = 64
 
 
 class FrozenNetwork:
     """A network up to what learns, and where its features of a packed set are kept.
 
-    Features are (N, ...) in the network's own precision; maps (N, D, H, W) are kept as (N, H, W, D).
+    Features are (N, ...) in the network's own precision; maps (N, D, H, W) are kept as (N, H, W, D). They
+    are kept in `folder`, else beside the set. Raises Stopped once `stopped` says so; what was made is kept.
     """
 
     def __init__(
-        self, net: nn.Module, train: TrainSpec, packed: PackedSet, execution: ExecutionConfig
+        self,
+        net: nn.Module,
+        train: TrainSpec,
+        packed: PackedSet,
+        execution: ExecutionConfig,
+        *,
+        folder: Path | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.train, self.packed, self.execution = train, packed, execution
+        self.folder, self.stopped = folder or packed.path / FEATURES, stopped
         self._net = frozen_part(copy.deepcopy(net), train.model)
 
     @property
@@ -68,56 +83,85 @@ class FrozenNetwork:
     def _cached(self, rows: Rows, view: int | None) -> Tensor:
         train = self.train
         draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
-        parts = [_VERSION, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
+        version = _VERSION[self.execution.device]
+        parts = [version, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
         versions = pixel_versions(train, is_augmented=view is not None)
         execution = [self.execution.device, self.execution.precision, self.execution.threads]
         key = digest(
             [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, execution]
             + [versions] * bool(versions)
         )
-        path = self.packed.path / "features" / f"{key[:32]}.npz"
-        with _locked(path):
-            # absent or damaged
-            with (
-                contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
-                np.load(path) as file,
-            ):
-                return torch.from_numpy(file["bytes"]).view(getattr(torch, str(file["dtype"])))
-            features = shrink_batch_to_fit(functools.partial(self._compute, rows, view), FEATURE_BATCH)
-            try:
-                with atomic_write(path) as file:
-                    np.savez(file, bytes=features.view(torch.uint8).numpy(), dtype=str(features.dtype)[6:])
-            except OSError as error:  # a shared set that only its owner may add to
-                print(f"{path}: cannot be kept ({error.strerror}); used for this run alone", flush=True)
+        path = self.folder / f"{key[:32]}.npz"
+        features = read_features(path)
+        if features is not None:
+            return features
+        with locked(path, self.stopped):
+            features = read_features(path)  # perhaps another process has made them meanwhile
+            if features is None:
+                work = functools.partial(self._compute, rows, view, path)
+                features = shrink_batch_to_fit(work, FEATURE_BATCH)
+                forget_pixels()  # the GPU's memory is for training now
+                if write_features(path, features):
+                    Parts(path).clear()
         return features
 
     @torch.inference_mode()
-    def _compute(self, rows: Rows, view: int | None, batch_size: int) -> Tensor:
-        train, pixels = self.train, pixel_cache(self.packed, self.execution.device)
-        net = fuse_conv_bn(self._net)
-        if view is None:
-            batches, augmentation = in_order(self.packed, rows, batch_size, read=pixels.read), None
-        else:
-            batches = Stream(self.packed, rows, batch_size, train.seed).batches(view, read=pixels.read)
-            augmentation = Augmentation(train.augment, train.seed, view, len(rows))
-        place = positions_of(rows, len(self.packed))
-        normalisation = train.model.normalisation
+    def _compute(self, rows: Rows, view: int | None, path: Path, batch_size: int) -> Tensor:
+        order, spans = rows, spans_in_order(len(rows), batch_size)
+        if view is not None:
+            stream = Stream(self.packed, rows, batch_size, self.train.seed)
+            order, spans = stream.order(view), stream.spans
+        place = torch.from_numpy(positions_of(rows, len(self.packed))[order])
+        parts, done = Parts(path), 0
         features: Tensor | None = None
-        for batch in batches:
-            images_BHWC = pixels.of(batch)
-            if augmentation is None:
-                inputs = to_input(images_BHWC, train.image_px, normalisation)
-            else:
-                inputs = augmentation(images_BHWC, batch.positions_B, train.image_px, normalisation)
-            with self.execution.autocast():  # only the network: in bf16 a crop would be off by a pixel
-                found = _channels_last(net(inputs).cpu())
-            if features is None:
-                features = torch.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
-            features[torch.from_numpy(place[batch.rows_B])] = found
+        what = "pictures as they are scored" if view is None else f"view {view}"
+
+        def put(found: Tensor, start: int) -> Tensor:
+            into = (
+                torch.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
+                if features is None
+                else features
+            )
+            into[place[start : start + len(found)]] = found
+            return into
+
+        for found in parts.read():
+            features, done = put(found, done), done + len(found)
+        if done:
+            print(f"features of {what}: going on behind the {done} pictures that are done", flush=True)
+        progress = FeatureProgress(len(rows), done, what)
+        spans = [slice(max(span.start, done), span.stop) for span in spans if span.stop > done]
+        for span, found in zip(spans, one_behind(self._made(order, spans, view)), strict=True):
+            features = put(found, span.start)
+            stopped = self.stopped() and span.stop < len(rows)
+            if stopped or parts.is_due:
+                parts.write(done, features[place[done : span.stop]])
+                done = span.stop
+            if stopped:
+                raise Stopped
+            progress.at(span.stop)
         assert features is not None
         size = f"{features[0].numel():,} each, {features.nbytes / 2**20:,.0f} MiB"
-        print(f"features of {len(rows)} pictures, view {view}: {size}", flush=True)
+        print(f"features of {len(rows)} pictures, {what}: {size}", flush=True)
         return features
+
+    def _made(self, order: Rows, spans: list[slice], view: int | None) -> Iterator[Tensor]:
+        """The features of each span, on the device; channels last."""
+        train, device = self.train, self.execution.device
+        net, pixels = fuse_conv_bn(self._net), pixel_cache(self.packed, device)
+        image_px, normalisation = train.image_px, train.model.normalisation
+        augmentation = None if view is None else Augmentation(train.augment, train.seed, view, spans)
+
+        def inputs() -> Iterator[Tensor]:
+            for batch in pixels.batches(order, spans):
+                if augmentation is None:
+                    yield to_input(batch.images_BHWC, image_px, normalisation)
+                else:
+                    yield augmentation(batch.images_BHWC, batch.span, image_px, normalisation)
+
+        for inputs_BCHW in one_ahead(inputs, device):
+            with self.execution.autocast():  # only the network: in bf16 a crop would be off by a pixel
+                yield _channels_last(net(inputs_BCHW))
 
     @functools.cached_property
     def _weights(self) -> str:
@@ -145,14 +189,3 @@ def positions_of(rows: Rows, total: int) -> Rows:
 
 def _sha256(rows: Rows) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """A lock that others wait for; where locks do not work, the same is computed twice and put in place once."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(exist_ok=True)
-            file = stack.enter_context(path.with_name(f".{path.stem}.lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -13,23 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.inputs import to_input
-from pipeline.data.loading import Rows, in_order
+from pipeline.data.loading import Rows, spans_in_order
 from pipeline.data.packed import PackedSet
-from pipeline.data.pixel_cache import pixel_cache
+from pipeline.data.pixel_cache import drop_resident, pixel_cache
+from pipeline.data.transfer import one_ahead, one_behind
 from pipeline.errors import DivergedError
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
+from pipeline.progress import report
 from pipeline.spec import Normalisation
 
-# N images, K labels
+# N images, B of a batch, K labels, S networks
 Found = TypeVar("Found")
+_BATCH_SIZE = {"cpu": 128, "cuda": 512}  # a CPU's caches gain nothing by more; halved where a GPU has no room
 
 
 @dataclass(frozen=True)
 class Scored:
     """Logits, scores (sigmoid of them, in [0, 1]) and targets of some rows, in their order."""
 
-    ids: list[str]
+    ids: Sequence[str]
     logits_NK: npt.NDArray[np.float32]
     scores_NK: npt.NDArray[np.float32]
     targets_NK: npt.NDArray[np.uint8]
@@ -37,17 +41,23 @@ class Scored:
     @classmethod
     def of(cls, logits_NK: Tensor, packed: PackedSet, rows: Rows) -> Scored:
         """Raises DivergedError when a score is not finite, naming the first image."""
-        broken = (~torch.isfinite(logits_NK).all(dim=1)).nonzero()
-        if len(broken):
-            name = packed.names[rows[int(broken[0])]]
-            raise DivergedError(
-                f"scores of {len(broken)} images are not finite, first {name}; the network diverged"
-            )
+        refuse_divergence(logits_NK, packed, rows)
         return cls(
-            ids=[packed.ids[row] for row in rows],
+            ids=packed.ids.take(rows),
             logits_NK=logits_NK.numpy(),
             scores_NK=torch.sigmoid(logits_NK).numpy(),
             targets_NK=packed.labels_NK[rows],
+        )
+
+
+def refuse_divergence(logits_NK: Tensor, packed: PackedSet, rows: Rows) -> None:
+    """Raises DivergedError when a score is not finite, naming the first image."""
+    finite_2N = torch.isfinite(torch.stack(tuple(torch.aminmax(logits_NK, dim=1))))  # no copy of all scores
+    broken = (~finite_2N.all(dim=0)).nonzero()
+    if len(broken):
+        name = packed.names[rows[int(broken[0])]]
+        raise DivergedError(
+            f"scores of {len(broken)} images are not finite, first {name}; the network diverged"
         )
 
 
@@ -78,42 +88,73 @@ class Scorer:
 
 @torch.inference_mode()
 def compute_logits(
-    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int = 128
+    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int | None = None
 ) -> list[Tensor]:
     """Logits (N, K) float32 on the CPU of `rows` under each network, all on one device.
 
     Each batch is read once, and brought to each size and normalisation once. Puts the networks into
-    evaluation mode (the caller sets training mode again). Where a GPU has no room for a batch, halves it.
+    evaluation mode (the caller sets training mode again). Where a GPU has no room for a batch, gives up
+    resident pixels, then halves the batch.
     """
-    return shrink_batch_to_fit(functools.partial(_compute_logits, scorers, packed, rows), batch_size)
+    size = batch_size or _BATCH_SIZE[scorers[0].execution.device]
+    if len(scorers) > 1:
+        with contextlib.suppress(torch.OutOfMemoryError):  # of their fused copies, perhaps: then one by one
+            return shrink_batch_to_fit(functools.partial(_compute_logits, scorers, packed, rows), size)
+    found: list[Tensor] = []
+    for each in scorers:
+        found += shrink_batch_to_fit(functools.partial(_compute_logits, [each], packed, rows), size)
+    return found
 
 
 def shrink_batch_to_fit(work: Callable[[int], Found], batch_size: int) -> Found:
-    """What `work` makes with a batch size, halved as often as a GPU has no room for a batch."""
-    try:
-        return work(batch_size)
-    except torch.OutOfMemoryError:
-        if batch_size == 1:
-            raise
-    return shrink_batch_to_fit(work, -(-batch_size // 2))
+    """What `work` makes with a batch size: at first again without resident pixels, then halved until it fits."""
+    released = False
+    while True:
+        try:
+            return work(batch_size)
+        except torch.OutOfMemoryError:
+            if batch_size == 1 and released:
+                raise
+        if not release_memory():
+            released, batch_size = True, -(-batch_size // 2)
+
+
+def release_memory() -> bool:
+    """Give back what a GPU holds without need: pixels or features, and what torch caches. Whether there were any."""
+    had_some = drop_resident()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if had_some:
+        print("out of GPU memory: pixels and features are copied batch by batch from now on", flush=True)
+    return had_some
 
 
 def _compute_logits(
     scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, batch_size: int
 ) -> list[Tensor]:
     scorers = [replace(scorer, net=fuse_conv_bn(scorer.net)) for scorer in scorers]
-    parts: list[list[Tensor]] = [[] for _ in scorers]
-    pixels = pixel_cache(packed, scorers[0].execution.device)
-    for batch in in_order(packed, rows, batch_size, read=pixels.read):
-        images_BHWC = pixels.of(batch)
-        inputs = {kind: to_input(images_BHWC, *kind) for kind in {scorer.input_kind for scorer in scorers}}
-        for scorer, logits in zip(scorers, parts, strict=True):
-            logits.append(scorer.logits(inputs[scorer.input_kind]).cpu())
-    return [torch.cat(logits) for logits in parts]
+    device, spans = scorers[0].execution.device, spans_in_order(len(rows), batch_size)
+    batches = pixel_cache(packed, device).batches(rows, spans)
+
+    def made() -> Iterator[Tensor]:
+        """Logits (scorers, B, K) of each batch."""
+        pictures = one_ahead(lambda: (batch.images_BHWC for batch in batches), device)
+        for images_BHWC, span in zip(pictures, spans, strict=True):
+            report("scoring image", span.start, len(rows))
+            inputs = {kind: to_input(images_BHWC, *kind) for kind in {each.input_kind for each in scorers}}
+            yield torch.stack([scorer.logits(inputs[scorer.input_kind]) for scorer in scorers])
+
+    found_SNK, done = torch.empty(0), 0
+    for logits_SBK in one_behind(made()):  # into one tensor: parts and their whole would be twice the memory
+        if not done:
+            found_SNK = logits_SBK.new_empty(len(scorers), len(rows), logits_SBK.shape[-1])
+        found_SNK[:, done : done + logits_SBK.shape[1]] = logits_SBK
+        done += logits_SBK.shape[1]
+    return list(found_SNK)
 
 
 def compute_scores(
-    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int = 128
+    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int | None = None
 ) -> list[Scored]:
     """Scores of `rows` under each network, in one pass over the images; raises DivergedError."""
     logits = compute_logits(scorers, packed, rows, batch_size=batch_size)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.evaluation.recipes import settings_of
 from pipeline.evaluation.selection import Selection
+from pipeline.report.spending import Spending, spending_of_cells, total_text
 from pipeline.spec import LOWER_IS_BETTER
 from pipeline.spec.names import short, text, varied
 from pipeline.storage.files import read_json_or_empty
@@ -18,6 +19,7 @@ from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
 
+LABELS = 200  # on the page; all are in the file that it names
 _TOGETHER = 3  # so many settings are named of those that change together
 
 
@@ -32,7 +34,7 @@ class CellFacts:
     settings: dict[str, Any]  # dotted key -> value
     epochs: list[dict[str, Any]]
     provenance: dict[str, Any]
-    cost_per_hour: tuple[float, str] | None  # billing units for an hour, and their name
+    spending: Spending
 
     def value(self, metric: str) -> float | None:
         """A metric of the leaderboard; None where the cell is not ranked."""
@@ -92,6 +94,7 @@ class Facts:
     axes: dict[str, dict[str, list[CellFacts]]]  # setting -> value -> cells, where they differ
     rows: list[dict[str, str]]  # the whole leaderboard
     test: dict[str, Any]  # test_metrics.json; {} where no test label is known
+    spent: str = ""  # billing units of all jobs that are over, "" where they are not known
 
     @property
     def trained(self) -> list[CellFacts]:
@@ -125,12 +128,12 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     by_name = {row["cell"]: row for row in rows if row["state"] != "baseline"}
     existing = planned or by_name or sorted(p.parent.name for p in experiment.path.glob("*/spec.yaml"))
     names = dict.fromkeys([*by_name, *existing])  # those of the leaderboard come first, in its order
-    prices = {
-        event["cell"]: (float(event["cost_per_hour"]), str(event["unit"]))
-        for event in read_jsonl(experiment.ledger)
-        if event.get("cost_per_hour") and "cell" in event
-    }
-    cells = [_cell(RunDir(experiment.path / name), by_name.get(name, {}), prices.get(name)) for name in names]
+    events = read_jsonl(experiment.ledger)
+    spent = spending_of_cells(events)
+    cells = [
+        _cell(RunDir(experiment.path / name), by_name.get(name, {}), spent.get(name, Spending()))
+        for name in names
+    ]
     spec = next((cell.settings for cell in cells if cell.settings), {})
     monitor = str(spec.get("train.monitor", "map_macro"))
     by = str(selection.select_by or spec.get("evaluate.select_by", monitor))
@@ -138,11 +141,16 @@ def read_facts(experiment: ExperimentDir, planned: Sequence[str]) -> Facts:
     seeds, comparisons = read_table(experiment.seeds), read_table(experiment.comparisons)
     return Facts(
         experiment, selection, cells, baselines, seeds, comparisons, by, monitor, best, _axes(cells), rows,
-        read_json_or_empty(experiment.test_metrics),
+        read_json_or_empty(experiment.test_metrics), total_text(events),
     )  # fmt: skip
 
 
-def _cell(run: RunDir, row: dict[str, str], cost_per_hour: tuple[float, str] | None) -> CellFacts:
+def smallest(keys: Sequence[float]) -> list[int]:
+    """The places of the `LABELS` smallest, in their own order."""
+    return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:LABELS])
+
+
+def _cell(run: RunDir, row: dict[str, str], spending: Spending) -> CellFacts:
     manifest = run.read_manifest()
     manifest_state = str(manifest.get("state", "missing"))
     state = row.get("state") or manifest_state
@@ -159,7 +167,7 @@ def _cell(run: RunDir, row: dict[str, str], cost_per_hour: tuple[float, str] | N
         settings=settings_of(run),
         epochs=[line for line in read_jsonl(run.metrics) if "validation/loss" in line],
         provenance=_json(run.provenance),
-        cost_per_hour=cost_per_hour,
+        spending=spending,
     )
 
 

@@ -9,7 +9,7 @@ import functools
 import pkgutil
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import Environment
@@ -30,6 +30,11 @@ class Table:
     kinds: Sequence[str] = field(default_factory=tuple)
     anchors: Collection[str] = ()
     is_target: bool = False
+
+    def only(self, columns: Sequence[int]) -> Table:
+        """With these columns."""
+        rows = [[row[i] for i in columns] for row in self.rows]
+        return replace(self, columns=[self.columns[i] for i in columns], rows=rows)
 
     def html(self, shown: int = 50) -> Markup:
         """The table; rows beyond `shown` are folded away."""

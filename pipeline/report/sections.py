@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -13,9 +14,10 @@ from pipeline.evaluation.leaderboard import SETTING
 from pipeline.evaluation.leaderboard_text import method, shown_settings
 from pipeline.report import figures, label_figures
 from pipeline.report.answer import answer, what_next
-from pipeline.report.facts import CellFacts, Facts
+from pipeline.report.facts import LABELS, CellFacts, Facts, smallest
 from pipeline.report.page import Table, cards, fold, glossary, heading, note, paragraph, plain, source, top
 from pipeline.report.selected import selected_cell
+from pipeline.report.spending import clock
 from pipeline.report.words import WORDS
 from pipeline.spec.names import short, text
 from pipeline.spec.question import question
@@ -81,8 +83,8 @@ class Report:
         hours = sum(cell.hours for cell in facts.cells)
         if hours:
             gpu = sum(cell.hours for cell in facts.cells if cell.device.startswith("cuda"))
-            spent = ", ".join(filter(None, [f"{gpu:.2f} GPU hours" if gpu else "no GPU", self._units()]))
-            entries.append(("Training", _clock(hours), spent))
+            spent = ", ".join(filter(None, [f"{gpu:.2f} GPU hours" if gpu else "no GPU", facts.spent]))
+            entries.append(("Training", clock(hours), spent))
         return cards(entries)
 
     def sections(self) -> list[tuple[str, Markup]]:
@@ -98,9 +100,9 @@ class Report:
             ("Words", glossary(WORDS)),
         ]
 
-    def _table(self, name: str, table: Table, shown_rows: int = 50) -> Markup:
+    def _table(self, name: str, table: Table, shown_rows: int = 50, on_page: Table | None = None) -> Markup:
         self.tables[name] = table
-        return table.html(shown_rows) if table.rows else Markup()
+        return (on_page or table).html(shown_rows) if table.rows else Markup()
 
     def _leaderboard(self) -> Markup:
         facts = self.facts
@@ -136,8 +138,12 @@ class Report:
             else "No cell is ranked yet: the table shows each cell's status and its best epoch so far at threshold 0.5."
         )
         earlier = (
-            note("Faint rows are complete cells of an earlier spec or SET.") if "earlier" in kinds else ""
+            note("Faint rows are complete cells of an earlier spec or SET.")
+            if "earlier" in kinds
+            else Markup()
         )
+        mixed = facts.selection.mixed_hardware
+        earlier += note(f"{mixed[0].upper()}{mixed[1:]}.") if mixed else Markup()
         return plot + self._seeds() + html + note(said) + earlier + self._comparisons()
 
     def _seeds(self) -> Markup:
@@ -215,7 +221,14 @@ class Report:
                 [name, *map(plain, [part["images"], part["negative"], *part.get("labels", {}).values()])]
                 for name, part in counts.items()
             ]
-            parts.append(self._table("splits", Table(["split", "images", "negative", *labels], rows)))
+            whole = Table(["split", "images", "negative", *labels], rows)
+            in_validation = self.facts.validation_counts()
+            rarest = smallest([in_validation.get(label, 0) for label in labels])
+            on_page = whole.only([0, 1, 2, *(3 + k for k in rarest)])
+            parts.append(self._table("splits", whole, on_page=on_page))
+            if len(labels) > LABELS:
+                all_in = f"all {len(labels)} are in {display_path(self.facts.selection.split or Path('-'))}"
+                parts.append(note(f"The {LABELS} labels rarest in validation; {all_in}."))
         if report:
             images = int(report["packed"])
             svg = self.plots.add(
@@ -247,11 +260,6 @@ class Report:
         for cell in facts.trained:
             best = cell.best_epoch(facts.curve_by)
             speeds = [value for _, value in cell.curve("train/images_per_s")]
-            units = (
-                f"{cell.hours * cell.cost_per_hour[0]:.2f} {cell.cost_per_hour[1]}"
-                if cell.cost_per_hour
-                else ""
-            )
             spec = display_path(facts.experiment.path / cell.name / "spec.yaml")
             epoch, of = cell.epochs[-1]["epoch"] if cell.epochs else 0, cell.settings.get("train.epochs", "?")
             speed = f"{statistics.median(speeds):.0f}" if speeds else ""
@@ -260,8 +268,9 @@ class Report:
                 f"{best[0]} ({best[1]:.4f})" if best else "",
                 cell.device,
                 speed,
-                _clock(cell.hours),
+                clock(cell.hours),
             ]
+            units = cell.spending.text(cell.hours)
             rows.append([cell.name, cell.state, *done, units, f"make grid SPEC={spec}"])
         table = self._table("cells", Table(_CELLS, rows, is_target=True), 20)
         specs = Markup().join(
@@ -271,17 +280,11 @@ class Report:
         )
         said = (
             "Each cell is a folder of this name beside this page. Training time: steps without scoring and start-up. "
+            "Units: what Slurm accounted for the cell's jobs; with a ~, training time x price. "
             "The command trains the cell where it is missing; elsewhere, save its spec as a file and name that. Equal "
             "spec, data and code give equal weights on a CPU."
         )
         return table + note(said) + specs
-
-    def _units(self) -> str:
-        units: defaultdict[str, float] = defaultdict(float)
-        for cell in self.facts.cells:
-            if cell.cost_per_hour:
-                units[cell.cost_per_hour[1]] += cell.hours * cell.cost_per_hour[0]
-        return ", ".join(f"{value:.1f} {unit}" for unit, value in units.items())
 
     def _provenance(self) -> Markup:
         seen: Counter[tuple[tuple[str, str], ...]] = Counter()
@@ -293,7 +296,8 @@ class Report:
                 texts = {"commit": (code.get("commit") or "none")[:12] + changes}
                 texts |= {"code": str(code.get("digest"))[:12]}
                 texts |= {name: str(facts.get(name)) for name in ("host", "machine")}
-                texts |= {"execution": plain(facts.get("execution", {})), "python": str(facts.get("python"))}
+                texts |= {name: plain(facts.get(name, {})) for name in ("execution", "hardware")}
+                texts |= {"python": str(facts.get("python")), "modules": ", ".join(facts.get("modules", ()))}
                 texts |= {"packages": plain(facts.get("packages", {})), "data": str(facts.get("data"))[:12]}
                 seen[tuple(texts.items())] += 1
         rows = [[str(count), *(text for _, text in texts)] for texts, count in seen.most_common()]
@@ -313,8 +317,3 @@ def _state(cell: CellFacts, facts: Facts) -> str:
 def _mean_sd(row: dict[str, str], name: str) -> str:
     mean, spread = row.get(f"{name}_mean"), row.get(f"{name}_sd")
     return f"{float(mean):.4f} ± {float(spread or 0):.4f}" if mean else ""
-
-
-def _clock(hours: float) -> str:
-    minutes, seconds = divmod(round(3600 * hours), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if hours else ""

@@ -17,16 +17,18 @@ from pipeline.metrics.calibration import ece
 from pipeline.metrics.decision_rule import DecisionRule, Validation
 from pipeline.metrics.multilabel import Decisions
 from pipeline.report import label_figures as figures
-from pipeline.report.facts import Facts
+from pipeline.report.facts import LABELS, Facts, smallest
 from pipeline.report.figures import Plots
 from pipeline.report.page import Table, note, plain
 from pipeline.report.page import gallery as pictures_of
-from pipeline.storage.files import read_json
+from pipeline.storage.files import display_path, read_json
 from pipeline.storage.run_dir import RunDir
 from pipeline.tracking.pictures import jpeg
 
 _COLUMNS = ("label", "support", "predicted", "precision", "recall", "f1", "ap", "threshold", "ece")
 _CONFUSED = 15  # pairs of labels
+_CHUNK = 256  # labels whose pairs are counted at once
+_NAMED = 12  # labels beneath a picture, of each kind
 _CONFUSION = (
     "In per cent. Bright on the right but dark on the left: predicted together, but rarely true together."
 )
@@ -43,19 +45,17 @@ _PX = 128
 _EPS = 1e-6
 
 
-def selected_cell(
-    facts: Facts, plots: Plots, table: Callable[[str, Table], Markup]
-) -> list[tuple[str, Markup]]:
-    """(heading, HTML) of its sections; none before it is evaluated. `table` stores a table, returns its HTML."""
+def selected_cell(facts: Facts, plots: Plots, table: Callable[..., Markup]) -> list[tuple[str, Markup]]:
+    """(heading, HTML) of its sections; none before it is evaluated. `table` is `Report._table`."""
     if facts.best is None:
         return []
     run, selection = RunDir(facts.experiment.path / facts.best.name), facts.selection
     try:
         report = read_json(run.report)
-        cells = [Validation.read(RunDir(facts.experiment.path / name)) for name in selection.cells]
+        runs = [RunDir(facts.experiment.path / name) for name in selection.cells]
+        validation = Validation.mean(map(Validation.read, runs))
     except (OSError, ValueError, CheckpointError):
         return []
-    validation = Validation.mean(cells)
     labels, scores_NK, targets_NK = validation.labels, validation.scores_NK, validation.targets_NK
     decisions_NK = DecisionRule.fit(selection.evaluate, scores_NK, targets_NK)(scores_NK)
     entries, result = report["per_label"], report.get("calibration", {})
@@ -70,11 +70,18 @@ def selected_cell(
     against = plots.add("thresholds", "F1, precision and recall of each label against its threshold",
                         lambda: figures.thresholds(entries, scores_NK, targets_NK))  # fmt: skip
     which = note(f"Of the selected cell, {run.name}; {len(validation.ids)} validation images.")
+    # a label without an image has no F1
+    shown = smallest([entry["f1"] if entry["support"] else 2 for entry in entries])
+    if len(entries) > LABELS:
+        which += note(
+            f"The {LABELS} labels with the lowest F1; all {len(entries)} are in {display_path(run.report)}."
+        )
+    per_label = table("labels", Table(_COLUMNS, rows), on_page=Table(_COLUMNS, [rows[k] for k in shown]))
     rule = note(f"Decided by: {report['threshold']}. The diamond marks the decisions.")
     tuned = against and against + note(_AGAINST)
     ranked = table("confusions", Table(_PAIR, confusions(labels, decisions_NK, targets_NK)))
     return [
-        ("Labels", which + table("labels", Table(_COLUMNS, rows)) + rule + curves + tuned),
+        ("Labels", which + per_label + rule + curves + tuned),
         ("Confusion", confusion and confusion + note(_CONFUSION) + ranked),
         ("Calibration", calibration and calibration + note(_CALIBRATION)),
         ("Gallery", gallery(validation, decisions_NK, selection.packed or Path("-"))),
@@ -83,16 +90,19 @@ def selected_cell(
 
 def confusions(labels: Sequence[str], decisions_NK: Decisions, targets_NK: Decisions) -> list[list[str]]:
     """The label that is most often decided where another one is true and it is not, one row a pair."""
-    actual, absent = targets_NK.astype(np.float64), 1.0 - targets_NK
-    wrong_KK = actual.T @ (decisions_NK * absent)
-    chances_KK = actual.T @ absent
-    order = np.argsort(-wrong_KK, axis=None, kind="stable")[:_CONFUSED]
-    pairs = [divmod(int(place), len(labels)) for place in order]
-    return [
-        [labels[a], labels[b], f"{wrong_KK[a, b]:.0f}", f"{100 * wrong_KK[a, b] / chances_KK[a, b]:.0f} %"]
-        for a, b in pairs
-        if wrong_KK[a, b]
-    ]
+    actual_NK, wrong_NK = targets_NK.astype(np.float32), (decisions_NK > targets_NK).astype(np.float32)
+    found: list[tuple[float, int, int]] = []
+    for start in range(0, len(labels), _CHUNK):  # never all pairs at once; counts are exact below 2**24
+        wrong_CK = actual_NK[:, start : start + _CHUNK].T @ wrong_NK
+        for place in np.argsort(-wrong_CK, axis=None, kind="stable")[:_CONFUSED]:
+            a, b = divmod(int(place), len(labels))
+            found.append((-float(wrong_CK[a, b]), start + a, b))
+    rows = []
+    for wrong, a, b in sorted(found)[:_CONFUSED]:
+        if wrong:
+            chances = float(actual_NK[:, a] @ (1 - actual_NK[:, b]))
+            rows.append([labels[a], labels[b], f"{-wrong:.0f}", f"{-100 * wrong / chances:.0f} %"])
+    return rows
 
 
 def gallery(validation: Validation, decisions_NK: Decisions, packed_dir: Path) -> Markup:
@@ -101,7 +111,8 @@ def gallery(validation: Validation, decisions_NK: Decisions, packed_dir: Path) -
         packed = PackedSet.open(packed_dir, verify=False)
     except DataError:
         return note(f"The packed images ({packed_dir}) are not available, so there are no pictures.")
-    row_of = {image: row for row, image in enumerate(packed.ids)}
+    wanted = set(validation.ids)
+    row_of = {image: row for row, image in enumerate(packed.ids) if image in wanted}
     known_N = np.array([image in row_of for image in validation.ids], bool)
     scores_NK, targets_NK = validation.scores_NK, validation.targets_NK
     score_of_truth_NK = np.where(targets_NK == 1, scores_NK, 1 - scores_NK.astype(np.float64))
@@ -153,7 +164,9 @@ def _lines(validation: Validation, decisions_K: npt.NDArray[np.uint8], i: int) -
         ("wrong", "✗ false positive", predicted & ~actual),
         ("wrong", "✗ false negative", ~predicted & actual),
     ):
-        labels = [f"{validation.labels[k]} {scores[k]:.2f}" for k in np.flatnonzero(chosen)]
+        places = np.flatnonzero(chosen)
+        labels = [f"{validation.labels[k]} {scores[k]:.2f}" for k in places[:_NAMED]]
+        more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
         if labels:
-            lines.append((kind, f"{mark} {', '.join(labels)}"))
+            lines.append((kind, f"{mark} {', '.join(labels)}{more}"))
     return lines or [("ok", "no label, correctly")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,6 +29,7 @@ OUTSIDE: dict[str, Any] = {"identity": False}
 SAME_BATCHES: dict[str, Any] = {"same_batches": "always"}
 # the same, but not of cached features (`train.cached_views`), which depend on it
 SAME_BATCHES_OF_PIXELS: dict[str, Any] = {"same_batches": "pixels"}
+TAGS = ("name", "format", "method")  # the keys that choose between the members of a union
 MARKS = (
     "identity",
     "introduced",
@@ -82,6 +84,14 @@ Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=8, le=2048)]
 Decay = Annotated[Number, Field(ge=0, lt=1)]  # of a running average
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def held(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field of this type may be, or hold in a list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from held(part)
 
 
 class Section(BaseModel):

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.spec import GridSpec, Spec
+from pipeline.spec.explaining import unknown_key
 from pipeline.spec.identity import canonical, digest, flatten
 from pipeline.spec.names import slug, varied
 from pipeline.spec.names import text as shown
-from pipeline.spec.reading import Loaded, assign, check, raise_mistakes
+from pipeline.spec.reading import Loaded, assign, check, is_key, raise_mistakes, spec_parts
 from pipeline.spec.renamed import renamed
 from pipeline.spec.strict_yaml import KeyPath, Mistake, Place
 
@@ -47,7 +48,7 @@ def expand_grid(loaded: Loaded) -> list[Cell]:
     """
     grid, document = loaded.spec.grid, loaded.document
     _check_keys(loaded)
-    _check_renamed(loaded)
+    _check_named(loaded)
     if document.mistakes:
         raise_mistakes(loaded.path, document.mistakes)
     # a cell has no grid; copying it for each of a thousand would cost a million values
@@ -140,7 +141,9 @@ def _check_keys(loaded: Loaded) -> None:
     path: KeyPath
     for key, path in listed:
         if key.split(".")[0] not in _SWEPT:
-            text = f"a grid varies data.* or train.*, e.g. train.optimizer.lr; got `{key}`"
+            is_key = key.split(".")[0] in Spec.model_fields
+            meant = "" if is_key else unknown_key({}, (key,), spec_parts()).removeprefix("unknown key")
+            text = f"a grid varies data.* or train.*, e.g. train.optimizer.lr; got `{key}`{meant}"
             document.mistakes.append(Mistake(document.place(path), path, text))
     for key, values in grid.axes.items():
         if not values:
@@ -152,8 +155,8 @@ def _check_keys(loaded: Loaded) -> None:
         document.mistakes.append(Mistake(document.place(("grid", "seeds")), ("grid", "seeds"), text))
 
 
-def _check_renamed(loaded: Loaded) -> None:
-    """Old names of keys; in `exclude` and `when` they would silently never match."""
+def _check_named(loaded: Loaded) -> None:
+    """Keys that are called otherwise, or that no spec has; in `exclude` and `when` they would never match."""
     grid, document = loaded.spec.grid, loaded.document
     rules: list[tuple[KeyPath, Mapping[str, Any]]] = [(("grid", "axes"), dict.fromkeys(grid.axes))]
     rules += [(("grid", "cells", i), dict.fromkeys(cell)) for i, cell in enumerate(grid.cells)]
@@ -161,8 +164,12 @@ def _check_renamed(loaded: Loaded) -> None:
     rules += [(("run", "resources", i, "when"), r.when) for i, r in enumerate(loaded.spec.run.resources)]
     for path, rule in rules:
         for key, value in rule.items():
-            for text in filter(None, (renamed(full.split(".")) for full in flatten({key: value}))):
-                document.mistakes.append(Mistake(document.place((*path, key)), (*path, key), text))
+            for full in flatten({key: value}):
+                text = renamed(full.split("."))
+                if not text and path[1] not in ("axes", "cells") and not is_key(full):
+                    text = unknown_key({}, tuple(full.split(".")), spec_parts())
+                if text:
+                    document.mistakes.append(Mistake(document.place((*path, key)), (*path, key), text))
 
 
 def _check_overrides(loaded: Loaded, cells: list[Cell]) -> None:

@@ -44,6 +44,10 @@ def varied(cells: Sequence[Settings]) -> list[str]:
 
 
 def _differs(key: str, cells: Sequence[Settings]) -> bool:
+    values = [cell[key] for cell in cells if key in cell]
+    first, plain = values[0], str | int | float | None
+    if all(type(value) is type(first) and value == first for value in values) and isinstance(first, plain):
+        return False  # most keys of a thousand cells
     section = key.rpartition(".")[0]
     tag = next(
         (f"{section}.{tag}" for tag in _TAGS if any(f"{section}.{tag}" in cell for cell in cells)), key

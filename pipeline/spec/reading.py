@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import SpecError
 from pipeline.spec import Spec, expand_path
-from pipeline.spec.reference import describe
-from pipeline.spec.renamed import renamed
-from pipeline.spec.strict_yaml import BOOLEAN_TRAPS, Document, KeyPath, Mistake, Place, parse, read, scalar
+from pipeline.spec.explaining import explain, plain_key
+from pipeline.spec.fields import TAGS, held
+from pipeline.spec.reference import Part, describe, parts
+from pipeline.spec.strict_yaml import (
+    BOOLEAN_TRAPS,
+    Document,
+    KeyPath,
+    Mistake,
+    Place,
+    parse,
+    read,
+    scalar,
+    space_missing,
+)
 from pipeline.storage.files import display_path
-
-_TAGS = ("name", "format", "method")  # the keys that choose between the members of a union
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,17 @@ class Loaded:
         settings = f' SET="{" ".join(kept)}"' if kept else ""
         return f"SPEC={inside}{settings}"
 
+    def place(self, key: str, settings: Container[str] = ()) -> Place:
+        """Where a dotted key was written; `settings` are the keys that the grid assigned."""
+        parts = key.split(".")
+        for length in range(len(parts), 0, -1):
+            if (assigned := ".".join(parts[:length])) in settings:
+                listed = [
+                    path for path in self.document.places if path[:1] == ("grid",) and path[-1] == assigned
+                ]
+                return self.document.place(listed[0] if listed else ("grid",))
+        return self.document.place(tuple(parts))
+
 
 def project_root(spec_path: Path) -> Path:
     """The folder above `experiments/` that holds the spec; for a spec elsewhere, the current folder."""
@@ -60,7 +80,7 @@ def read_spec(path: Path, overrides: Sequence[str] = (), root: Path | None = Non
     if not isinstance(document.value, dict):
         place = Place(display_path(path), 1)
         raise_mistakes(path, [Mistake(place, (), "a spec is a mapping of keys, e.g. `data:` and `train:`")])
-    sets = [split_override(text, document) for text in overrides]
+    sets = _split_overrides(overrides, document)
     _override(document, [(key, value) for key, value in sets if key == ("data",)])
     _include_data(document, root)
     _override(document, [(key, value) for key, value in sets if key and key != ("data",)])
@@ -84,12 +104,12 @@ def check(
     except ValidationError as error:
         known = {mistake.key for mistake in document.mistakes}
         for item in error.errors(include_url=False):
-            key = _plain_key(tree, item["loc"])
+            key = plain_key(tree, item["loc"])
             if key in known:
                 continue
             places = [place for path, place in (assigned_at or {}).items() if key[: len(path)] == path]
             place = places[-1] if places else document.place(key)
-            document.mistakes.append(Mistake(place, key, _explain(dict(item), tree, key)))
+            document.mistakes.append(Mistake(place, key, explain(item, tree, key, spec_parts())))
         return None
 
 
@@ -106,12 +126,52 @@ def raise_mistakes(path: Path, mistakes: Sequence[Mistake]) -> None:
 
 
 def assign(tree: dict[str, Any], key: KeyPath, value: Any) -> None:
-    """Set `value` at `key` in place, making mappings on the way; a mapping already there is replaced."""
-    for part in key[:-1]:
+    """Set `value` at `key` in place, making mappings on the way; a mapping already there is replaced.
+
+    Where a spec leaves a section of a union out, the default member keeps its name: `train.optimizer.lr`
+    is that of the default optimizer.
+    """
+    for length, part in enumerate(key[:-1], 1):
         child = tree.get(part) if isinstance(part, str) else None
+        child = _default_tag(key[:length]) if child is None else child
         tree[str(part)] = child = dict(child) if isinstance(child, dict) else {}
         tree = child
     tree[str(key[-1])] = value
+
+
+@functools.cache
+def _default_tag(key: KeyPath) -> dict[str, str]:
+    """What chooses the default member of the union at `key`, e.g. {name: adam}; {} where there is none."""
+    sections: list[type[BaseModel]] = [Spec]
+    default: Any = None
+    for part in key:
+        field = sections[0].model_fields.get(str(part)) if sections else None
+        if field is None:
+            return {}
+        default = field.get_default(call_default_factory=True)
+        sections = list(held(field.annotation))
+    if len(sections) < 2 or not isinstance(default, BaseModel):
+        return {}
+    return {tag: getattr(default, tag) for tag in TAGS if tag in type(default).model_fields}
+
+
+def is_key(key: str) -> bool:
+    """Whether a spec can have this dotted key, in any member of a union."""
+    sections: list[type[BaseModel]] = [Spec]
+    for part in key.split("."):
+        found = [
+            field for s in sections for name, field in s.model_fields.items() if part == (field.alias or name)
+        ]
+        if not found:
+            return False
+        sections = [section for field in found for section in held(field.annotation)]
+    return True
+
+
+@functools.cache
+def spec_parts() -> tuple[Part, ...]:
+    """Every section of a spec with its keys in words."""
+    return tuple(parts(describe(Spec)))
 
 
 def dump(spec: Spec) -> str:
@@ -137,10 +197,10 @@ def json_schema() -> dict[str, Any]:
 
 def split_override(text: str, document: Document) -> tuple[KeyPath, Any]:
     """`a.b=value` as key and value, its place noted in `document`; a mistake there gives the key ()."""
-    key_text, equals, value_text = text.partition("=")
+    key_text, _, value_text = text.partition("=")
     place = Place(f"--set {text}")
-    if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key_text.strip()):
-        document.mistakes.append(Mistake(place, (), "write key.path=value, e.g. train.epochs=3"))
+    if wrong := _wrong_setting(text):
+        document.mistakes.append(Mistake(place, (), wrong))
         return (), None
     key: KeyPath = tuple(key_text.strip().split("."))
     if value_text[:1] in "[{'\"":
@@ -151,6 +211,31 @@ def split_override(text: str, document: Document) -> tuple[KeyPath, Any]:
         value = scalar(value_text)
     document.places[key] = place
     return key, value
+
+
+def _wrong_setting(text: str) -> str:
+    """What is wrong with the writing of one setting; "" where nothing is."""
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key.strip()):
+        return "write key.path=value, without spaces, e.g. train.epochs=3"
+    if value and value[0] in "[{'\"":
+        opened = sum(map(value.count, "[{")) - sum(map(value.count, "]}"))
+        if opened > 0 or (value[0] in "'\"" and value[-1:] != value[0]):
+            return f"ends at a space inside its value; write none there, or quote the whole: '{key}=[a, b]'"
+    elif re.match(r"[^/]*?[,;](\s*$|\s*[A-Za-z_][\w.-]*=)", value):
+        return f"separate settings by spaces: {re.sub(r'[,;]+', ' ', text).strip()}"
+    return ""
+
+
+def _split_overrides(texts: Sequence[str], document: Document) -> list[tuple[KeyPath, Any]]:
+    """All settings; what follows one that a space cut in two, up to its end, is no mistake of its own."""
+    found, is_rest = [], False
+    for text in texts:
+        if is_rest and "=" not in text:
+            continue
+        found.append(split_override(text, document))
+        is_rest = "=" in text and bool(_wrong_setting(text))
+    return found
 
 
 def _override(document: Document, sets: Sequence[tuple[KeyPath, Any]]) -> None:
@@ -168,6 +253,9 @@ def _include_data(document: Document, root: Path) -> None:
     except ValueError as error:
         document.mistakes.append(Mistake(document.place(("data",)), ("data",), str(error)))
         return
+    if not path.exists() and (missing := space_missing(value)):
+        document.mistakes.append(Mistake(document.place(("data",)), ("data",), missing))
+        return
     included = read(path, name=display_path(path), prefix=("data",))
     document.mistakes += included.mistakes
     document.places.update(included.places)
@@ -177,112 +265,7 @@ def _include_data(document: Document, root: Path) -> None:
         document.mistakes.append(Mistake(Place(display_path(path), 1), ("data",), text))
 
 
-# ---------------------------------------------------------------- explaining
-
-
-def _plain_key(tree: Any, location: tuple[str | int, ...]) -> KeyPath:
-    """pydantic's location without the union tags it holds: `optimizer.adam.lr` -> `optimizer.lr`."""
-    key: list[str | int] = []
-    for part in location:
-        if isinstance(tree, dict) and part not in tree and part in [tree.get(tag) for tag in _TAGS]:
-            continue
-        key.append(part)
-        if isinstance(tree, dict):
-            tree = tree.get(str(part))
-        elif isinstance(tree, tuple) and isinstance(part, int) and part < len(tree):
-            tree = tree[part]
-        else:
-            tree = None
-    while key and isinstance(key[-1], str) and re.search(r"[\[(-]", key[-1]):
-        key.pop()  # pydantic names the member of a plain union ("literal['keep','drop']"): not a key
-    return tuple(key)
-
-
-_EXPECTED = {
-    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-    "finite_number": "a finite number", "string_type": "text", "bool_type": "true or false",
-    "tuple_type": "a list, e.g. [a, b]", "dict_type": "a mapping",
-    "model_type": "a mapping of keys", "model_attributes_type": "a mapping of keys",
-}  # fmt: skip
-
-
-def _explain(item: dict[str, Any], tree: Any, key: KeyPath) -> str:
-    kind, context, value = item["type"], item.get("ctx", {}), item.get("input")
-    if kind == "extra_forbidden":
-        known = sorted(_known_keys(tree, key[:-1]))
-        return renamed(key, known) or f"unknown key{_did_you_mean(str(key[-1]), known)}"
-    if kind == "missing":
-        return "is missing; add it"
-    if kind == "union_tag_not_found":
-        old = [renamed((*key, name)) for name in value] if isinstance(value, dict) else []
-        return "; ".join(
-            filter(None, [f"needs the key {context['discriminator']} (got {_short(value)})", *old])
-        )
-    if kind == "union_tag_invalid":
-        known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-        what = context["discriminator"].strip("'")
-        return f"unknown {what} {context['tag']!r}{_did_you_mean(context['tag'], known)}"
-    if kind == "literal_error":
-        known = re.findall(r"'([^']*)'", context["expected"])
-        return f"got {_short(value)}{_did_you_mean(str(value), known)}"
-    if kind == "value_error":
-        shown = "" if isinstance(value, dict) else f" (got {_short(value)})"
-        return f"{context['error']}{shown}"
-    if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, got {_short(value)}"
-    message = item["msg"].replace("Input should be ", "expected ", 1)
-    return f"{message}, got {_short(value)}"
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = get_close_matches(word, known, n=1)
-    hint = f"; did you mean `{close[0]}`?" if close else ";"
-    return f"{hint} known: {', '.join(known)}" if len(known) <= 24 else hint
-
-
-def _known_keys(tree: Any, key: KeyPath) -> set[str]:
-    """The keys the section at `key` may hold, out of the JSON Schema (tags choose union members)."""
-    node: Any = Spec.model_json_schema()
-    definitions = node["$defs"]
-    for part in key:
-        if isinstance(part, int):  # a list's items are looked for below
-            tree = tree[part] if isinstance(tree, tuple) and part < len(tree) else None
-            continue
-        options = _options(node, definitions, tree)
-        node = {"anyOf": [option["properties"][part] for option in options if part in option["properties"]]}
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return {name for option in _options(node, definitions, tree) for name in option["properties"]}
-
-
-def _options(node: Any, definitions: dict[str, Any], tree: Any) -> list[dict[str, Any]]:
-    """The sections that `node` may be: those whose tag is the tree's, all where it has none of theirs."""
-    options = list(_sections(node, definitions))
-    return [option for option in options if _tag_matches(option, tree)] or options
-
-
-def _sections(node: Any, definitions: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if "$ref" in node:
-        yield from _sections(definitions[node["$ref"].rsplit("/", 1)[1]], definitions)
-    for option in (*node.get("anyOf", ()), *node.get("oneOf", ()), *node.get("allOf", ())):
-        yield from _sections(option, definitions)
-    if node.get("items"):
-        yield from _sections(node["items"], definitions)
-    if "properties" in node:
-        yield node
-
-
-def _tag_matches(section: dict[str, Any], tree: Any) -> bool:
-    for tag in _TAGS:
-        const = section["properties"].get(tag, {}).get("const")
-        if const is not None:
-            default = section["properties"][tag].get("default")
-            return bool(const == (tree.get(tag, default) if isinstance(tree, dict) else None))
-    return True
+# ---------------------------------------------------------------- writing
 
 
 class _Dumper(yaml.SafeDumper):

@@ -10,11 +10,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.spec.fields import MARKS
+from pipeline.spec.fields import MARKS, held
 
 # how pydantic spells the limits of a number inside a list -> JSON Schema
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -75,12 +75,10 @@ def parts(schema: dict[str, Any], path: str = "") -> Iterator[Part]:
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-        for field in annotation.model_fields.values():
+    for section in held(annotation):
+        yield section
+        for field in section.model_fields.values():
             yield from _sections(field.annotation)
-    for part in get_args(annotation):
-        yield from _sections(part)
 
 
 def _texts(section: type[BaseModel]) -> dict[str, str]:

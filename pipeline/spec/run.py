@@ -4,30 +4,48 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.spec.fields import Count, Positive, Section
 
 
 class ResourceRule(Section):
-    """What the cells that match `when` ask of a cluster instead of its profile's `train`."""
+    """What the cells that match `when`, or another stage, ask of a cluster instead of what its profile says."""
 
+    stage: Literal["train", "wrangle", "final"] = "train"
+    """The jobs meant: `train`, `wrangle` (packs the data), or `final` (the leaderboard and the submission)."""
     when: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys and the values they must have, e.g. `{train.model.name: resnet34}`. {}: every cell."""
     partition: str | None = None
-    """The Slurm partition of these cells. null, here and below: as the profile or an earlier rule says."""
+    """The Slurm partition of these jobs. null, here and below: as the profile or an earlier rule says."""
     time_min: Count | None = None
-    """The time limit of their jobs, in minutes."""
+    """The time limit of a job, in minutes."""
     cpus: Count | None = None
     """The CPU cores of a job."""
     mem_gb: Positive | None = None
     """The memory of a job, in GiB. Raise it for cells that are held back as out of memory."""
     gres: str | None = None
-    """Slurm's generic resources of a job, e.g. `gpu:v100:1`."""
+    """Slurm's generic resources of a job, e.g. `gpu:v100:1`. An empty text asks for none."""
+    gpus_per_node: Count | None = None
+    """The GPUs of a job, where a site wants that instead of `gres`."""
+    qos: str | None = None
+    """The quality of service of a job."""
+    constraint: str | None = None
+    """Features that the node of a job must have, as Slurm's `--constraint`."""
+    sbatch: dict[str, Any] = Field(default_factory=dict)
+    """Any other option of sbatch by its long name, e.g. `{mail-type: END}`. An empty value drops an option."""
     cells_per_job: Count | None = None
     """How many cells one job trains. Raise it where cells are short and jobs wait long in the queue."""
     concurrent_cells: Count | None = None
     """How many of a job's cells run at the same time, sharing its GPU and cores."""
+
+    @model_validator(mode="after")
+    def _of_cells(self) -> ResourceRule:
+        if self.stage != "train" and (self.when or self.cells_per_job or self.concurrent_cells):
+            raise ValueError(
+                f"when, cells_per_job and concurrent_cells are of cells; the {self.stage} job has none"
+            )
+        return self
 
 
 class RunSpec(Section):
@@ -39,11 +57,17 @@ class RunSpec(Section):
     """Cells at once on this machine. null: one for each GPU, without GPUs one for each core."""
     threads: Count | None = None
     """CPU threads of each cell on this machine. null: the cores divided by the cells at once."""
+    deterministic: bool = False
+    """`true` holds a GPU to algorithms that repeat their bits, if torch has any (the log names others). Slower."""
+    compile: bool = False
+    """`true` compiles networks with torch.compile: a slower start, perhaps faster steps. It needs a compiler."""
     save_every_min: Positive = 10.0
     """Minutes between saves of the training state within an epoch. A kill loses at most about as much."""
     save_fraction: Positive = 0.02
     """The largest fraction of the time that saving may take; a save waits while it would take more."""
     resources: tuple[ResourceRule, ...] = ()
     """Rules for what cells ask of a cluster. Where several rules match a cell, the later one wins."""
+    account: str | None = None
+    """The project that jobs are charged to. null: LABELGRID_ACCOUNT, SBATCH_ACCOUNT, then your config.yaml."""
     budget_units: Positive | None = None
-    """The most a grid may cost, in the cluster's billing units. `grid` refuses to submit beyond it."""
+    """The most a grid may cost in all, in billing units of its training jobs. `grid` refuses what may cost more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ KeyPath = tuple[str | int, ...]
 _NODE_LIMIT = 200_000  # aliases are expanded, so a "YAML bomb" is stopped by counting
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NO_SPACE = re.compile(r"([A-Za-z_][\w.-]+):([^\s/].*)", re.DOTALL)  # not a URL
 _SPECIAL = {".inf": float("inf"), "-.inf": float("-inf"), "+.inf": float("inf"), ".nan": float("nan")}
 BOOLEAN_TRAPS = frozenset({"on", "off", "yes", "no", "y", "n"})
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it
@@ -97,7 +99,9 @@ def parse(text: str, file: str, prefix: KeyPath = ()) -> Document:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = " ".join(filter(None, (error.context, error.problem)))
-        document.mistakes.append(Mistake(Place(file, line), (), f"not valid YAML: {problem}"))
+        document.mistakes.append(
+            _slip(text, file, line) or Mistake(Place(file, line), (), f"not valid YAML: {problem}")
+        )
         return document
     except (yaml.YAMLError, ValueError) as error:
         document.mistakes.append(Mistake(start, (), f"not valid YAML: {str(error).splitlines()[0]}"))
@@ -121,11 +125,43 @@ def read(path: Path, name: str | None = None, prefix: KeyPath = ()) -> Document:
     except UnicodeDecodeError as error:
         text = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:
-        text = f"cannot be read: {error.strerror or error}"
-        beside = sorted(other.name for other in path.parent.glob("*.yaml"))
-        if isinstance(error, FileNotFoundError) and beside:
-            text += f"; beside it there are {', '.join(beside)}"
+        text = f"cannot be read: {error.strerror or error}{_others(path, error)}"
     return Document(value=None, mistakes=[Mistake(Place(name), (), text)])
+
+
+def space_missing(text: str) -> str:
+    """What to say of `key:value`, which YAML reads as one word; "" of anything else."""
+    match = _NO_SPACE.fullmatch(text)
+    return f"a space is missing after the colon; write `{match[1]}: {match[2]}`" if match else ""
+
+
+def _slip(text: str, file: str, line: int) -> Mistake | None:
+    """The slip of the hand at or before a line that the parser stumbled over, where there is a known one."""
+    written = text.splitlines()[:line]
+    for number, here in reversed([*enumerate(written, 1)][-2:]):
+        if "\t" in here[: len(here) - len(here.lstrip())]:
+            return Mistake(Place(file, number), (), "a tab in the indentation; use spaces")
+        if missing := space_missing(here.strip().removeprefix("- ")):
+            return Mistake(Place(file, number), (), missing)
+    return None
+
+
+def _others(path: Path, error: OSError) -> str:
+    """Which file may have been meant by one that is not there: of this name, or of a near one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ""
+    where = "" if path.is_absolute() else f" in {Path.cwd()}, where a relative path starts"
+    likely = dict.fromkeys((path.parent, path.parent / "experiments", Path("experiments")))
+    folders = [folder for folder in likely if folder.is_dir()]
+    files = {str(other): other.name for folder in folders for other in sorted(folder.glob("[!.]*.yaml"))}
+    names = [path.name, f"{path.name}.yaml", f"{path.stem}.yaml"]
+    meant = [file for file, name in files.items() if name in names]
+    near = get_close_matches(path.stem, [Path(name).stem for name in files.values()], n=1)
+    meant += [file for file, name in files.items() if Path(name).stem in near]
+    if meant:
+        return f"{where}; did you mean {meant[0]}?"
+    beside = [name for file, name in files.items() if Path(file).parent == path.parent] or [*files]
+    return f"{where}; beside it there are {', '.join(beside[:12])}" if beside else where
 
 
 class _TooLargeError(Exception):

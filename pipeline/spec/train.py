@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
@@ -42,7 +43,13 @@ def _weights(value: Any, info: ValidationInfo) -> Any:
         raise ValueError("name the weights, e.g. IMAGENET1K_V1: DEFAULT means others in another torchvision")
     if value == "none" or (isinstance(value, str) and _NAMED_WEIGHTS.fullmatch(value)):
         return value
-    return resolve_path(value, info)
+    path = resolve_path(value, info)
+    is_word = isinstance(value, bool) or (isinstance(value, str) and re.fullmatch(r"\w*", value))
+    if is_word and info.context and not (isinstance(path, str) and Path(path).exists()):
+        raise ValueError(
+            "name published weights, IMAGENET1K_V1 or another of torchvision's, or the path of a file, or write none"
+        )
+    return path
 
 
 class ModelSpec(Section):

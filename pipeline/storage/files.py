@@ -7,12 +7,17 @@ import csv
 import hashlib
 import json
 import os
+import stat
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import PipelineError
+
+_UMASK = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -84,6 +89,28 @@ def display_path(path: Path) -> str:
         return str(path)
 
 
+def near_names(path: Path) -> str:
+    """What there is instead of a path that is not there, to be put behind a message; "" where nothing helps."""
+    missing = path
+    while not missing.parent.is_dir() and missing != missing.parent:
+        missing = missing.parent
+    if missing != path:
+        return f"; the folder {missing} is not there either"
+    try:
+        names = {
+            name.lower(): name for name in sorted(p.name for p in path.parent.iterdir()) if name[0] != "."
+        }
+    except OSError:
+        return ""
+    near = get_close_matches(path.name.lower(), names, n=3, cutoff=0.7)
+    if near:
+        return f"; the nearest names there: {', '.join(names[name] for name in near)}"
+    shown = ", ".join([*names.values()][:5])
+    return (
+        f"; its folder holds {shown}{' ...' if len(names) > 5 else ''}" if shown else "; its folder is empty"
+    )
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """`value` as indented JSON, atomically, with a digest of itself as the last key, `checksum`."""
     content = {name: part for name, part in value.items() if name != "checksum"}
@@ -141,9 +168,22 @@ def sha256_file(path: Path) -> str:
 
 def umask() -> int:
     """The permissions this process takes from new files."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:  # it is read by setting it; two threads that read at once could leave it at 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
+
+
+def share_with_group(folder: Path) -> None:
+    """Let this process's files be written by the group too, where the folder (or its nearest parent) is its group's.
+
+    People who share a project write into each other's experiments; a umask of 022 would lock them out.
+    """
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            if place.stat().st_mode & stat.S_IWGRP:
+                os.umask(umask() & ~0o070)
+            return
 
 
 def _fsync_folder(folder: Path) -> None:

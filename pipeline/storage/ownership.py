@@ -42,6 +42,29 @@ def owned(folder: Path, what: str = "this cell") -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def owned_in_turn(path: Path, what: str, *, wait_s: float = 600.0) -> Iterator[None]:
+    """Own the lock file `path` once its owner has let go of it; raises TrainingError after `wait_s`."""
+    lock, deadline, said = _Lock(path, what), time.monotonic() + wait_s, False
+    while True:
+        try:
+            lock.take()
+            break
+        except TrainingError as error:
+            if time.monotonic() > deadline:
+                raise
+            if not said:
+                print(f"waiting: {error}", flush=True)
+            said = True
+            time.sleep(0.2)
+        except OSError as error:
+            raise PipelineError(write_failed(path, error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def check_owned(folder: Path) -> None:
     """Raise TrainingError if this process owned `folder` and another has taken it over since."""
     if folder in _held and not _held[folder].is_ours():
@@ -76,7 +99,13 @@ class _Lock:
                 self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
             except FileExistsError:
                 self._remove_if_stale()
-        self._write(0)
+        try:
+            self._write(0)
+        except OSError:  # a full disk: an empty file would keep others waiting
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self.path.unlink(missing_ok=True)
+            raise
         threading.Thread(target=self._beat, daemon=True).start()
 
     def release(self) -> None:

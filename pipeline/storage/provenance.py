@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "submitit", "tensorboard")
+# OpenCV comes under four names, and from a site's own module under none
+_OPENCV = [f"opencv-{kind}python{end}" for kind in ("", "contrib-") for end in ("-headless", "")]
 _DIFF_LIMIT = 1_000_000  # characters
 _ROOT = Path(__file__).resolve().parents[2]
 CODE_FILE = "code.json"  # of a snapshot, inside the package
 
 
 def provenance() -> dict[str, Any]:
-    """Host, interpreter, package versions, and the code: digest, commit, uncommitted changes."""
+    """Host, interpreter, package versions, loaded modules, and the code: digest, commit, uncommitted changes."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES} | {"opencv": _opencv()},
+        "modules": [name for name in os.environ.get("LOADEDMODULES", "").split(":") if name],
         "code": code(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "command": sys.argv,
@@ -68,6 +71,11 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _opencv() -> str | None:
+    loaded = getattr(sys.modules.get("cv2"), "__version__", None)
+    return str(loaded) if loaded else next(filter(None, map(_version, _OPENCV)), None)
 
 
 def _git(*arguments: str) -> str | None:

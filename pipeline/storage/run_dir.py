@@ -38,6 +38,7 @@ class ExperimentDir:
     leaderboard = _File("leaderboard.csv", "A row per cell and baseline.")
     seeds = _File("leaderboard_seeds.csv", "Cells that were trained with several seeds: mean and spread.")
     comparisons = _File("comparisons.csv", "The best cells, two by two: which is significantly better.")
+    baselines = _File("baselines.json", "The metrics of the baselines: measured once, read again.")
     report = _File("report.html", "The page to look at.")
     figures = _File("figures", "The report's figures as PDF and PNG, its tables as CSV.")
     selected = _File("selected.json", "The cell the submission is made of, and why.")
@@ -106,6 +107,11 @@ class RunDir:
         "scores_test.npz", "ids, labels, scores of the test images under the best checkpoint."
     )
     report = _File("report.json", "What evaluate found: thresholds, metrics, the table per label.")
+    evaluation = _File(
+        "evaluation.npz",
+        "The same metrics, and each under every bootstrap resample: measured once, read again.",
+    )
+    card = _File("MODEL_CARD.md", "Of the selected cell: its data, recipe, metrics and limits, for people.")
     log = _File("log.txt", "What the cell's process printed.")
 
     def read_manifest(self) -> dict[str, Any]:
@@ -118,7 +124,12 @@ class RunDir:
         manifest = self.read_manifest()
         return str(manifest.get("state", "new")) if manifest.get("identity") == identity else "new"
 
-    def write_manifest(self, identity: str, state: str, *, error: str | None = None) -> None:
+    def faults(self, identity: str) -> int:
+        """How often a GPU failed under the cell of this identity since it was begun."""
+        manifest = self.read_manifest()
+        return int(manifest.get("faults", 0)) if manifest.get("identity") == identity else 0
+
+    def write_manifest(self, identity: str, state: str, *, error: str | None = None, faults: int = 0) -> None:
         """Record the state; for `done`, with size and SHA-256 of every artifact of training."""
         self.check_owned()
         files = {}
@@ -128,7 +139,8 @@ class RunDir:
                 if path.exists():
                     files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         manifest = {"version": MANIFEST_VERSION, "identity": identity, "state": state, "files": files}
-        write_json(self.manifest, manifest | ({"error": error} if error else {}))
+        more = {"error": error, "faults": faults}
+        write_json(self.manifest, manifest | {name: value for name, value in more.items() if value})
 
     def why_not_done(self, identity: str) -> str | None:
         """None when the cell is complete and of this identity (sizes compared), else why not, in a few words."""
@@ -155,14 +167,20 @@ class RunDir:
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
-    def verify(self, path: Path) -> Path:
-        """`path` itself once its digest matches the manifest; else a CheckpointError that names it."""
-        expected = self.read_manifest().get("files", {}).get(path.name)
+    def digests_of(self, *paths: Path) -> list[str]:
+        """The SHA-256 of artifacts by the manifest, "" of one that is not in there."""
+        files = self.read_manifest().get("files", {})
+        return [str(files.get(path.name, {}).get("sha256", "")) for path in paths]
+
+    def verify(self, path: Path, *others: Path) -> Path:
+        """`path` itself once each digest matches the manifest; else a CheckpointError that names the file."""
         remedy = f"delete {self.path} and run `make grid` again"
-        if expected is None or not path.exists():
-            raise CheckpointError(f"{path}: is not there (or was never finished); {remedy}")
-        if sha256_file(path) != expected["sha256"]:
-            raise CheckpointError(f"{path}: does not match its digest in manifest.json; {remedy}")
+        paths = (path, *others)
+        for each, expected in zip(paths, self.digests_of(*paths), strict=True):
+            if not expected or not each.exists():
+                raise CheckpointError(f"{each}: is not there (or was never finished); {remedy}")
+            if sha256_file(each) != expected:
+                raise CheckpointError(f"{each}: does not match its digest in manifest.json; {remedy}")
         return path
 
     def owned(self) -> AbstractContextManager[None]:

@@ -7,9 +7,40 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import DivergedError, PipelineError
+from pipeline.errors import DivergedError, PipelineError, TrainingError
 from pipeline.storage.files import free_space
 from pipeline.storage.run_dir import RunDir
+
+GPU_FAILED_UNDER = "the GPU failed under it"
+MOST_FAULTS = 3  # of a GPU under one cell, before the cell counts as failed
+
+
+_FAULTS = ("CUDA error: ", "HIP error: ", "CUDA driver error: ", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+# what a full GPU says at a first product, and what leaves the process usable
+_NO_MEMORY = (
+    "CUDA error: out of memory",
+    "HIP out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)
+_NO_FAULTS = ("no kernel image", "invalid configuration argument", "invalid device ordinal")
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether the GPU itself failed (its memory, its bus, an assert in a kernel): this process cannot use it again."""
+    text = str(error)
+    # torch has a class for it since 2.8, and a plain RuntimeError before
+    by_device = type(error).__name__ == "AcceleratorError" or (
+        isinstance(error, RuntimeError) and text.startswith(_FAULTS)
+    )
+    return by_device and not any(other in text for other in (*_NO_MEMORY, *_NO_FAULTS))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU had no room; outside torch's allocator, libraries say so in their own words."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    )
 
 
 class Attempt:
@@ -21,7 +52,7 @@ class Attempt:
     def __init__(self, run: RunDir, identity: str, log: Path | None = None) -> None:
         self.run, self.identity, self.log = run, identity, log
         self.error: Exception | None = None
-        self.is_done = False
+        self.is_done = self.has_saved = False
 
     @contextlib.contextmanager
     def isolated(self) -> Iterator[None]:
@@ -33,7 +64,9 @@ class Attempt:
                 stack.enter_context(contextlib.redirect_stderr(file))
             try:
                 yield
-            except Exception as error:  # noqa: BLE001 - recorded: the other cells go on
+            except Exception as error:
+                if is_device_fault(error):
+                    raise  # every cell of this process would meet it, and none is to blame
                 self.fail(error)
 
     def fail(self, error: Exception) -> None:
@@ -43,7 +76,7 @@ class Attempt:
         if isinstance(error, OSError):  # what the machine is short of
             where = error.filename or self.run.path
             text = f"{where}: {error.strerror or error} ({free_space(self.run.path)}); use another place"
-        elif type(error).__name__ == "OutOfMemoryError":  # torch's, of the GPU
+        elif is_out_of_memory(error):
             text = "out of GPU memory; try a smaller train.batch_size or train.image_px"
         elif not isinstance(error, PipelineError):
             traceback.print_exception(error)
@@ -52,6 +85,32 @@ class Attempt:
         with contextlib.suppress(PipelineError):  # a full disk, or a folder that is another process's by now
             self.run.write_manifest(self.identity, state, error=text.splitlines()[0])
         print(f"error: {text}", flush=True)
+
+    def device_failed(self, error: Exception) -> None:
+        """The GPU failed under this cell and perhaps others: unfinished, unless that happened too often."""
+        # one that has come further since is not stuck
+        faults = 1 if self.has_saved else self.run.faults(self.identity) + 1
+        reason = str(error).splitlines()[0]
+        if faults == MOST_FAULTS:
+            self.fail(
+                TrainingError(
+                    f"{GPU_FAILED_UNDER} {faults} times, last: {reason}; look for what the cells share (a "
+                    "driver, a node, a label out of range), then `make grid` goes on from the last save"
+                )
+            )
+            return
+        with contextlib.suppress(PipelineError, OSError):
+            self.run.write_manifest(self.identity, "started", faults=faults)
+        with self.isolated():
+            print(
+                f"error: the GPU failed ({reason}), and no cell can go on in this process; the next start resumes "
+                f"from the last save (attempt {faults} of {MOST_FAULTS})",
+                flush=True,
+            )
+
+    def saved(self) -> None:
+        """Its state is on the disk."""
+        self.has_saved = True
 
     def done(self) -> None:
         """Every artifact is in place."""

@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.data.transfer import tensors_to_host, wait_for_copies
 from pipeline.metrics.thresholds import tune_per_label
 from pipeline.models.checkpoint import save_checkpoint
 from pipeline.models.scoring import Scored
 from pipeline.spec import LOWER_IS_BETTER
 from pipeline.storage.run_dir import RunDir
+from pipeline.storage.write_behind import Writer
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,9 @@ class BestKeeper:
     `description` is written beside the weights: all that predicting needs, so that nothing is mismatched.
     """
 
-    def __init__(
-        self, run: RunDir, monitor: str, description: Mapping[str, Any], best: BestEpoch | None = None
-    ) -> None:
-        self.run, self.monitor, self.description, self.best = run, monitor, description, best
+    def __init__(self, run: RunDir, monitor: str, description: Mapping[str, Any], writer: Writer) -> None:
+        self.run, self.monitor, self.description, self.writer = run, monitor, description, writer
+        self.best: BestEpoch | None = None
         self.scored: Scored | None = None  # the best epoch's validation, where this process did it
         self.thresholds_saved = False  # whether the saved weights have their thresholds with them
         self._unsaved: dict[str, Tensor] | None = None
@@ -56,7 +57,7 @@ class BestKeeper:
         """
         if self.best is None or self.best.is_beaten_by(self.monitor, epoch.value, epoch.loss):
             self.best = epoch
-            self._unsaved = {name: each.to("cpu", copy=True) for name, each in net.state_dict().items()}
+            self._unsaved = tensors_to_host(net.state_dict())
             self.scored = scored
             return True
         self.best = replace(self.best, waited=self.best.waited + informative)
@@ -69,6 +70,7 @@ class BestKeeper:
     def save_if_new(self, scored: Scored | None) -> None:
         """Write the best weights where they are not saved yet; with final scores if they are known."""
         if self._unsaved is not None:
+            wait_for_copies()
             self.save(self._unsaved, scored)
             self._unsaved = None
 
@@ -80,5 +82,5 @@ class BestKeeper:
         if scored is not None:
             thresholds = {"per_label": tune_per_label(scored.scores_NK, scored.targets_NK).tolist()}
         state = {**self.description, "model": model, "best": asdict(self.best), "thresholds": thresholds}
-        save_checkpoint(self.run.checkpoint_best, state)
+        save_checkpoint(self.run.checkpoint_best, state, writer=self.writer)
         self.thresholds_saved = scored is not None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data.augment import Augmentation
 from pipeline.data.loading import Rows, Stream
 from pipeline.data.mixing import Mixing
-from pipeline.data.pixel_cache import fits_on_gpu, pixel_cache
+from pipeline.data.pixel_cache import DROPPABLE, fits_on_gpu, pixel_cache
+from pipeline.data.transfer import one_ahead, one_behind, to_device
 from pipeline.models.build import trainable_part
 from pipeline.models.features import FEATURE_BATCH, FrozenNetwork, channels_first, positions_of
 from pipeline.models.fusing import fuse_conv_bn
-from pipeline.models.scoring import Scorer, compute_logits
+from pipeline.models.scoring import Scorer, compute_logits, shrink_batch_to_fit
 from pipeline.spec import TrainSpec
+from pipeline.storage.host import memory_available
 from pipeline.training.learner import Learner
+
+_HOST_SHARE = 0.25  # of the memory that is free, for features of all views
 
 
 class Feed(Protocol):
@@ -34,12 +38,14 @@ class Feed(Protocol):
         ...
 
 
-def build_feed(learner: Learner) -> Feed:
-    """Pixels, or with `train.cached_views` the features of the frozen part."""
+def build_feed(learner: Learner, stopped: Callable[[], bool] = lambda: False) -> Feed:
+    """Pixels, or with `train.cached_views` the features of the frozen part; raises Stopped while these are made."""
     data = learner.data
     if learner.train.cached_views is None:
         return PixelFeed(learner.train, learner.stream, data.validation, learner.execution.device)
-    frozen = FrozenNetwork(learner.net, learner.train, data.packed, learner.execution)
+    frozen = FrozenNetwork(
+        learner.net, learner.train, data.packed, learner.execution, folder=data.features, stopped=stopped
+    )
     return FeatureFeed(frozen, learner.stream, data.validation)
 
 
@@ -52,16 +58,19 @@ class PixelFeed:
 
     def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs (B, C, S, S), targets (B, K)) from `first_step` of `epoch` on."""
-        recipe, stream, pixels = self.recipe, self.stream, pixel_cache(self.stream.packed, self.device)
-        augmentation = Augmentation(recipe.augment, recipe.seed, epoch, stream.images)
-        mixing = Mixing(recipe.augment, recipe.seed, epoch, stream.images)
-        for batch in stream.batches(epoch, first_step, read=pixels.read):
-            images_BHWC = pixels.of(batch)
-            inputs_BCHW = augmentation(
-                images_BHWC, batch.positions_B, recipe.image_px, recipe.model.normalisation
-            )
-            targets_BK = torch.from_numpy(batch.targets_BK).to(self.device).float()
-            yield mixing(inputs_BCHW, targets_BK, batch.positions_B)
+        recipe, stream, spans = self.recipe, self.stream, self.stream.spans
+        pixels = pixel_cache(stream.packed, self.device)
+        augmentation = Augmentation(recipe.augment, recipe.seed, epoch, spans)
+        mixing = Mixing(recipe.augment, recipe.seed, epoch, spans, recipe.image_px)
+
+        def made() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in pixels.batches(stream.order(epoch), spans[first_step:]):
+                inputs_BCHW = augmentation(
+                    batch.images_BHWC, batch.span, recipe.image_px, recipe.model.normalisation
+                )
+                yield mixing(inputs_BCHW, batch.targets_BK, batch.span)
+
+        return one_ahead(made, self.device)
 
     def logits(self, scorers: Sequence[Scorer]) -> list[Tensor]:
         """Of the validation images, under each."""
@@ -76,23 +85,56 @@ class FeatureFeed:
         self._device = frozen.execution.device
         self.steps_per_epoch = stream.steps_per_epoch
         self._positions = positions_of(stream.rows, len(frozen.packed))
-        self._view: tuple[int, Tensor] | None = None
+        self._labels_NK = to_device(frozen.packed.labels_NK, self._device)
+        self._views: dict[int, Tensor] = {}
+        self._may_be_resident = self._device != "cpu"
         self._rows = validation
-        self._validation = frozen.plain(validation)
+        self._validation = self._placed(frozen.plain(validation))
+        DROPPABLE.add(self)
 
     def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(features (B, ...), targets (B, K)) from `first_step` of `epoch` on; epochs take the views in turn."""
-        view = epoch % self.frozen.views
-        if self._view is None or self._view[0] != view:
-            self._view = None  # two would be twice the memory
-            features = self.frozen.augmented(self._stream.rows, view)
-            on_gpu = self._device == "cuda" and fits_on_gpu(features.nbytes)
-            self._view = (view, features.to(self._device) if on_gpu else features)
-        features = self._view[1]
-        for batch in self._stream.batches(epoch, first_step, read=False):
-            chosen = torch.from_numpy(self._positions[batch.rows_B]).to(features.device)
-            targets_BK = torch.from_numpy(batch.targets_BK).to(self._device).float()
-            yield channels_first(features[chosen].to(self._device)), targets_BK
+        order, spans = self._stream.order(epoch), self._stream.spans[first_step:]
+        rows_N = to_device(order, self._device)
+        features = self._view(epoch % self.frozen.views)
+
+        def made() -> Iterator[tuple[Tensor, Tensor]]:
+            chosen_N = to_device(self._positions[order], features.device)
+            for span in spans:
+                inputs = to_device(features[chosen_N[span]], self._device)
+                yield channels_first(inputs), self._labels_NK[rows_N[span]].float()
+
+        return one_ahead(made, self._device)
+
+    def _view(self, view: int) -> Tensor:
+        """A view's features: kept in memory where all views fit, else read anew when its turn comes."""
+        if view not in self._views:
+            if self._views and not self._keeps_all():
+                self._views.clear()  # before the next one is read: two would be twice the memory
+            self._views[view] = self._placed(self.frozen.augmented(self._stream.rows, view))
+        return self._views[view]
+
+    def _keeps_all(self) -> bool:
+        """Whether there is room for those to come, each as large as these, in the host's memory."""
+        size = max(features.nbytes for features in self._views.values())
+        return (self.frozen.views - len(self._views)) * size <= _HOST_SHARE * memory_available()
+
+    def _placed(self, features: Tensor) -> Tensor:
+        """On the GPU where there is room."""
+        held = sum(view.nbytes for view in self._views.values() if view.device.type != "cpu")
+        if not self._may_be_resident or not fits_on_gpu(features.nbytes, held):
+            return features
+        return to_device(features, self._device)
+
+    def drop(self) -> bool:
+        """Take the features off the GPU, for good; whether there were any."""
+        self._may_be_resident = False
+        if all(features.device.type == "cpu" for features in (*self._views.values(), self._validation)):
+            return False
+        torch.cuda.synchronize()  # another stream may still be reading them
+        self._views = {view: features.cpu() for view, features in self._views.items()}
+        self._validation = self._validation.cpu()
+        return True
 
     @torch.inference_mode()
     def logits(self, scorers: Sequence[Scorer]) -> list[Tensor]:
@@ -100,10 +142,14 @@ class FeatureFeed:
         train = self.frozen.train
         if any(scorer.flips or scorer.image_px != train.image_px for scorer in scorers):
             return compute_logits(scorers, self.frozen.packed, self._rows)
-        result = []
-        for scorer in scorers:
-            part = fuse_conv_bn(trainable_part(scorer.net, train.model))
-            with scorer.execution.autocast():
-                batches = [channels_first(b.to(self._device)) for b in self._validation.split(FEATURE_BATCH)]
-                result.append(torch.cat([part(batch).float().cpu() for batch in batches]))
-        return result
+        return [
+            self._logits(scorer, fuse_conv_bn(trainable_part(scorer.net, train.model))) for scorer in scorers
+        ]
+
+    def _logits(self, scorer: Scorer, part: nn.Module) -> Tensor:
+        def made(batch_size: int) -> Iterator[Tensor]:
+            for features in self._validation.split(batch_size):
+                with scorer.execution.autocast():
+                    yield part(channels_first(to_device(features, self._device))).float()
+
+        return shrink_batch_to_fit(lambda size: torch.cat(list(one_behind(made(size)))), FEATURE_BATCH)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.data.loading import Rows, Stream
 from pipeline.data.packed import PackedSet
-from pipeline.data.sampling import expected_repeats
-from pipeline.errors import DivergedError, TrainingError
+from pipeline.data.sampling import expected_repeats, label_shares
+from pipeline.errors import TrainingError
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.metrics.thresholds import decide
 from pipeline.models.build import (
@@ -28,16 +27,18 @@ from pipeline.models.device import ExecutionConfig
 from pipeline.models.scoring import Scored, Scorer
 from pipeline.spec import SamplingSpec, Spec, needs_decisions
 from pipeline.spec.identity import flatten
+from pipeline.storage.write_behind import Writer
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.attempt import Attempt
+from pipeline.training.batch_norm import Statistics, refuse_single_images
+from pipeline.training.compiling import compiled
+from pipeline.training.divergence import Watch
 from pipeline.training.early_stopping import BestEpoch, BestKeeper
 from pipeline.training.ema import WeightAverage
-from pipeline.training.losses import build_loss, unsound_logits
+from pipeline.training.losses import build_loss
 from pipeline.training.optim import build_optimizer
 from pipeline.training.schedules import PlateauState, lr_scale, momentum_at
 from pipeline.training.state import CHECKPOINT_VERSION, TrainState
-
-_REMEDY = "try a lower train.optimizer.lr, a warm-up or clip_grad_norm. The last good checkpoint is kept"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class CellData:
     packed: PackedSet
     train: Rows
     validation: Rows
+    features: Path | None = None  # where kept ones are; None: beside the packed set
 
 
 class Learner:
@@ -59,15 +61,17 @@ class Learner:
         for problem in problems:
             then = "resuming from the previous one" if state else "training from the start"
             print(f"Ignoring damaged checkpoint: {problem}; {then}.", flush=True)
-        execution = ExecutionConfig.choose(spec.run.device, self.train.precision, spec.run.threads)
-        self.execution = ExecutionConfig(**state.execution) if state else execution
+        self.execution = self._execution(state)
         self.execution.apply()
         torch.manual_seed(self.train.seed)
         self._build_network(weights)
         self._build_optimizer()
         self.plateau = PlateauState()
         self.step = self.epoch = 0
-        self.best_keeper = BestKeeper(self.run, self.train.monitor, self._description())
+        self.postponed = False  # taken off the GPU until others are done
+        self.second_tries = 0  # of steps that found no memory
+        self.writer = Writer(behind=self.execution.device != "cpu")  # a CPU's memory has no room for a copy
+        self.best_keeper = BestKeeper(self.run, self.train.monitor, self._description(), self.writer)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.execution.device)
         self.images = 0
         if state:
@@ -78,6 +82,30 @@ class Learner:
             monitor=self.train.monitor, ranked_by=spec.evaluate.select_by,
         )  # fmt: skip
 
+    def _execution(self, state: TrainState | None) -> ExecutionConfig:
+        """As it was begun. A CPU in a job that has a GPU is refused: hours of it would be paid for nothing."""
+        run = self.spec.run
+        chosen = ExecutionConfig.choose(
+            run.device,
+            self.train.precision,
+            run.threads,
+            deterministic=run.deterministic,
+            compiled=run.compile,
+        )
+        if state is None:
+            return chosen
+        begun = ExecutionConfig(**state.execution)
+        for name in ("precision", "deterministic", "compiled"):
+            if getattr(begun, name) != getattr(chosen, name):
+                print(f"goes on with {name} {getattr(begun, name)}, as it was begun", flush=True)
+        if begun.device == "cpu" and chosen.device == "cuda":
+            raise TrainingError(
+                f"was begun on a CPU (step {state.step}), and here is a GPU: to go on on the CPU set run.device=cpu, "
+                f"to begin anew on the GPU delete {self.run.path}"
+            )
+        # another start may find more memory; only with the same parts of a batch are the bits the same
+        return begun if begun.deterministic else replace(begun, micro_batch=None)
+
     def _build_network(self, weights: Path | None) -> None:
         """Network, batches and weight average; the order of random draws is part of the result."""
         model, data = self.train.model, self.data
@@ -87,23 +115,17 @@ class Learner:
         repeats_N = None if sampling == SamplingSpec() else expected_repeats(sampling, targets_NK)
         self.stream = Stream(data.packed, data.train, self.train.batch_size, self.train.seed, repeats_N)
         if model.head_bias == "prior":
-            init_bias_to_prior(net, model.name, np.average(targets_NK, axis=0, weights=repeats_N))
+            init_bias_to_prior(net, model.name, label_shares(targets_NK, repeats_N))
         self.net = net.to(self.execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
         self._trainable = trainable_part(self.net, model)
-        self._refuse_single_images()
+        refuse_single_images(self._trainable, self.train.batch_size, self.train.model.name)
         # what batches go through: with cached features, the rest of the network was run already
         self.trained = self.net if self.train.cached_views is None else self._trainable
+        if self.execution.compiled:
+            self.trained = compiled(self.trained)
+        self.statistics = Statistics(self._trainable)
         horizon = self.train.ema_epochs * self.stream.steps_per_epoch
         self.average = WeightAverage(self.net, horizon) if horizon else None
-
-    def _refuse_single_images(self) -> None:
-        """Batch norm has no statistics of one image, where its features are one pixel large; and bad ones of any."""
-        norms = [m for m in self._trainable.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if norms and self.train.batch_size == 1:
-            raise TrainingError(
-                f"train.batch_size: 1: {self.train.model.name} has batch norm, which takes its statistics from the "
-                "images of a step; write 2 or more, or take a network without it (vit, swin, convnext)"
-            )
 
     def _build_optimizer(self) -> None:
         targets_NK = self.data.packed.labels_NK[self.data.train]
@@ -114,6 +136,7 @@ class Learner:
         self.scaler = self.execution.scaler()
         self.loss = build_loss(self.train.loss, targets_NK, self.execution.device)
         self._cpu_loss = build_loss(self.train.loss, targets_NK)
+        self.watch = Watch(self._cpu_loss, self.train.loss.name, targets_NK.shape[1])
 
     def _description(self) -> dict[str, Any]:
         """What predicting needs besides the weights."""
@@ -137,8 +160,8 @@ class Learner:
 
     @property
     def is_training(self) -> bool:
-        """Whether epochs are left, early stopping has not ended it, and nothing went wrong."""
-        return self.attempt.error is None and not self.has_ended
+        """Whether epochs are left, it is not postponed, early stopping has not ended it, and nothing went wrong."""
+        return self.attempt.error is None and not self.postponed and not self.has_ended
 
     @property
     def has_ended(self) -> bool:
@@ -146,9 +169,9 @@ class Learner:
         patience_is_over = self.best_keeper.patience_is_over(self.train.patience_epochs)
         return patience_is_over or self.epoch >= self.train.epochs
 
-    def set_learning_rate(self, steps_per_epoch: int) -> float:
+    def set_learning_rate(self) -> float:
         """Set the rate of the coming step on every group, and return the first group's."""
-        when = self.train.schedule, self.step, steps_per_epoch, self.train.epochs
+        when = self.train.schedule, self.step, self.stream.steps_per_epoch, self.train.epochs
         scale, momentum = lr_scale(*when), momentum_at(*when)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * scale * self.plateau.factor
@@ -189,41 +212,19 @@ class Learner:
         self.images += images
         self.step += 1
 
-    def halve_micro_batch(self, batch: int) -> None:
-        """After an out-of-memory: half as many images at a time, from now on and after a resume too."""
+    def leave_device(self) -> None:
+        """Free its memory there, and close its files; it is built again from what is saved."""
+        self.postponed = True
         self.optimizer.zero_grad(set_to_none=True)
-        if self.execution.device == "cuda":
-            torch.cuda.empty_cache()
-        before = min(self.execution.micro_batch or batch, batch)
-        if before == 1:
-            raise TrainingError(
-                "out of GPU memory with one image at a time; use a smaller train.image_px or network"
-            )
-        self.execution = replace(self.execution, micro_batch=-(-before // 2))
-        print(
-            f"out of GPU memory at step {self.step + 1}: {self.execution.micro_batch} images at a time from now on; "
-            f"gradients are summed up, train.batch_size {self.train.batch_size} stays",
-            flush=True,
-        )
+        self.optimizer.state.clear()
+        self.net.to("cpu")
+        if self.average:
+            self.average.net.to("cpu")
+        self.tracker.close()
 
     def mean_loss(self) -> float:
         """Mean training loss of the epoch so far; a DivergedError once it is not finite."""
-        mean = float(self.loss_sum) / max(self.images, 1)
-        if not math.isfinite(mean):
-            raise DivergedError(
-                f"the training loss became {mean} by step {self.step} (epoch {self.epoch + 1}); {self._remedy()}"
-            )
-        return mean
-
-    def _remedy(self) -> str:
-        """What to do about a divergence: no lower rate helps where the loss itself is at fault."""
-        logits = unsound_logits(self._cpu_loss, self.data.packed.labels_NK.shape[1])
-        if logits is None:
-            return _REMEDY
-        return (
-            f"the loss {self.train.loss.name} itself has no finite value or gradient at logits of {logits:g}: "
-            "take another train.loss, or other settings of it. The last good checkpoint is kept"
-        )
+        return self.watch.loss(float(self.loss_sum) / max(self.images, 1), self.step, self.epoch + 1)
 
     def end_epoch(self, scored: Scored, images_per_s: float, seconds_per_step: float) -> dict[str, float]:
         """Take the epoch's validation in: log it, keep the best. Returns what was logged."""
@@ -256,11 +257,13 @@ class Learner:
         """Write the whole state of training, and first the best weights where they are new.
 
         One never goes ahead of the other: after a kill both are those of the last save. Raises
-        DivergedError instead of replacing a good state by one that is not finite.
+        DivergedError instead of replacing a good state by one that is not finite. Beside a GPU the disk is
+        not waited for, but by the next save, which raises what this one has met.
         """
+        self.writer.wait()
         self.run.check_owned()
         self.mean_loss()
-        self._refuse_broken_weights()
+        self.watch.weights(self.net, self.step, self.epoch + 1)
         metrics_digest = self.tracker.flush()
         # of the last epoch, and scored for good: once is enough
         self.best_keeper.save_if_new(None if self.is_training else self.final_scores)
@@ -279,7 +282,8 @@ class Learner:
             loss_sum=float(self.loss_sum),
             images=self.images,
             random_state=torch.get_rng_state(),
-        ).save(self.run)
+        ).save(self.run, self.writer)
+        self.writer(self.attempt.saved)
 
     def show_result(self, scored: Scored) -> None:
         """The final scores on validation, for TensorBoard."""
@@ -307,12 +311,3 @@ class Learner:
         self.loss_sum += state.loss_sum
         self.images = state.images
         torch.set_rng_state(state.random_state)
-
-    def _refuse_broken_weights(self) -> None:
-        """A step can leave broken weights behind a finite loss: only the next loss would tell."""
-        values = self.net.state_dict().values()
-        finite = torch.stack([torch.isfinite(value).all() for value in values])
-        if not finite.all():
-            raise DivergedError(
-                f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}); {self._remedy()}"
-            )

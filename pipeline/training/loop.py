@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.inputs import as_pictures
+from pipeline.data.transfer import wait_for_copies
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.models.scoring import Scored
+from pipeline.models.kept_features import Stopped
+from pipeline.models.scoring import Scored, release_memory
+from pipeline.progress import BATCH, begin_epoch, report
 from pipeline.spec import Normalisation, in_training
 from pipeline.storage.files import atomic_write
 from pipeline.tracking.tracker import SHOWN_IMAGES
 from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.feeds import Feed, build_feed
 from pipeline.training.learner import Learner
+from pipeline.training.memory import make_room, postpone, update_weights
 from pipeline.training.stop_signal import StopFlag
 
 _LOG_EVERY = 25  # steps
@@ -39,8 +43,12 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
             train(group, stop)
         return
     checkpointer = Checkpointer(learners[0].spec.run)
-    feed = build_feed(learners[0])
-    steps_per_epoch = feed.steps_per_epoch
+    try:
+        feed = build_feed(learners[0], lambda: bool(stop))
+    except Stopped:
+        _report_interruption(learners, stop)
+        return
+    steps_per_epoch, epochs = feed.steps_per_epoch, max(learner.train.epochs for learner in learners)
 
     # ---------------------------------------------------------------- killed between last epoch and end
     for learner in learners:
@@ -51,36 +59,46 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
     while running := _still_training(learners):
         position = min(learner.step for learner in running)
         epoch = position // steps_per_epoch
+        end = (epoch + 1) * steps_per_epoch
         running = [learner for learner in running if learner.epoch == epoch]
         for learner in running:
             learner.training_mode()
+        begin_epoch(epoch + 1, epochs)
         started, images_seen, steps = time.monotonic(), 0, 0
 
         # ------------------------------------------------------------ one step of each
-        for inputs_BCHW, targets_BK in feed.batches(epoch, position - epoch * steps_per_epoch):
+        for inputs_BCHW, targets_BK in _batches(feed, position, running, learners):
             active = [learner for learner in _still_training(running) if learner.step == position]
             for learner in active:
+                if not learner.is_training:
+                    continue  # it made room for one before it
                 with learner.attempt.isolated():
                     if len(learners) > 1:  # each keeps the threads of its first start
                         learner.execution.apply()
-                    _step(learner, inputs_BCHW, targets_BK, steps_per_epoch)
+                    _step(learner, inputs_BCHW, targets_BK, _in_memory(active, learners))
             running = _still_training(running)
             if not running:
                 break  # the last of them failed
             position += 1
-            images_seen += len(targets_BK) * len(active)
-            steps += len(active)
+            done = sum(learner.step == position for learner in active)
+            images_seen += len(targets_BK) * done
+            steps += done
+            report(BATCH, position - epoch * steps_per_epoch, steps_per_epoch, images_seen)
 
             # -------------------------------------------------------- save; at an epoch's end after validation
-            at_epoch_end = position == (epoch + 1) * steps_per_epoch
-            stopped = bool(stop)
-            if (stopped or checkpointer.due) and not at_epoch_end:
+            if stop and position < end:
+                break
+            if checkpointer.due and position < end:
                 checkpointer.save(_still_training(active))
-            if stopped and not at_epoch_end:
-                _report_interruption(running, stop)
-                return
+
+        if stop and running and position < end:  # perhaps while features were being made
+            checkpointer.save(running)
+            _report_interruption(running, stop)
+            return
 
         # ------------------------------------------------------------ end of epoch: validate all in one pass
+        running = _still_training(running)
+        wait_for_copies()  # a GPU may be steps behind
         seconds = max(time.monotonic() - started, 1e-9)
         for learner, logits_NK in zip(running, _validate(running, feed), strict=True):
             with learner.attempt.isolated():
@@ -112,22 +130,63 @@ def _still_training(learners: Sequence[Learner]) -> list[Learner]:
     return [learner for learner in learners if learner.is_training]
 
 
-def _step(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor, steps_per_epoch: int) -> None:
-    """One step of one learner: forward, backward, clip, update, average, log."""
+def _in_memory(running: Sequence[Learner], learners: Sequence[Learner]) -> list[Learner]:
+    """Those that are not done, and hold memory: those that run, then those that are ahead and wait already."""
+    rest = _still_training(learners)
+    return sorted(rest, key=lambda learner: learner not in running)
+
+
+def _batches(
+    feed: Feed, position: int, running: Sequence[Learner], learners: Sequence[Learner]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rest of the epoch from step `position` on; a batch that finds no room on the GPU is made again.
+
+    Ends early where it is stopped while features are made, and where the last one that runs finds no room.
+    """
+    tries = 0
+    while True:
+        try:
+            for batch in feed.batches(*divmod(position, feed.steps_per_epoch)):
+                yield batch
+                position, tries = position + 1, 0
+            return
+        except Stopped:
+            return
+        except torch.OutOfMemoryError as error:
+            others = _in_memory(running, learners)
+            if tries and len(others) < 2:
+                for learner in others:
+                    learner.attempt.fail(error)  # and of those that wait none
+                return
+        release_memory()
+        if tries:
+            postpone(others[-1])
+        tries += 1
+
+
+def _step(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor, running: Sequence[Learner]) -> None:
+    """One step of one learner, of those that run beside it: forward, backward, clip, update, average, log."""
     recipe = learner.train
     if learner.step == 0 and recipe.cached_views is None:
         shown = as_pictures(inputs_BCHW[:SHOWN_IMAGES], recipe.model.normalisation)
         learner.tracker.training_images(shown)
+    rate = learner.set_learning_rate()
+    learner.statistics.keep()
+    tries = 0
     # what a network draws itself (dropout) is a function of seed and step, like the batch
     torch.manual_seed((recipe.seed << 32) + learner.step)
-    rate = learner.set_learning_rate(steps_per_epoch)
     while (loss := backward(learner, inputs_BCHW, targets_BK)) is None:
-        learner.halve_micro_batch(len(targets_BK))
+        learner.statistics.restore()
+        if not make_room(learner, running, len(targets_BK), tries):
+            return
+        running = [each for each in running if not each.postponed]
+        tries += 1
         torch.manual_seed((recipe.seed << 32) + learner.step)
     if recipe.clip_grad_norm:
         learner.scaler.unscale_(learner.optimizer)
         nn.utils.clip_grad_norm_(learner.net.parameters(), recipe.clip_grad_norm)
-    learner.scaler.step(learner.optimizer)
+    if not update_weights(learner, running):
+        return
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)  # the next learner needs the memory
     learner.record_step(loss, len(targets_BK))
@@ -137,6 +196,7 @@ def _step(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor, steps_per_e
     if learner.step % _LOG_EVERY == 0:
         learner.mean_loss()  # raises once it is not finite
         values = {"train/loss_step": float(loss), "train/lr_step": rate}
+        values |= learner.watch.scale(learner.scaler, learner.step)
         learner.tracker.log(learner.step, learner.epoch + 1, values)
 
 
@@ -148,7 +208,11 @@ def backward(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Tenso
     micro-batches' F1, and batch norm sees their statistics.
     """
     learner.optimizer.zero_grad(set_to_none=True)
-    parts = -(-len(targets_BK) // (learner.execution.micro_batch or len(targets_BK)))
+    images = len(targets_BK)
+    parts = -(-images // (learner.execution.micro_batch or images))
+    parts = min(
+        parts, max(1, images // learner.statistics.least_images)
+    )  # none of fewer: parts are as even as can be
     losses = []
     try:
         for inputs, targets in zip(
@@ -173,6 +237,7 @@ def _validate(learners: Sequence[Learner], feed: Feed, *, final: bool = False) -
 def _finish(learner: Learner, feed: Feed) -> None:
     """Score validation under the best weights; with that the cell's artifacts are complete."""
     with learner.attempt.isolated():
+        learner.writer.wait()
         keeper = learner.best_keeper
         if learner.epoch < learner.train.epochs and keeper.best is not None:
             print(f"stopped early after epoch {learner.epoch}: the best is {keeper.best.epoch}", flush=True)
@@ -187,6 +252,7 @@ def _finish(learner: Learner, feed: Feed) -> None:
         learner.show_result(scored)
         write_scores(learner.run.scores_val, scored, learner.data.packed.labels)
         learner.tracker.close()
+        learner.writer.wait()
         learner.attempt.done()
 
 
@@ -195,7 +261,7 @@ def write_scores(path: Path, scored: Scored, labels: Sequence[str]) -> None:
     with atomic_write(path) as file:
         np.savez(
             file,
-            ids=np.array(scored.ids),
+            ids=np.array(list(scored.ids)),
             labels=np.array(labels),
             scores=scored.scores_NK,
             targets=scored.targets_NK,
@@ -205,9 +271,10 @@ def write_scores(path: Path, scored: Scored, labels: Sequence[str]) -> None:
 def _report_interruption(learners: Sequence[Learner], stop: StopFlag) -> None:
     for learner in learners:
         with learner.attempt.isolated():
+            learner.writer.wait()
+            kept = "Checkpoint saved" if learner.step else "What is made of its features is kept"
             print(
-                f"Interrupted by {stop.reason} at step {learner.step}. Checkpoint saved; "
-                "run the same command to resume.",
+                f"Interrupted by {stop.reason} at step {learner.step}. {kept}; run the same command to resume.",
                 flush=True,
             )
 

@@ -11,6 +11,7 @@ from pipeline.data.loading import STREAM_VERSION
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.storage.run_dir import RunDir
+from pipeline.storage.write_behind import Writer
 
 CHECKPOINT_VERSION = 3
 
@@ -36,9 +37,9 @@ class TrainState:
     version: int = CHECKPOINT_VERSION
     stream_version: int = STREAM_VERSION
 
-    def save(self, run: RunDir) -> None:
+    def save(self, run: RunDir, writer: Writer) -> None:
         """Write it atomically; the state before is kept, for a damaged one falls back to it."""
-        save_checkpoint(run.checkpoint_last, dict(vars(self)), keep_as=run.checkpoint_previous)
+        save_checkpoint(run.checkpoint_last, dict(vars(self)), keep_as=run.checkpoint_previous, writer=writer)
 
     @classmethod
     def load(cls, run: RunDir, identity: str) -> tuple[TrainState | None, list[str]]:

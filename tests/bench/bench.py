@@ -1,8 +1,9 @@
-"""`make bench`: measures, and writes the tables of docs/performance.md between their markers.
+"""`make bench`: measures CPUs, and writes the tables of docs/performance.md between their markers.
 
 Figures are medians with their range, beside a peer measured in the same run: machines and their moods
 differ, ratios last. With LABELGRID_SHARED the real photographs and the peers are used. `--only train grid`
-measures some sections; `--smoke` all of them at toy size, and writes nothing.
+measures some sections; `--smoke` all of them at toy size, and writes nothing. What it starts sees no GPU:
+`make bench-gpu` (tests/bench/gpu.py) measures one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 import sections
 from headlines import keep
 from measure import ROOT, Scale
+from on_cpus import cpus
+from on_growth import growth
 from on_labels import labels
 from on_report import report
 from on_slurm import slurm
@@ -28,11 +31,13 @@ SECTIONS = {
     "start": sections.start,
     "step": sections.step,
     "train": sections.train,
+    "cpus": cpus,
     "grid": sections.grid,
     "head": sections.head,
     "quality": sections.quality,
     "slurm": slurm,
     "report": report,
+    "growth": growth,
 }
 
 
@@ -54,7 +59,7 @@ def main() -> None:
 
 
 def hardware() -> str:
-    """One line: when and on what."""
+    """One line: when and on which CPU. A GPU of this machine is not named: what is measured gets none."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -62,10 +67,8 @@ def hardware() -> str:
     model = next((facts[key] for key in facts if key.startswith("model name")), "unknown CPU")
     flags = " ".join(facts.get(next((key for key in facts if key.startswith("flags")), ""), "").split())
     bf16 = "with bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "without bf16"
-    cores, gpu = len(os.sched_getaffinity(0)), "no GPU"
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_name()
-    return f"{datetime.date.today()}: {cores} cores of {model} ({bf16}), {gpu}, torch {torch.__version__}."
+    cores = len(os.sched_getaffinity(0))
+    return f"{datetime.date.today()}: the CPU alone, {cores} cores of {model} ({bf16}), torch {torch.__version__}."
 
 
 def write(marker: str, text: str) -> None:

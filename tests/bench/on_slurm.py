@@ -65,12 +65,12 @@ def slurm_table(root: Path) -> str:
     while subprocess.run(["squeue", "-h"], capture_output=True, text=True, env=environment()).stdout.strip():
         time.sleep(0.2)
     whole = time.perf_counter() - started
-    rows = subprocess.run(
-        ["sacct", "-X", "-n", "-P", "-o", "Start,End,JobName"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    ).stdout.splitlines()
+    columns = ["sacct", "-X", "-n", "-P", "-o", "Start,End,JobName"]
+    while "Unknown" in (
+        text := subprocess.run(columns, capture_output=True, text=True, env=environment()).stdout
+    ):
+        time.sleep(0.2)  # accounting hears of an end a moment later
+    rows = text.splitlines()
     spans = [
         tuple(time.mktime(time.strptime(t, "%Y-%m-%dT%H:%M:%S")) for t in row.split("|")[:2]) for row in rows
     ]

@@ -87,7 +87,12 @@ def test_the_example_of_each_verb_reaches_its_function_for_this_cluster(name, mo
         assert request.run == ("sgd" if "--run sgd" in verb.example else None)
         assert str(request.loaded.path) in verb.example
     else:
-        own = {"data": {"folder": Path("data/raw")}, "keys": {"prefix": "train.augment"}}
+        named_files = {"source": Path("photos.zip"), "labels": Path("labels.csv")}
+        own = {
+            "data": {"folder": Path("data/raw")},
+            "keys": {"prefix": "train.augment"},
+            "init": {**named_files, "yes": True, "output": None, "force": False},
+        }
         assert named == own.get(name, {})
 
 

@@ -12,7 +12,6 @@ import time
 
 import pytest
 
-from jobs.local.progress import Progress
 from tests.cells import PATIENCE_S, clean_environment, jobs, one_cell, project
 from tests.conftest import ROOT
 
@@ -31,6 +30,26 @@ def start_demo(folder):
         cwd=folder,
         env=clean_environment() | {"PYTHONPATH": str(folder)},
     )
+
+
+def test_its_first_line_comes_before_anything_that_takes_time(tmp_path):
+    """Told by what is imported at that moment: a clock would tell how busy the machine is."""
+    script = (
+        "import builtins, sys; from jobs.cli import main\n"
+        "def first(*texts, **how):\n"
+        "    slow = {'torch', 'numpy', 'pydantic', 'PIL', 'subprocess'} & {*sys.modules}\n"
+        "    sys.stderr.write(texts[0] + '|' + ' '.join(slow))\n"
+        "    raise SystemExit(7)\n"
+        "builtins.print = first; main(['demo'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=clean_environment()
+    )
+    assert (done.returncode, done.stderr) == (
+        7,
+        "demo: pictures are drawn and packed, four cells are trained and ranked|",
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -67,34 +86,6 @@ def test_the_demo_learns_far_beyond_the_prior_and_says_what_to_type_next(tmp_pat
     assert "experiments/demo/report.html" in printed
 
 
-class Terminal:
-    """Collects what a terminal would be sent."""
-
-    def __init__(self):
-        self.text = ""
-
-    def isatty(self):
-        return True
-
-    def write(self, text):
-        self.text += text
-
-    def flush(self):
-        pass
-
-
-def test_wrangle_has_a_bar_in_a_terminal(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.local.progress._REFRESH_S", 0)
-    monkeypatch.setenv("COLUMNS", "120")
-    log = tmp_path / "wrangle.txt"
-    log.write_text("1000/4000 images, 900 images/s\n")
-    terminal = Terminal()
-    progress = Progress("stages", 1, out=terminal)
-    progress.started("wrangle photos", log, 0)
-    progress.tick()
-    assert "[######..................] 1000/4000" in terminal.text
-
-
 def write_epochs(path, epochs):
     rows = [
         {
@@ -108,33 +99,6 @@ def write_epochs(path, epochs):
         for n in range(1, epochs + 1)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def test_running_cells_have_a_line_each_that_is_redrawn_in_a_terminal(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.local.progress._REFRESH_S", 0)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("LINES", "40")
-    write_epochs(tmp_path / "metrics.jsonl", 3)
-    terminal = Terminal()
-    progress = Progress("cells", 2, out=terminal)
-    progress.started("first", tmp_path / "metrics.jsonl", 5)
-    progress.started("second", tmp_path / "none", 5)
-    progress.tick()
-    head, first, second = terminal.text.splitlines()
-    assert head == "  .... 0/2 cells"
-    assert (
-        first.strip()
-        == "first: epoch 3/5  loss 0.5000  best map_macro 0.6900 in epoch 1 (last 0.6700)  99 images/s  ~0:02:00 left"
-    )
-    assert second.strip().startswith("second: ")
-    terminal.text = ""
-    progress.ended("first", "done")
-    assert terminal.text.startswith(
-        "\x1b[3F\x1b[J  ok   1/2 first: done  best map_macro 0.6900 in epoch 1 (last 0.6700)"
-    )
-    terminal.text = ""
-    progress.tick()
-    assert "\x1b" not in terminal.text
 
 
 def test_status_knows_cells_that_run_here_and_how_long_they_take(tmp_path, drawn_zip):

@@ -475,6 +475,7 @@ def test_bare_make_lists_every_verb_and_only_what_works():
         "lint",
         "torture",
         "bench",
+        "bench-gpu",
         "pictures",
     ]
     assert listed == {*others, *verbs}

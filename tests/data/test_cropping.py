@@ -16,7 +16,7 @@ SHARP = 1.95 * np.sqrt(2 / DRAWS)  # what two samples of one distribution differ
 
 def ours(scale, ratio):
     """(N, 4): width, height, left and top of crops, in sides of the picture."""
-    augmentation = Augmentation(AugmentSpec(hflip=0.0, crop=scale, crop_ratio=ratio), 0, 0, DRAWS)
+    augmentation = Augmentation(AugmentSpec(hflip=0.0, crop=scale, crop_ratio=ratio), 0, 0, [slice(0, DRAWS)])
     theta = augmentation.theta(augmentation.draws_N7).astype(np.float64)
     width, height = theta[:, 0, 0], theta[:, 1, 1]
     left, top = (1 + theta[:, 0, 2] - width) / 2, (1 + theta[:, 1, 2] - height) / 2

@@ -5,14 +5,16 @@ import subprocess
 import sys
 import warnings
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import decoding
+from pipeline.data import decode_pool, decoding
 from pipeline.data.decoding import Preparation, decode, decode_chunk, start_worker
 from pipeline.data.pixel_files import PixelFiles
+from pipeline.storage import processes
 from tests.conftest import ROOT, encoded, jpeg, write_zip
 
 RED, GREY = (200, 30, 40), 120
@@ -193,3 +195,37 @@ def test_a_decoding_process_imports_nothing_of_the_spec():
     code = "import sys, pipeline.data.decoding; assert 'pydantic' not in sys.modules, 'the spec'"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- on all cores
+
+
+@pytest.mark.parametrize(("size_px", "images"), [(16, 64), (224, 64), (512, 42), (2048, 2), (9000, 1)])
+def test_a_task_holds_few_bytes_of_pixels_and_at_least_one_image(size_px, images):
+    files = [("a.zip", str(i)) for i in range(100)] + [("b.zip", "0")]
+    chunks = decode_pool._chunks(files, size_px)
+    assert [(path, member) for path, members in chunks for member in members] == files
+    assert max(len(members) for _, members in chunks) == images
+    assert images == 1 or images * 3 * size_px**2 <= 32 << 20
+
+
+def test_few_tasks_are_under_way_at_a_time_and_results_keep_their_order(tmp_path, monkeypatch):
+    waiting, most = set(), []
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def submit(self, task, call):
+            waiting.add(call)
+            most.append(len(waiting))
+            return SimpleNamespace(result=lambda: waiting.remove(call) or task(call))
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", Pool)
+    calls = [(i,) for i in range(1000)]
+    found = decode_pool._in_pool(lambda i: 2 * i, calls, tmp_path, Preparation(16, "squash"), 3)
+    assert list(found) == [2 * i for i in range(1000)]
+    assert max(most) == 12

@@ -67,6 +67,15 @@ def test_a_file_arrives_whole_and_is_not_fetched_twice(server, tmp_path):
     assert server.seen == [None]
 
 
+def test_it_reports_what_has_come(server, tmp_path, told):
+    server.body = random.Random(0).randbytes(3_000_000)
+    fetch(server, tmp_path)
+    assert {(state.doing, state.total, state.unit) for state in told} == {
+        ("downloading file.zip, MB", 3, "MB")
+    }
+    assert told[-1].done == 3
+
+
 def test_a_broken_connection_is_taken_up_where_it_broke(server, tmp_path):
     server.plan += [100_000, 50_000, 503]
     assert fetch(server, tmp_path).read_bytes() == BODY

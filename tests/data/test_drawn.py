@@ -55,3 +55,11 @@ def test_a_red_circle_is_red_and_round():
                 assert middle[0] > middle[1] + 60
                 return
     raise AssertionError("no lone red circle among 400 pictures")
+
+
+def test_it_reports_each_picture(told, tmp_path):
+    draw(tmp_path, images=3, test_images=2, size_px=32)
+    assert [(state.doing, state.done, state.total) for state in told] == [
+        *(("drawing drawn.zip, image", number, 3) for number in range(3)),
+        *(("drawing drawn-test.zip, image", number, 2) for number in range(2)),
+    ]

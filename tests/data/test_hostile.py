@@ -24,7 +24,7 @@ from pipeline.data.sources import open_source
 from pipeline.data.splits import make_split, read_split, write_split
 from pipeline.data.wrangle import wrangle
 from pipeline.errors import CheckpointError, DataError
-from pipeline.evaluation.submission import check_submission, write_submission
+from pipeline.evaluation.submission_file import check_submission, write_submission
 from tests.conftest import data_spec, encoded, jpeg, write_zip
 
 FORMATS = {

@@ -1,13 +1,22 @@
 """Label formats: their order, what is wrong in them, and random tables read back."""
 
+import io
 import json
+import os
+import tarfile
+import tracemalloc
+from contextlib import closing
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.data import sources
+from pipeline.data.labels import read_labels
+from pipeline.data.labels import table as table_module
 from pipeline.data.reading import read_data
+from pipeline.data.sources import open_source
 from pipeline.errors import DataError
 from tests.conftest import data_spec, write_zip
 
@@ -519,3 +528,95 @@ def test_a_random_table_is_read_back_from_every_format(tmp_path, kind, table):
     data = read(tmp_path, files, dict.fromkeys(rows, b""), format=kind, **section)
     assert {name: sorted(found) for name, found in labels_of(data).items()} == rows
     assert sorted(data.labels) == sorted(labels)
+
+
+# ---------------------------------------------------------------- tables of any size
+
+
+def in_source(kind, folder, body):
+    """A folder, zip or tar with a table and one image."""
+    files = {"y.csv": body, "im1.jpg": b""}
+    if kind == "folder":
+        folder = folder / "source"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return folder
+    if kind == "zip":
+        return write_zip(folder / "a.zip", files)
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return folder / "a.tar"
+
+
+def table(path, kind="onehot_csv"):
+    """What is read of the table of a source."""
+    spec = data_spec(path, labels={"format": kind, "file": "y.csv"})
+    with closing(open_source(path)) as source:
+        return read_labels(source, spec.labels, [])
+
+
+KINDS = ["folder", "zip", "tar"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["onehot_csv", "list_csv"])
+def test_a_table_larger_than_a_file_may_be_is_read_in_a_stream(tmp_path, monkeypatch, kind, form):
+    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 1000)
+    cells = ("0", "1") if form == "onehot_csv" else ("tree", "dog")
+    body = "\ufeffid,dog\r\n" + "".join(f'"im{i}.jpg",{cells[i % 2]}\r\n' for i in range(5000))
+    found = table(in_source(kind, tmp_path, body.encode()), form)
+    assert found.references == [f"im{i}.jpg" for i in range(5000)]
+    dog = found.labels.index("dog")
+    dogs = [r for r, k in zip(found.row_P, found.label_P, strict=True) if k == dog]
+    assert dogs == list(range(1, 5000, 2))
+    assert found.place_of(4999).endswith("y.csv:5001")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_that_are_no_text_far_into_a_table_are_refused_with_their_place(tmp_path, kind):
+    body = b"id,dog\n" + b"im1.jpg,1\n" * 5000
+    path = in_source(kind, tmp_path, body + b"im\xff.jpg,1\n")
+    with pytest.raises(
+        DataError, match=rf"y.csv: not UTF-8 text \(invalid start byte at byte {len(body) + 2}\)"
+    ):
+        table(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_table_whose_archive_is_damaged_or_cut_short_is_refused(tmp_path, kind):
+    path = in_source(kind, tmp_path, b"id,dog\n" + b"im1.jpg,1\n" * 5000)
+    with closing(open_source(path)) as source:
+        labels = data_spec(path, labels={"format": "onehot_csv", "file": "y.csv"}).labels
+        if kind == "zip":
+            body = path.read_bytes()
+            path.write_bytes(body.replace(b"im1.jpg,1\n", b"im1.jpg,0\n", 1))
+        else:
+            os.truncate(path, 20_000)
+        with pytest.raises(DataError, match=r"y.csv: cannot be read: .*; copy it here again"):
+            read_labels(source, labels, [])
+
+
+def test_a_table_of_one_endless_line_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_module, "_LINE", 1000)
+    with pytest.raises(DataError, match=r"y.csv: a line has 1,000 characters or more; it is no table"):
+        table(in_source("zip", tmp_path, b"id,dog\n" + b"1" * 5000))
+
+
+@pytest.mark.parametrize("form", ["onehot_csv", "list_csv"])
+def test_a_row_of_a_large_table_takes_few_bytes(tmp_path, form):
+    """Its reference, line and labels: not its text, nor that of the whole file several times over."""
+    rows, labels = 20_000, [f"label{k}" for k in range(100)]
+    if form == "onehot_csv":
+        body = f"id,{','.join(labels)}\n" + "".join(f"im{i}.jpg,1{',0' * 99}\n" for i in range(rows))
+    else:
+        body = "id,labels\n" + "".join(f"im{i}.jpg,{labels[i % 100]} {labels[i % 50]}\n" for i in range(rows))
+    path = in_source("zip", tmp_path, body.encode())
+    tracemalloc.start()
+    table(path, form)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak / rows < 200

@@ -7,8 +7,9 @@ from torchvision.transforms.v2 import functional as reference
 
 from pipeline.data.augment import Augmentation
 from pipeline.data.inputs import to_input
-from pipeline.data.loading import Stream, in_order
+from pipeline.data.loading import Stream, spans_in_order
 from pipeline.data.packed import PackedSet
+from pipeline.data.pixel_cache import PixelCache
 from pipeline.spec import IMAGENET, AugmentSpec
 
 
@@ -18,7 +19,7 @@ def packed(drawn):
 
 
 def epoch_rows(stream, epoch, first_step=0):
-    return [batch.rows_B.tolist() for batch in stream.batches(epoch, first_step)]
+    return [stream.order(epoch)[span].tolist() for span in stream.spans[first_step:]]
 
 
 def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(packed):
@@ -35,7 +36,7 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_its_own(packed):
 def test_an_epoch_begun_in_the_middle_gives_the_same_rest(packed):
     stream = Stream(packed, np.arange(50), batch_size=8, seed=0)
     assert epoch_rows(stream, 3, first_step=4) == epoch_rows(stream, 3)[4:]
-    assert [b.positions_B[0] for b in stream.batches(3, 4)] == [32, 40, 48]
+    assert [span.start for span in stream.spans[4:]] == [32, 40, 48]
 
 
 def test_a_last_batch_of_one_joins_the_one_before(packed):
@@ -45,14 +46,18 @@ def test_a_last_batch_of_one_joins_the_one_before(packed):
 
 
 def test_pixels_and_targets_belong_to_their_rows(packed):
-    for batch in Stream(packed, np.arange(20), batch_size=6, seed=0).batches(0):
-        np.testing.assert_array_equal(batch.images_BHWC, packed.gather(batch.rows_B))
-        np.testing.assert_array_equal(batch.targets_BK, packed.labels_NK[batch.rows_B])
-    assert [b.rows_B.tolist() for b in in_order(packed, np.array([5, 3, 9]), 2)] == [[5, 3], [9]]
+    stream = Stream(packed, np.arange(20), batch_size=6, seed=0)
+    order = stream.order(0)
+    batches = list(PixelCache(packed, "cpu").batches(order, stream.spans))
+    assert [batch.span for batch in batches] == stream.spans
+    for batch in batches:
+        np.testing.assert_array_equal(batch.images_BHWC, packed.gather(order[batch.span]))
+        np.testing.assert_array_equal(batch.targets_BK, packed.labels_NK[order[batch.span]])
+    assert spans_in_order(3, 2) == [slice(0, 2), slice(2, 3)]
 
 
 def test_no_rows_are_no_batches(packed):
-    assert list(in_order(packed, np.array([], np.int64), 4)) == []
+    assert list(PixelCache(packed, "cpu").batches(np.array([], np.int64), spans_in_order(0, 4))) == []
 
 
 def pictures(count=6, size=32):
@@ -68,10 +73,10 @@ def unnormalised(inputs_BCHW):
     )
 
 
-def augment(images_BHWC, seed=0, epoch=0, image_px=32, positions=None, **settings):
+def augment(images_BHWC, seed=0, epoch=0, image_px=32, span=None, **settings):
     spec = AugmentSpec.model_validate({"hflip": 0.0, **settings})
-    positions = np.arange(len(images_BHWC)) if positions is None else positions
-    return Augmentation(spec, seed, epoch, 50)(images_BHWC, positions, image_px, IMAGENET)
+    span = slice(0, len(images_BHWC)) if span is None else span
+    return Augmentation(spec, seed, epoch, [slice(0, 50)])(images_BHWC, span, image_px, IMAGENET)
 
 
 def test_scoring_s_input_is_the_normalised_picture():
@@ -98,8 +103,8 @@ def test_flips_are_torchvision_s(settings, expected, extra):
 
 def test_a_rotation_is_torchvision_s_for_the_same_angle():
     images = pictures(4, 64)
-    augmentation = Augmentation(AugmentSpec(hflip=0.0, rotate_deg=25.0), 0, 0, 4)
-    rotated = unnormalised(augmentation(images, np.arange(4), 64, IMAGENET))
+    augmentation = Augmentation(AugmentSpec(hflip=0.0, rotate_deg=25.0), 0, 0, [slice(0, 4)])
+    rotated = unnormalised(augmentation(images, slice(0, 4), 64, IMAGENET))
     for i in range(4):
         angle = float((2 * augmentation.draws_N7[i, 2] - 1) * 25)
         expected = reference.rotate(
@@ -114,7 +119,8 @@ def test_a_rotation_is_torchvision_s_for_the_same_angle():
 
 def test_a_crop_shows_a_part_of_the_asked_area_within_the_picture():
     spec = AugmentSpec(hflip=0.0, crop=(0.35, 0.5))
-    theta = Augmentation(spec, 0, 0, 500).theta(Augmentation(spec, 0, 0, 500).draws_N7)
+    augmentation = Augmentation(spec, 0, 0, [slice(0, 500)])
+    theta = augmentation.theta(augmentation.draws_N7)
     width, height = theta[:, 0, 0], theta[:, 1, 1]
     area = width * height
     assert 0.34 < area.min() < area.max() < 0.51
@@ -130,7 +136,7 @@ def test_a_crop_shows_a_part_of_the_asked_area_within_the_picture():
 def test_a_draw_belongs_to_seed_epoch_and_position_alone():
     images, settings = pictures(), {"hflip": 0.5, "crop": (0.4, 1.0), "rotate_deg": 20.0}
     whole = augment(images, **settings)
-    alone = augment(images[3:4], positions=np.array([3]), **settings)
+    alone = augment(images[3:4], span=slice(3, 4), **settings)
     torch.testing.assert_close(alone, whole[3:4], rtol=0, atol=0)
     assert not torch.equal(augment(images, epoch=1, **settings), whole)
     assert not torch.equal(augment(images, seed=1, **settings), whole)

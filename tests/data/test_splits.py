@@ -1,6 +1,8 @@
 """Who is trained on and who is held out."""
 
+import hashlib
 import json
+import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.columns import SplitColumns, read_columns
+from pipeline.data.index import Index
 from pipeline.data.layout import packed_identity, split_identity
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import make_split, read_split, write_split
@@ -18,20 +21,23 @@ from pipeline.errors import DataError
 from tests.conftest import data_spec, write_zip
 
 
+def index_of(ids, paths=None, pixels=None):
+    """Of images with these ids, paths and contents, which are all different unless they are given."""
+    digests = [hashlib.sha1(text.encode()).hexdigest() for text in pixels or ids]
+    paths = paths or [f"scene{int(i) // 3}/im{i}.jpg" for i in ids]
+    names = [f"im{i}.jpg" for i in ids]
+    return Index.of(zip(ids, names, paths, ["train"] * len(ids), digests, strict=True))
+
+
 def packed_of(labels_NK, pixels=None, first_id=1):
     """What make_split looks at, without pixels on disk."""
     images = len(labels_NK)
-    ids = tuple(str(first_id + i) for i in range(images))
     return PackedSet(
         path="data/packed/x",
         digest="d",
         size_px=8,
         resize="squash",
-        ids=ids,
-        names=tuple(f"im{i}.jpg" for i in ids),
-        paths=tuple(f"scene{int(i) // 3}/im{i}.jpg" for i in ids),
-        parts=("train",) * images,
-        pixel_digests=tuple(pixels or ids),
+        index=index_of([str(first_id + i) for i in range(images)], pixels=pixels),
         labels=tuple(f"label{k}" for k in range(labels_NK.shape[1])),
         labels_NK=labels_NK.astype(np.uint8),
     )
@@ -117,10 +123,9 @@ GROUPS = {"pattern": r"(scene\d+)/"}
 def test_no_group_straddles_and_sizes_are_near_the_asked_ones(seed, sizes, method, shares):
     rng = np.random.default_rng(seed)
     group_N = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    packed = replace(
-        packed_of((rng.random((len(group_N), 3)) < 0.4).astype(np.uint8)),
-        paths=tuple(f"scene{group}/{row}.jpg" for row, group in enumerate(group_N)),
-    )
+    packed = packed_of((rng.random((len(group_N), 3)) < 0.4).astype(np.uint8))
+    paths = [f"scene{group}/{row}.jpg" for row, group in enumerate(group_N)]
+    packed = replace(packed, index=index_of(packed.ids, paths))
     validation, test = shares
     spec = {"method": method, "validation": validation, "test": test, "group": GROUPS}
     result = split(packed, spec | ({} if method == "ordered" else {"seed": 1}))
@@ -257,7 +262,7 @@ def test_ids_may_be_longer_than_any_machine_number():
 
 def test_ranges_need_numbers():
     packed = packed_of(labels(3))
-    words = PackedSet(**{**packed.__dict__, "ids": ("a", "b", "c")})
+    words = replace(packed, index=index_of("abc", "abc"))
     with pytest.raises(DataError, match="the id 'a' is not a number"):
         split(words, {"method": "ranges", "train": "1-2", "validation": "3-3"})
 
@@ -337,3 +342,20 @@ def test_the_identity_of_a_split_is_what_its_lists_hold_not_where_they_are(tmp_p
         return split_identity(data_spec("x.zip", split={"method": "lists", **vars(lists)}))
 
     assert identity("a") == identity("b") != identity("c")
+
+
+def test_stratification_takes_few_bytes_an_image_and_label(monkeypatch):
+    """4,000 x 250 labels: 1 MB, of which one copy is made; as numbers of 8 bytes each copy would be 8 MB."""
+    monkeypatch.setattr("pipeline.data.stratify._VALUES", 1 << 14)
+    labels_NK = (np.random.default_rng(0).random((4_000, 250), np.float32) < 0.02).astype(np.uint8)
+    ones_N, shares = np.ones(4_000, np.int64), (0.8, 0.1, 0.1)
+    tracemalloc.start()
+    try:
+        part_N = stratify(labels_NK, ones_N, shares, np.random.default_rng(0))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * labels_NK.nbytes
+    wide = stratify(labels_NK.astype(np.int64), ones_N, shares, np.random.default_rng(0))
+    np.testing.assert_array_equal(part_N, wide)
+    assert np.bincount(part_N).tolist() == [3200, 400, 400]

@@ -56,10 +56,9 @@ def pixels(inputs_BCHW):
 
 def augmented(images_BHWC, image_px, **settings):
     """Pixels (B, C, S, S), and the map they were drawn by."""
-    augmentation = Augmentation(
-        AugmentSpec.model_validate({"hflip": 0.0, **settings}), 0, 0, len(images_BHWC)
-    )
-    shown = augmentation(images_BHWC, np.arange(len(images_BHWC)), image_px, IMAGENET)
+    every = slice(0, len(images_BHWC))
+    augmentation = Augmentation(AugmentSpec.model_validate({"hflip": 0.0, **settings}), 0, 0, [every])
+    shown = augmentation(images_BHWC, every, image_px, IMAGENET)
     return pixels(shown), augmentation.theta(augmentation.draws_N7)
 
 
@@ -195,6 +194,14 @@ def test_cpu_and_gpu_ways_show_the_same_picture_for_the_same_draw(monkeypatch, s
     with torch.autocast("cpu", dtype=torch.bfloat16):
         in_half, _ = augmented(pink(size, 12), image_px, **settings)
     np.testing.assert_array_equal(in_half, by_torch)
+
+
+def test_colours_are_the_same_under_autocast():
+    settings = {"hflip": 0.5, "trivial_augment": True, "brightness": 0.3, "contrast": 0.2, "saturation": 0.2}
+    plain, _ = augmented(pink(32, 64), 32, **settings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        in_half, _ = augmented(pink(32, 64), 32, **settings)
+    np.testing.assert_array_equal(in_half, plain)
 
 
 def test_a_filter_changes_no_plain_picture_and_nothing_where_nothing_shrinks():

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from pipeline.data.decoding import Preparation, decode
+from pipeline.data.index import Index
 from pipeline.data.layout import is_complete, packed_identity, packed_path
 from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_files import PixelFiles
+from pipeline.data.reading import DataRead, Problems
+from pipeline.data.references import ImageRef
 from pipeline.data.wrangle import wrangle
+from pipeline.data.wrangle_report import _ROWS, build_report
 from pipeline.errors import DataError, PipelineError
 from tests.conftest import ROOT, data_spec, jpeg, write_zip
 
@@ -47,6 +51,13 @@ def test_pixels_labels_and_index_line_up(photos, tmp_path):
     pixels_NHWC = packed.gather(np.array([11, 0]))
     np.testing.assert_array_equal(pixels_NHWC[0], decode(jpeg(12), Preparation(16, "squash")))
     np.testing.assert_array_equal(pixels_NHWC[1], decode(jpeg(1), Preparation(16, "squash")))
+
+
+def test_it_reports_what_it_reads_and_packs(photos, tmp_path, told):
+    pack(photos, tmp_path)
+    reads = [(f"reading {photos.name}, image", number, 12) for number in range(1, 13)]
+    said = [(state.doing, state.done, state.total) for state in told]
+    assert said == [*reads, ("packing image", 12, 12), ("writing the packed set", 0, 0)]
 
 
 def test_a_set_of_several_shards_reads_like_one(photos, tmp_path, monkeypatch):
@@ -185,7 +196,9 @@ def test_a_second_wrangle_does_nothing_and_a_damaged_set_is_made_anew(photos, tm
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
 
 
-@pytest.mark.parametrize("name", ["images-000.npy", "labels.npy", "index.csv", "wrangle_report.json"])
+@pytest.mark.parametrize(
+    "name", ["images-000.npy", "labels.npy", "index.npz", "index.csv", "wrangle_report.json"]
+)
 def test_a_flipped_bit_is_found_when_the_set_is_opened(photos, tmp_path, name):
     folder = pack(photos, tmp_path)
     body = bytearray((folder / name).read_bytes())
@@ -285,7 +298,10 @@ _ON_FULL_DISK = """
 import os, subprocess, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
+from pipeline.data.reading import DataRead, Problems
+from pipeline.data.references import ImageRef
 from pipeline.data.wrangle import wrangle
+from pipeline.data.wrangle_report import _ROWS, build_report
 from pipeline.errors import PipelineError
 from pipeline.spec import DataSpec
 disk = Path({disk!r})
@@ -372,3 +388,38 @@ def test_a_script_may_wrangle_at_its_top_level_without_starting_itself_again(tmp
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("began") == 1
+
+
+def labelled(labels_NK):
+    """What the report looks at of a set with these labels."""
+    count, labels = labels_NK.shape
+    images = [ImageRef(str(i), f"{i}.jpg", f"{i}.jpg") for i in range(count)]
+    names = [f"label{k}" for k in range(labels)]
+    return DataRead(images, [], ["train"] * count, names, labels_NK, Problems(), merge_copies=False)
+
+
+def test_label_pairs_are_counted_exactly_in_chunks(monkeypatch):
+    monkeypatch.setattr("pipeline.data.wrangle_report._ROWS", 7)
+    labels_NK = (np.random.default_rng(0).random((100, 5)) < 0.5).astype(np.uint8)
+    wide_NK = labels_NK.astype(np.int64)
+    together = build_report(labelled(labels_NK))["co_occurrence"]
+    assert list(together.values()) == (wide_NK.T @ wide_NK).tolist()
+    assert np.array(list(together.values())).dtype == np.int64
+
+
+def test_label_pairs_of_a_chunk_are_below_what_float32_holds_exactly():
+    assert 0 < _ROWS < 2**24
+    whole_NK = np.ones((_ROWS + 3, 2), np.uint8)
+    assert build_report(labelled(whole_NK))["co_occurrence"] == {
+        "label0": [_ROWS + 3] * 2,
+        "label1": [_ROWS + 3] * 2,
+    }
+
+
+def test_pairs_of_too_many_labels_are_left_out_and_said(monkeypatch):
+    monkeypatch.setattr("pipeline.data.wrangle_report._PAIRED", 2)
+    index = Index.of((str(i), str(i), str(i), "train", f"{i:040x}") for i in range(4))
+    assert build_report(labelled(np.eye(4, 2, dtype=np.uint8)), index)["co_occurrence"] is not None
+    report = build_report(labelled(np.eye(4, 3, dtype=np.uint8)), index)
+    assert report["co_occurrence"] is None
+    assert report["notes"] == ["label pairs are not counted: 3 labels, more than 2"]

@@ -20,7 +20,7 @@ from pipeline.evaluation.selection import (
     select_cell,
     selected_cells,
 )
-from pipeline.evaluation.submission import check_submission, write_submission
+from pipeline.evaluation.submission_file import check_submission, write_submission
 from pipeline.metrics.decision_rule import out_of_fold_decisions
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.metrics.thresholds import decide

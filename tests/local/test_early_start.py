@@ -29,7 +29,7 @@ def imports(pid):
 
 def cell_jobs(spec):
     plan = make_plan(read_spec(spec))
-    return plan, [Job(c.run.name, train_task(plan, c), c.run.log, c.run.metrics, 2) for c in plan.cells]
+    return plan, [Job(c.run.name, train_task(plan, c), c.run.log, c.run.metrics) for c in plan.cells]
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import signal
 import sys
+import threading
 
 import pytest
 
@@ -14,7 +16,8 @@ from jobs.local.progress import Progress
 from jobs.local.slots import Slots
 from jobs.local.train_groups import group_process
 from jobs.planning.plan import make_plan
-from jobs.planning.tasks import train_task
+from jobs.planning.tasks import train_task, wrangle_task
+from jobs.stages import EXIT_STOPPED
 from pipeline.spec.reading import read_spec
 from tests.cells import jobs, project
 from tests.conftest import ROOT
@@ -139,3 +142,17 @@ def test_the_manifest_of_a_folder_that_another_process_works_in_is_left_alone(tm
 def test_the_reason_is_the_last_error_a_log_tells(tmp_path, text, reason):
     (tmp_path / "log.txt").write_text(text)
     assert last_error(tmp_path / "log.txt") == reason
+
+
+def test_a_stage_that_is_stopped_while_it_imports_has_not_failed(tmp_path, drawn_zip, monkeypatch, capsys):
+    """Ctrl-C reaches a process that has no handler yet: it dies of our signal, which is no fault of its own."""
+    plan = make_plan(read_spec(project(tmp_path, drawn_zip)))
+    path = broken_package(tmp_path / "slow", "pydantic", "import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", path)
+    stop = processes.Stop()
+    job = Job("wrangle x", wrangle_task(plan, plan.datasets[0]), tmp_path / "log.txt")
+    threading.Timer(0.3, stop, (signal.SIGINT, None)).start()
+    outcome = run_jobs([job], Slots(count=1, threads=1), Progress("stages", 1), stop=stop)
+    assert outcome.status == {"wrangle x": EXIT_STOPPED}
+    said = "wrangle x: stopped, nothing of it is kept; the same command begins it again"
+    assert said in capsys.readouterr().out

@@ -1,25 +1,27 @@
 """Bootstrap, paired comparisons and calibration against scikit-learn, brute force and closed forms."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from pipeline.metrics import resampling
 from pipeline.metrics.bootstrap import (
     Contender,
-    _average_precision,
     bootstrap,
     compare,
     holm,
     intervals,
     over_seeds,
-    resample_counts,
     two_sided_p,
 )
-from pipeline.metrics.calibration import reliability
+from pipeline.metrics.calibration import Calibration, reliability
 from pipeline.metrics.multilabel import all_metrics, average_precision
+from pipeline.metrics.resampling import image_keys, resample_weights, weighted_average_precision
+from pipeline.seeding import seeded
 from pipeline.spec import METRICS
 
 
@@ -30,21 +32,63 @@ def sample(images=300, seed=0):
     return scores, (scores > 0.5).astype(np.uint8), actual
 
 
+def weights_of(images):
+    """(N, R)"""
+    return np.concatenate(list(resample_weights(images)), axis=1)
+
+
 def test_a_resample_is_the_metric_of_the_images_drawn():
     scores, predicted, actual = sample()
     resampled = bootstrap(scores, predicted, actual)
     for r in (0, 17, 999):
-        rows = np.repeat(np.arange(len(actual)), resample_counts(len(actual))[r].astype(int))
+        rows = np.repeat(np.arange(len(actual)), weights_of(len(actual))[:, r])
         expected = all_metrics(scores[rows], predicted[rows], actual[rows])
-        assert {name: resampled[name][r] for name in METRICS} == pytest.approx(expected, abs=1e-5)
+        assert {name: resampled[name][r] for name in METRICS} == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_draws_are_the_rows_of_one_multinomial_however_many_are_held(monkeypatch):
+    """Cells are compared by them, and those of earlier versions with those of this one."""
+    expected_RN = seeded(0, "bootstrap", 40).multinomial(40, np.full(40, 1 / 40), 1000)
+    np.testing.assert_array_equal(weights_of(40).T, expected_RN)
+    whole = bootstrap(*sample(images=40))
+    monkeypatch.setattr(resampling, "_HELD", 40 * 300)
+    assert [part.shape[1] for part in resample_weights(40)] == [300, 300, 300, 100]
+    np.testing.assert_array_equal(weights_of(40).T, expected_RN)
+    in_parts = bootstrap(*sample(images=40))
+    for name in METRICS:
+        np.testing.assert_allclose(in_parts[name], whole[name], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("heaviest", [15, 4000])
+def test_sums_of_weights_do_not_overflow(heaviest):
+    rng = np.random.default_rng(0)
+    scores = np.round(rng.random((500, 1), dtype=np.float32), 2)
+    actual = (rng.random(scores.shape) < 0.3).astype(np.uint8)
+    weights = np.full((500, 3), heaviest, np.uint8 if heaviest < 16 else np.uint16)
+    weights[:, 1] = rng.integers(0, heaviest, 500)
+    keys = np.sort(image_keys(scores, actual).ravel())
+    expected = [sk.average_precision_score(actual, scores, sample_weight=weight_N) for weight_N in weights.T]
+    np.testing.assert_allclose(weighted_average_precision(weights, keys), expected, atol=1e-12)
+
+
+def test_the_bootstrap_takes_a_few_bytes_a_score(monkeypatch):
+    """An index of 8 bytes, a float32 of each resample, or counts of 4 kB an image would be seen here."""
+    monkeypatch.setattr(resampling, "RESAMPLES", 64)
+    scores, predicted, actual = (np.tile(part, (50, 4)) for part in sample())
+    list(resample_weights(len(actual)))
+    tracemalloc.start()
+    bootstrap(scores, predicted, actual)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 * scores.size + 2**25
 
 
 def test_weighted_average_precision_is_scikit_learn_s():
     scores, predicted, actual = sample()
-    weight_N = resample_counts(len(actual))[3]
+    weight_N = weights_of(len(actual))[:, 3]
     present = actual.any(axis=0)
     expected = sk.average_precision_score(actual[:, present], scores[:, present], sample_weight=weight_N)
-    assert bootstrap(scores, predicted, actual)["map_macro"][3] == pytest.approx(expected, abs=1e-5)
+    assert bootstrap(scores, predicted, actual)["map_macro"][3] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_interval_of_a_mean_is_the_closed_form_s():
@@ -67,7 +111,7 @@ def test_holm_by_hand_and_against_bonferroni():
 def test_p_is_that_of_a_paired_z_test_and_equals_are_not_told_apart():
     rng = np.random.default_rng(0)
     right_N = rng.random((2, 3000)) < [[0.72], [0.70]]
-    weights_RN = resample_counts(3000)
+    weights_RN = weights_of(3000).T.astype(float)
     a, b = (
         Contender(name, (row.mean(),), weights_RN @ row / 3000)
         for name, row in zip("ab", right_N, strict=True)
@@ -101,6 +145,22 @@ def test_scores_that_are_probabilities_have_no_calibration_error():
     share, mean = zip(*[(row["share_true"], row["mean_score"]) for row in found["reliability"]], strict=True)
     assert share == pytest.approx(mean, abs=0.02)
     assert reliability(np.ones((2, 2), np.float32), np.ones((2, 2), np.uint8))["ece"] == 0
+
+
+def test_calibration_copies_some_rows_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    scores = rng.random((20_000, 50), dtype=np.float32)
+    actual = (rng.random(scores.shape) < scores).astype(np.uint8)
+    calibration = Calibration(np.full(50, 0.7), np.full(50, -0.1))
+    whole, error = calibration(scores), reliability(scores, actual)["ece"]
+    monkeypatch.setattr("pipeline.metrics.calibration._AT_ONCE", 30_000)
+    tracemalloc.start()
+    in_parts, error_in_parts = calibration(scores), reliability(scores, actual)["ece"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(in_parts, whole)
+    assert error_in_parts == pytest.approx(error, abs=1e-12)
+    assert peak / scores.size < 8
 
 
 @pytest.mark.parametrize("freedom", [1, 1.3, 2, 3.7, 10, 200, 50_000, np.inf])
@@ -151,6 +211,8 @@ def test_counts_beyond_float32_are_exact():
     rng = np.random.default_rng(0)
     scores_N = np.linspace(1, 0, scores, dtype=np.float32)
     actual_N = rng.random(scores) < 0.001
-    (weighted,) = _average_precision(scores_N, actual_N, np.ones((1, scores), np.float32))
-    (plain,) = average_precision(scores_N[:, None], actual_N[:, None].astype(np.uint8))
-    assert weighted == pytest.approx(plain, rel=1e-5)
+    actual_N1 = actual_N[:, None].astype(np.uint8)
+    keys = np.sort(image_keys(scores_N[:, None], actual_N1).ravel())
+    (weighted,) = weighted_average_precision(np.ones((scores, 1), np.uint8), keys)
+    (plain,) = average_precision(scores_N[:, None], actual_N1)
+    assert weighted == pytest.approx(plain, rel=1e-12)

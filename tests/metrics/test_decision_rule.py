@@ -1,6 +1,7 @@
 """Rules that turn scores into decisions, against brute force, enumeration and scikit-learn."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.metrics.calibration import ece, fit_calibration
-from pipeline.metrics.decision_rule import DecisionRule, out_of_fold_decisions
-from pipeline.metrics.expected_f1 import maximise_expected_f1
+from pipeline.metrics.decision_rule import DecisionRule, Validation, out_of_fold_decisions
+from pipeline.metrics.expected_f1 import maximise_expected_f1, quadrature
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.metrics.thresholds import decide, tune
 from pipeline.spec import EvaluateSpec
@@ -117,6 +118,95 @@ def test_no_decision_has_a_higher_expected_f1(scores, empty_f1):
     predicted = maximise_expected_f1(scores, empty_f1)
     index = (predicted * [8, 4, 2, 1]).sum(1)
     np.testing.assert_allclose(expected[np.arange(3), index], expected.max(axis=1), atol=1e-9)
+
+
+def general_maximiser(p_NK, empty_f1):
+    """Dembczynski, Waegeman, Cheng & Huellermeier (2011): the gain of each label among m, of any m, summed up."""
+    images, labels = p_NK.shape
+    sizes = np.arange(1, labels + 1)
+    # joint[n, k, s - 1]: the probability that label k is true and s labels are
+    joint = np.stack([p_NK[:, [k]] * numbers_true(np.delete(p_NK, k, axis=1)) for k in range(labels)], axis=1)
+    gain = joint @ (2 / (sizes[:, None] + sizes[None, :]))
+    order = np.argsort(-gain, axis=1, kind="stable")
+    best = np.take_along_axis(gain, order, axis=1)
+    negative = empty_f1 * np.prod(1 - p_NK, axis=1)
+    per_size = [negative, *(best[:, : m + 1, m].sum(axis=1) for m in range(labels))]
+    chosen = np.argmax(np.stack(per_size, axis=1) - 1e-12 * np.arange(labels + 1), axis=1)
+    decisions = np.zeros((images, labels), np.uint8)
+    for n, m in enumerate(chosen):
+        decisions[n, order[n, :m, m - 1]] = 1
+    return decisions
+
+
+def numbers_true(p_NK):
+    """(N, K + 1): the probability of each number of true labels (Poisson binomial)."""
+    counts = np.zeros((len(p_NK), p_NK.shape[1] + 1))
+    counts[:, 0] = 1
+    for k, p_N in enumerate(p_NK.T):
+        counts[:, 1 : k + 2] = counts[:, 1 : k + 2] * (1 - p_N)[:, None] + counts[:, : k + 1] * p_N[:, None]
+        counts[:, 0] *= 1 - p_N
+    return counts
+
+
+@pytest.mark.parametrize("labels", [1, 2, 12, 13, 40])
+@pytest.mark.parametrize("empty_f1", [0.0, 1.0])
+def test_expected_f1_decides_as_the_general_maximiser(labels, empty_f1):
+    rng = np.random.default_rng(labels)
+    for scores in (
+        rng.random((200, labels)) ** 6,
+        rng.random((200, labels)) ** 0.2,
+        rng.choice([0, 0.02, 0.1, 0.3, 0.5, 1], (200, labels)),  # of tied scores all or none
+    ):
+        scores = scores.astype(np.float32)
+        expected = general_maximiser(scores.astype(float), empty_f1)
+        np.testing.assert_array_equal(maximise_expected_f1(scores, empty_f1), expected)
+
+
+@pytest.mark.parametrize("labels", [1, 5, 12, 13, 100, 1000, 5000])
+def test_the_nodes_integrate_every_power_of_the_integrand(labels):
+    x_Q, weight_Q = quadrature(labels)
+    powers = np.arange(2 * labels)
+    found = np.array([weight_Q @ np.exp(power * np.log1p(-x_Q)) for power in powers])
+    np.testing.assert_allclose(found * (powers + 1), 1, rtol=0, atol=4e-15)
+
+
+def test_expected_f1_of_many_labels_is_bounded_in_memory():
+    rng = np.random.default_rng(0)
+    scores = (rng.random((40, 2000)) ** 8).astype(np.float32)
+    tracemalloc.start()
+    predicted = maximise_expected_f1(scores)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**25  # the general maximiser holds 8 x 2000 x 2000 bytes of an image
+    lowest_chosen = np.where(predicted == 1, scores, 2).min(axis=1)
+    assert (lowest_chosen > np.where(predicted == 0, scores, -1).max(axis=1)).all()
+
+
+def test_thresholds_for_f1_per_image_take_a_few_bytes_a_score():
+    scores, actual = (np.tile(part, (1, 40)) for part in overconfident(images=500))
+    tracemalloc.start()
+    tune("f1_samples_empty1", scores, actual)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak / scores.size < 14
+
+
+def test_equal_validations_have_equal_digests_and_each_is_made_once(monkeypatch):
+    def validation(ids="ab", labels="xyz", targets=((0, 1, 1), (1, 0, 0))):
+        targets_NK = np.array(targets, np.uint8)
+        return Validation(list(ids), list(labels), np.zeros(targets_NK.shape, np.float32), targets_NK)
+
+    first = validation()
+    assert first.digest == validation().digest
+    others = (
+        validation(ids="ba"),
+        validation(labels="xzy"),
+        validation(targets=((0, 1, 1), (1, 0, 1))),
+        validation(ids="abc", labels="xy", targets=((0, 1), (1, 1), (0, 0))),
+    )
+    assert len({first.digest, *(other.digest for other in others)}) == 5
+    monkeypatch.setattr("pipeline.metrics.decision_rule.digest", None)
+    assert first.digest
 
 
 def test_a_rightly_blank_image_is_worth_what_is_said():

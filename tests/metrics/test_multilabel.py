@@ -1,5 +1,6 @@
 """Metrics against scikit-learn, on random and on degenerate input; thresholds; baselines."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -10,7 +11,14 @@ from hypothesis.extra import numpy as npst
 from sklearn import metrics as sk
 
 from pipeline.metrics.decision_rule import out_of_fold_decisions
-from pipeline.metrics.multilabel import absent_labels, all_metrics, average_precision, per_label
+from pipeline.metrics.multilabel import (
+    absent_labels,
+    all_metrics,
+    average_precision,
+    image_metrics,
+    label_counts,
+    per_label,
+)
 from pipeline.metrics.thresholds import decide, tune_per_label
 from pipeline.spec import METRICS, EvaluateSpec
 
@@ -74,6 +82,46 @@ def test_every_metric_is_scikit_learn_s_on_a_large_sample():
     actual = (rng.random((700, 14)) < np.geomspace(0.3, 0.004, 14)).astype(np.uint8)
     scores = (0.3 * actual + 0.7 * rng.random(actual.shape)).astype(np.float32)
     compare(scores, decide(scores, np.full(14, 0.5)), actual)
+    tied = np.round(scores, 1)
+    compare(tied, decide(tied, np.full(14, 0.5)), actual)
+
+
+@pytest.mark.parametrize(("images", "labels"), [(20_000, 30), (400, 1500), (1, 3), (256, 1)])
+def test_what_is_counted_in_bytes_and_chunks_is_counted_right(images, labels):
+    rng = np.random.default_rng(0)
+    actual = (rng.random((images, labels)) < 0.9).astype(np.uint8)
+    predicted = np.ones_like(actual)
+    counts = label_counts(predicted, actual)
+    np.testing.assert_array_equal(counts.true_positives, actual.sum(axis=0, dtype=np.int64))
+    np.testing.assert_array_equal(counts.predicted, np.full(labels, images))
+    scores = rng.random(actual.shape, dtype=np.float32)
+    per_image = image_metrics(scores, predicted, actual)
+    np.testing.assert_array_equal(per_image["label_accuracy"], (predicted == actual).mean(axis=1))
+    np.testing.assert_array_equal(per_image["exact_match"], (predicted == actual).all(axis=1))
+    positives = (scores.astype(float) * actual).sum(axis=1)
+    soft = 2 * positives / (scores.sum(axis=1, dtype=float) + actual.sum(axis=1))
+    np.testing.assert_allclose(per_image["f1_soft_samples"], soft, atol=1e-9)
+
+
+def test_metrics_take_a_few_bytes_a_score():
+    """Every epoch asks for them: an index of 8 bytes a score, or a copy as float64, would be seen here."""
+    rng = np.random.default_rng(0)
+    actual = (rng.random((20_000, 50)) < 0.05).astype(np.uint8)
+    scores = rng.random(actual.shape, dtype=np.float32)
+    predicted = decide(scores, np.full(50, 0.5))
+    tracemalloc.start()
+    all_metrics(scores, predicted, actual)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak / scores.size < 12
+
+
+def test_only_probabilities_are_ranked():
+    actual = np.array([[1], [0]], np.uint8)
+    assert average_precision(np.array([[-0.0], [0.0]], np.float32), actual).tolist() == [0.5]
+    for wrong in (-0.1, np.nan):
+        with pytest.raises(ValueError, match="negative or not a number"):
+            average_precision(np.array([[wrong], [0.5]], np.float32), actual)
 
 
 @pytest.mark.parametrize("value", [0, 1])

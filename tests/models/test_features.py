@@ -228,7 +228,7 @@ def test_where_memory_runs_out_features_are_made_of_half_as_many(
     )  # or the limit below would be lost
     rows, execution = np.arange(30), ExecutionConfig.choose("cpu", "fp32", 1)
     net = build_model(train.model, 14, 32, weights)
-    whole = FrozenNetwork(net, train, packed, execution)._compute(rows, view, 30)
+    whole = FrozenNetwork(net, train, packed, execution)._compute(rows, view, tmp_path / "x.npz", 30)
     frozen = FrozenNetwork(net, train, packed, execution)
     sizes, forward = [], frozen._net.forward
 

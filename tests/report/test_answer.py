@@ -9,6 +9,7 @@ from pipeline.evaluation.selection import Selection
 from pipeline.report.answer import answer, what_next
 from pipeline.report.facts import CellFacts, Facts
 from pipeline.report.page import Table, gallery, top
+from pipeline.report.spending import Spending
 from pipeline.spec import EvaluateSpec
 from pipeline.spec.question import question
 from pipeline.storage.run_dir import ExperimentDir
@@ -25,7 +26,7 @@ def pair(a, b, verdict, covers="images"):
 
 
 def facts_of(tmp_path, rows, comparisons=(), epochs=(), axes=None, evaluate=None, **settings):
-    cells = [CellFacts(r["cell"], "done", "", r, settings, list(epochs), {}, None) for r in rows]
+    cells = [CellFacts(r["cell"], "done", "", r, settings, list(epochs), {}, Spending()) for r in rows]
     by_name = {cell.name: cell for cell in cells}
     groups = {k: {v: [by_name[n] for n in names] for v, names in g.items()} for k, g in (axes or {}).items()}
     selection = Selection(evaluate=evaluate or EvaluateSpec(threshold="per_label", select_by="f1_micro"))

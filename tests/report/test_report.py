@@ -9,11 +9,13 @@ import sys
 import time
 import urllib.request
 
+import numpy as np
 import pytest
 
 from pipeline.evaluation.leaderboard import read_leaderboard
 from pipeline.evaluation.selection import Selection
 from pipeline.report import write_report
+from pipeline.report.selected import confusions
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from tests.cells import PATIENCE_S, clean_environment, jobs, project
@@ -205,6 +207,42 @@ def test_a_thousand_cells_stay_small(browser, finished, tmp_path):
     assert [name for name in SECTIONS if name not in text] == []
     assert all(row["cell"] in text for row in read_leaderboard(experiment.leaderboard))
     page.close()
+
+
+def test_five_thousand_labels_stay_small_and_the_page_says_where_all_are(finished, tmp_path):
+    labels = 5000
+    experiment = make_sweep(finished, tmp_path / "sweep", 3, labels=labels)
+    write_report(experiment, files=True)
+    html = experiment.report.read_text()
+    assert len(html) < 1_500_000
+    run = RunDir(experiment.path / Selection.read(experiment).cell)
+    assert f"The 200 labels with the lowest F1; all {labels} are in " in html
+    assert f"The 200 labels rarest in validation; all {labels} are in " in html
+    entries = json.loads(run.report.read_text())["per_label"]
+    assert len(entries) == labels
+    worst = sorted(entries, key=lambda entry: entry["f1"] if entry["support"] else 2)[:200]
+    section = html.partition("<h2>Labels</h2>")[2].partition("<h2>")[0]
+    assert set(re.findall(r"<td[^>]*>(label \d+)</td>", section)) == {entry["label"] for entry in worst}
+    with (experiment.figures / "labels.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == labels
+    with (experiment.figures / "splits.csv").open(newline="") as file:
+        assert len(next(csv.reader(file))) == 3 + labels
+
+
+def test_pairs_of_confused_labels_are_counted_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    targets_NK, decisions_NK = (rng.random((2, 90, 23)) < 0.3).astype(np.uint8)
+    labels = [f"l{k}" for k in range(23)]
+    whole = confusions(labels, decisions_NK, targets_NK)
+    monkeypatch.setattr("pipeline.report.selected._CHUNK", 5)
+    assert confusions(labels, decisions_NK, targets_NK) == whole
+    wrong = {
+        (a, b): int((targets_NK[:, a] & decisions_NK[:, b] & ~targets_NK[:, b] & 1).sum())
+        for a in range(23)
+        for b in range(23)
+    }
+    expected = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:15]
+    assert [row[:3] for row in whole] == [[f"l{a}", f"l{b}", str(n)] for (a, b), n in expected]
 
 
 def test_drawing_imports_no_torch(finished):

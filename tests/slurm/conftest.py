@@ -42,7 +42,17 @@ def free_port():
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """The environment of a running cluster; skips where none can be brought up, fails where one must be."""
-    folder = Path(os.environ.get("SLURM_TEST_DIR") or tmp_path_factory.mktemp("slurm"))
+    yield from _running(Path(os.environ.get("SLURM_TEST_DIR") or tmp_path_factory.mktemp("slurm")))
+
+
+@pytest.fixture(scope="session")
+def other_cluster(cluster, tmp_path_factory):
+    """The environment of a second cluster, of another name, whose jobs have the same numbers."""
+    settings = {"CT_NAME": "othertest", "CT_GPU_NODES": "1", "CT_CPU_NODES": "1"}
+    yield from _running(tmp_path_factory.mktemp("other"), **settings)
+
+
+def _running(folder, **settings):
     required = bool(os.environ.get("LABELGRID_REQUIRE_SLURM"))
     installed = all(
         shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") for name in ("slurmctld", "slurmdbd")
@@ -59,7 +69,7 @@ def cluster(tmp_path_factory):
         capture_output=True,
         text=True,
         timeout=600,
-        env=os.environ | ports | own,
+        env=os.environ | ports | own | settings,
     )
     if up.returncode:
         text = f"no Slurm cluster here: {up.stderr.strip()[-500:]}"
@@ -85,9 +95,9 @@ class Lab:
         self.environment.pop("CUDA_VISIBLE_DEVICES")
         self.code = ROOT
 
-    def start(self, verb, *settings, run=None, base=SETTINGS):
+    def start(self, verb, *settings, run=None, base=SETTINGS, more=()):
         arguments = [verb, "experiments/x.yaml", "--cluster", "slurm", "--set", *base, *settings]
-        arguments += ["--run", run] if run else []
+        arguments += [*(["--run", run] if run else []), *more]
         return subprocess.Popen(
             [sys.executable, "-m", "jobs", *arguments],
             stdout=subprocess.PIPE,
@@ -96,6 +106,29 @@ class Lab:
             cwd=self.root,
             env=self.environment | {"PYTHONPATH": str(self.code)},
         )
+
+    @contextlib.contextmanager
+    def surrounded(self, **variables):
+        """With these variables in the environment of its commands."""
+        before = self.environment
+        self.environment = before | variables
+        try:
+            yield
+        finally:
+            self.environment = before
+
+    def wrapping(self, **scripts):
+        """The same with commands of Slurm replaced by shell scripts, in which `real` is the real one."""
+        folder = self.root / "wrapped"
+        folder.mkdir(exist_ok=True)
+        for name, text in scripts.items():
+            real = shutil.which(name)
+            (folder / name).write_text(f'#!/bin/bash\nreal() {{ {real} "$@"; }}\n{text}\n')
+            (folder / name).chmod(0o755)
+        return self.surrounded(PATH=f"{folder}:{self.environment['PATH']}")
+
+    def events(self, kind):
+        return [event for event in read_jsonl(self.experiment.ledger) if event["event"] == kind]
 
     def run(self, verb, *settings, **options):
         """(exit status, what was printed)"""

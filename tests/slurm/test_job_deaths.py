@@ -2,7 +2,6 @@
 
 import csv
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -12,6 +11,7 @@ from jobs.planning.status import CellStatus, GridStatus
 from jobs.planning.tasks import wrangle_task
 from jobs.slurm.batches import build_batches
 from jobs.slurm.job import CellsFailedError
+from jobs.slurm.records import this_user
 from jobs.slurm.status import read_grid_status
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import with_checksum
@@ -50,7 +50,7 @@ def slurm_says(tmp_path, monkeypatch):
     def make(accounted):
         folder = tmp_path / "bin"
         folder.mkdir()
-        for name, text in (("squeue", ""), ("sacct", accounted)):
+        for name, text in (("squeue", ""), ("sacct", accounted), ("scontrol", "ClusterName = here\n")):
             (folder / name).write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n")
             (folder / name).chmod(0o755)
         monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
@@ -63,13 +63,26 @@ def test_a_job_that_fails_at_its_start_is_explained_by_slurm_and_its_log(tmp_pat
     assert wrangle_task(plan, plan.datasets[0])() == 0
     _, final = tasks_of(plan)
     adam, sgd = plan.cells
-    slurm_says("7_0|FAILED|None|3|1:0\n7_1|NODE_FAIL|None|30|0:0\n")
     folder = plan.experiment.slurm
     folder.mkdir(parents=True)
+    proof = {
+        "cluster": "here",
+        "name": "labelgrid-x-train-1-abc123",
+        "user": this_user(),
+        "folder": str(folder),
+    }
+    end = f"here|{proof['name']}|{folder}\n"
+    user = proof["user"]
+    slurm_says(
+        f"7_0|{user}|FAILED|None|3|n1|1:0|{end}7_1|{user}|NODE_FAIL|None|30|n1|0:0|{end}"
+        # a stranger's job of the same number, later: neither is believed
+        f"7_0|{user}|COMPLETED|None|3|n1|0:0|there|{proof['name']}|{folder}\n7_1|eve|RUNNING|None|3|n1|0:0|{end}"
+    )
     said = "ModuleNotFoundError: No module named 'submitit'\nsrun: error: node1: task 0: Exited with exit code 1\n"
     (folder / "7_0_0_log.out").write_text(f"Traceback (most recent call last):\n{said}")
     events = [
         {"event": "submitted", "cell": cell.run.name, "identity": cell.identity, "jobs": [f"7_{i}"]}
+        | {"proof": proof}
         for i, cell in enumerate(plan.cells)
     ]
     plan.experiment.ledger.write_text("".join(with_checksum(event) + "\n" for event in events))
@@ -78,16 +91,16 @@ def test_a_job_that_fails_at_its_start_is_explained_by_slurm_and_its_log(tmp_pat
         "(see slurm/7_0_0_log.out)",
         sgd.run.name: "its node failed",
     }
-    status = read_grid_status(plan, mem_gb={}, code="x")  # before the final job ran
+    status = read_grid_status(plan, {})  # before the final job ran
     assert {cell.planned.run.name: cell.why for cell in status.cells} == expected
-    replace(final, cell_jobs=((adam.run.name, "7_0"), (sgd.run.name, "7_1")))()
+    final()
     with plan.experiment.leaderboard.open(newline="") as file:
         rows = {row["cell"]: row for row in csv.DictReader(file) if row["state"] != "baseline"}
     assert {name: row["error"] for name, row in rows.items()} == expected
     assert {row["state"] for row in rows.values()} == {"failed"}
     for cell in plan.cells:
         assert cell.run.why_not_done(cell.identity) == f"failed: {expected[cell.run.name]}"
-    status = read_grid_status(make_plan(plan.loaded), mem_gb={}, code="x")
+    status = read_grid_status(make_plan(plan.loaded), {})
     assert {cell.kind for cell in status.cells} == {"pending"}  # the next grid tries again
     assert {cell.planned.run.name: cell.why for cell in status.cells} == {
         name: f"failed: {why}" for name, why in expected.items()

@@ -1,18 +1,22 @@
 """Profiles: what wins over what, and mistakes in them; drafts, refusals and Slurm's answers without a cluster."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
-from jobs.clusters.profile import SHIPPED, default_cluster, gpu_count, load_profile
+from jobs.clusters.billing import cost_per_hour, gpu_count
+from jobs.clusters.profile import SHIPPED, default_cluster, load_profile
 from jobs.commands.doctor import _quota
 from jobs.commands.submit import link_storage
-from jobs.planning.cost import _kind, cost_per_hour
+from jobs.planning.cost import _kind
 from jobs.planning.plan import make_plan
 from jobs.planning.status import CellStatus, GridStatus
 from jobs.slurm.batches import build_batches
-from jobs.slurm.job import stage_in
-from jobs.slurm.queue import accounted_state, expand, queued_state, seconds
-from jobs.slurm.sbatch import explain_refusal, refuse_early
-from pipeline.data.packed import PackedSet
+from jobs.slurm.endings import accounted_state, queued_state
+from jobs.slurm.queue import expand, seconds
+from jobs.slurm.refusals import explain_refusal, refuse_early
 from pipeline.errors import SpecError
 from pipeline.models.device import ExecutionConfig
 from pipeline.spec import TrainSpec
@@ -47,6 +51,16 @@ def test_puhti_asks_as_puhti_s_users_do():
     assert "31 July 2026" in puhti.retired
     # 60 a GPU, 1 a core, 0.1 a GiB, 0.006 a GiB of local disk
     assert cost_per_hour(puhti.train, puhti) == pytest.approx(60 + 10 + 6.4 + 0.6)
+
+
+def test_lumi_keeps_miopen_s_caches_off_lustre_a_job_each():
+    setup = load_profile("lumi").setup
+    shown = 'echo "$MIOPEN_USER_DB_PATH $MIOPEN_CUSTOM_CACHE_DIR $PYTORCH_MIOPEN_SUGGEST_NHWC"'
+    place = f"/tmp/labelgrid-test-{os.getpid()}-miopen-cache-77"
+    environment = {**os.environ, "USER": f"labelgrid-test-{os.getpid()}", "SLURM_JOB_ID": "77"}
+    lines = "\n".join(["set -eu", *setup, f"{shown}; rmdir {place}"])
+    done = subprocess.run(["bash", "-c", lines], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [place, place, "1"]
 
 
 def test_what_wins_over_what(home, monkeypatch):
@@ -199,7 +213,7 @@ def test_a_limit_on_jobs_puts_more_cells_into_each(plan, limit, per_job):
 
 
 def test_what_cannot_fit_is_refused(plan):
-    with pytest.raises(SpecError, match=r"2 cells do not fit: 2 jobs are queued and the cluster allows 2"):
+    with pytest.raises(SpecError, match=r"2 cells do not fit: 2 other jobs are queued or needed, and"):
         drafted(plan("grid: {seeds: [1, 2]}"), load_profile("slurm", ["cluster.max_submit=2"]))
 
 
@@ -207,7 +221,15 @@ def test_what_cannot_fit_is_refused(plan):
     ("settings", "error"),
     [
         ([], r"jobs need a project account; export LABELGRID_ACCOUNT"),
-        (["cluster.account=p", "cluster.train.partition=gpuu"], r"no partition 'gpuu'; known: gputest, gpu"),
+        (
+            ["cluster.account=p", "cluster.train.partition=small"],
+            r"gres gpu:v100:1,nvme:100; small has no GPUs",
+        ),
+        (
+            ["cluster.account=p", "cluster.train.sbatch={account: q}"],
+            r"sbatch: account is set for you; write",
+        ),
+        (["cluster.account=p", "cluster.train.sbatch={mem: 9G}"], r"sbatch: mem is written as mem_gb"),
         (["cluster.account=p", "cluster.train.partition=gputest"], r"720 min; gputest allows 15"),
         (["cluster.account=p", "cluster.train.gres=gpu:a100:1"], r"gres gpu:a100:1; gpu has gpu:v100"),
         (["cluster.account=p", "cluster.train.gres=gpu:v100:8"], r"8 GPUs; a node has 4"),
@@ -217,7 +239,7 @@ def test_what_cannot_fit_is_refused(plan):
 def test_what_a_profile_knows_to_be_impossible_is_refused_before_sbatch(plan, settings, error):
     profile = load_profile("puhti", settings)
     with pytest.raises(SpecError, match=error):
-        refuse_early(profile, "puhti", drafted(plan("grid: {seeds: [1]}"), profile))
+        refuse_early(profile, "puhti", drafted(plan("grid: {seeds: [1]}"), profile), Path("/x"))
 
 
 # ---------------------------------------------------------------- Slurm's answers
@@ -248,7 +270,12 @@ def test_slurm_s_clock():
             "could not start (its folder is not reachable from the node)",
         ),
         (accounted_state("FAILED", exit_code="1:0"), False, "ended with status 1:0"),
-        (queued_state("PREEMPTED"), True, ""),
+        (queued_state("PREEMPTED"), False, "preempted"),
+        (queued_state("REQUEUE_HOLD"), True, ""),
+        (queued_state("FAILED", "NonZeroExitCode"), False, "failed"),
+        (queued_state("FAILED", "RaisedSignal:9(Killed)"), False, "killed by SIGKILL (out of memory?)"),
+        (queued_state("CANCELLED"), False, "cancelled"),
+        (accounted_state(""), True, ""),
     ],
 )
 def test_states_in_words(state, active, words):
@@ -312,23 +339,6 @@ def test_a_gpu_that_torch_cannot_see_is_said(capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_GPUS", "0")
     assert ExecutionConfig.choose("auto", "fp32", 1).device == "cpu"
     assert "sees none" in capsys.readouterr().out
-
-
-def test_a_staged_copy_that_a_purge_has_thinned_out_is_made_anew(tmp_path, monkeypatch, drawn, capsys):
-    _, packed, _ = drawn
-    monkeypatch.setenv("LOCAL_SCRATCH", str(tmp_path))
-    staged = stage_in(packed, ["$LOCAL_SCRATCH"])
-    assert staged.parent == tmp_path / "labelgrid"
-    assert stage_in(packed, ["$LOCAL_SCRATCH"]) == staged
-    assert capsys.readouterr().out.count("staged ") == 1
-    (staged / "split-of-others.json").touch()  # nothing of the set: other jobs read on undisturbed
-    assert stage_in(packed, ["$LOCAL_SCRATCH"]) == staged
-    assert capsys.readouterr().out == ""
-    (staged / "images-000.npy").unlink()
-    (staged / "labels.npy").write_bytes(b"")
-    stage_in(packed, ["$LOCAL_SCRATCH"])
-    assert capsys.readouterr().out.count("staged ") == 1
-    PackedSet.open(staged, verify=True)
 
 
 def test_cells_on_kept_features_say_nothing_of_the_speed_of_others():

@@ -138,15 +138,15 @@ def test_every_new_name_is_a_key_where_the_old_one_stood():
 
 
 @pytest.mark.parametrize(
-    ("override", "answer"),
+    ("section", "answer"),
     [
-        ("train.optimizer.lr_backbone=0.1", "`lr_backbone` is now called `backbone_lr_factor`"),
-        ("train.schedule.final_share=0.1", "`final_share` is now called `final_fraction`"),
-        ("train.loss.smoothing=0.1", "`smoothing` is now called `label_smoothing`"),
+        ("optimizer: {lr_backbone: 0.1}", "`lr_backbone` is now called `backbone_lr_factor`"),
+        ("schedule: {final_share: 0.1}", "`final_share` is now called `final_fraction`"),
+        ("loss: {smoothing: 0.1}", "`smoothing` is now called `label_smoothing`"),
     ],
 )
-def test_in_a_section_that_lacks_its_name_too(refused, override, answer):
+def test_in_a_section_that_lacks_its_name_too(refused, section, answer):
     """Both mistakes are told: the missing name, and the new name of the key."""
-    said = refused(DATA, override)
+    said = refused(f"{DATA}train: {{{section}}}\n")
     assert answer in said
     assert "needs the key 'name'" in said

@@ -1,5 +1,6 @@
 """One owner of a run folder: dead ones are told from live and paused ones, on this host and on others."""
 
+import errno
 import json
 import os
 import signal
@@ -11,9 +12,9 @@ import time
 
 import pytest
 
-from pipeline.errors import TrainingError
+from pipeline.errors import PipelineError, TrainingError
 from pipeline.storage import ownership
-from pipeline.storage.ownership import _identity, check_owned, owned
+from pipeline.storage.ownership import _identity, check_owned, owned, owned_in_turn
 from tests.cells import PATIENCE_S, clean_environment
 
 
@@ -217,3 +218,42 @@ def test_no_flock_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.lockf", no_locks)
     with owned(tmp_path), pytest.raises(TrainingError, match="works on this cell already"), owned(tmp_path):
         pass
+
+
+def test_who_waits_for_a_lock_gets_it_in_turn_without_flock(tmp_path, monkeypatch, capsys):
+    import fcntl
+
+    def refused(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    path, order = tmp_path / ".submission.lock", []
+
+    def second():
+        with owned_in_turn(path, "a submission"):
+            order.append("second")
+
+    with owned_in_turn(path, "a submission"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.5)
+        order.append("first")
+    waiting.join(timeout=PATIENCE_S)
+    assert order == ["first", "second"]
+    assert "waiting: " in capsys.readouterr().out
+    assert not path.exists()
+    with owned_in_turn(path, "a submission"):
+        again = owned_in_turn(path, "a submission", wait_s=0)
+        with pytest.raises(TrainingError, match="works on a submission already"):
+            again.__enter__()
+
+
+def test_a_full_disk_leaves_no_lock_that_others_would_wait_for(tmp_path, monkeypatch):
+    def full(self, beat):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ownership._Lock, "_write", full)
+        with pytest.raises(PipelineError, match="Disk quota exceeded"), owned(tmp_path):
+            pytest.fail("taken")
+    assert list(tmp_path.iterdir()) == []

@@ -145,7 +145,7 @@ def outcome(root):
             found[f"{cell.name}/{name}/best"] = state["best"]
         # a cell that was the best while another lay killed may have scored the test images too
         selected = ("scores_test.npz",) if cell.name == found["selected"] else ()
-        for name in ("scores_val.npz", "report.json", *selected):
+        for name in ("scores_val.npz", "report.json", "evaluation.npz", *selected):
             if (cell / name).exists():
                 found[f"{cell.name}/{name}"] = (cell / name).read_bytes()
         rows = read_jsonl(cell / "metrics.jsonl")

@@ -14,9 +14,12 @@ from jobs.planning.plan import make_plan
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
 from pipeline.errors import PipelineError
+from pipeline.evaluation.kept import kept, key_of
 from pipeline.evaluation.selection import Selection, select_cell
 from pipeline.evaluation.submission import is_predicted
 from pipeline.models.checkpoint import load_checkpoint
+from pipeline.report.model_card import is_unedited
+from pipeline.spec import METRICS
 from pipeline.spec.reading import read_spec
 from pipeline.storage.files import read_json
 from pipeline.storage.jsonl import read_jsonl
@@ -66,7 +69,7 @@ def places(plan, run):
     def opening(name):
         return packed / name, lambda: refused(lambda: PackedSet.open(packed), packed / name)
 
-    for name in ("images-000.npy", "labels.npy", "index.csv", "wrangle_report.json"):
+    for name in ("images-000.npy", "labels.npy", "index.npz", "index.csv", "wrangle_report.json"):
         found[name] = opening(name)
     found["dataset.json"] = (packed / "dataset.json", lambda: data.reason == "damaged")
     found["split"] = (data.split, lambda: refused(lambda: read_split(data.split), data.split))
@@ -79,6 +82,7 @@ def places(plan, run):
     for path in (run.spec, run.provenance, run.metrics, run.scores_val):
         found[path.name] = (path, lambda path=path: refused(lambda: run.verify(path), path))
     found["report.json"] = (run.report, lambda: refused(lambda: read_json(run.report), run.report))
+    found["MODEL_CARD.md"] = (run.card, lambda: not is_unedited(run.card))
     whole_bytes, whole = run.scores_test.read_bytes(), arrays(run.scores_test)
 
     def predicted_anew():
@@ -88,6 +92,25 @@ def places(plan, run):
         return run.scores_test.read_bytes() != whole_bytes and arrays(run.scores_test) == whole
 
     found["scores_test.npz"] = (run.scores_test, predicted_anew)
+
+    rule = plan.loaded.spec.evaluate
+    key = key_of(rule, run.digests_of(run.scores_val, run.spec))
+    whole_kept = run.evaluation.read_bytes()
+    whole_arrays = {name: kept(run, key, name).resampled_R.tolist() for name in METRICS}
+
+    def measured_anew():
+        """Or a flip in a date of the zip's directory, which leaves every array as it was."""
+        cells = {name: kept(run, key, name) for name in METRICS}
+        if None in cells.values():
+            return True
+        same = {name: cell.resampled_R.tolist() for name, cell in cells.items()} == whole_arrays
+        return run.evaluation.read_bytes() != whole_kept and same
+
+    found["evaluation.npz"] = (run.evaluation, measured_anew)
+    found["baselines.json"] = (
+        experiment.baselines,
+        lambda: refused(lambda: read_json(experiment.baselines), experiment.baselines),
+    )
 
     def ranked_anew():
         return not plan.evaluation.is_done and refused(
@@ -127,11 +150,20 @@ def places(plan, run):
 
 
 NAMES = [
-    *("images-000.npy", "labels.npy", "index.csv", "wrangle_report.json", "dataset.json", "split"),
+    *(
+        "images-000.npy",
+        "labels.npy",
+        "index.npz",
+        "index.csv",
+        "wrangle_report.json",
+        "dataset.json",
+        "split",
+    ),
     *("checkpoint_last.pt", "checkpoint_previous.pt", "checkpoint_best.pt", "manifest.json", "spec.yaml"),
     *("provenance.json", "metrics.jsonl", "scores_val.npz", "report.json", "scores_test.npz"),
+    *("evaluation.npz", "baselines.json"),
     *("leaderboard.csv", "comparisons.csv", "selected.json", "ledger.jsonl", "code.zip", "data.json"),
-    "test_metrics.json",
+    *("test_metrics.json", "MODEL_CARD.md"),
 ]
 
 

@@ -56,6 +56,20 @@ def finished(run):
     return run
 
 
+def test_histograms_are_numpy_s_at_the_edges_too(monkeypatch):
+    monkeypatch.setattr(events, "_AT_ONCE", 1000)
+    edges = np.linspace(0, 1, 21, dtype=np.float32)
+    beside = [np.nextafter(edges, np.float32(0)), np.nextafter(edges[:-1], np.float32(1))]
+    random = np.random.default_rng(0).random(5000, dtype=np.float32)
+    for scores in (np.concatenate([edges, *beside, random]), random[:0]):
+        found = events.score_histogram("scores", scores).histo
+        counts, limits = np.histogram(scores, bins=20, range=(0, 1))
+        assert (list(found.bucket), list(found.bucket_limit)) == (counts.tolist(), limits[1:].tolist())
+        assert (found.num, found.sum) == (len(scores), pytest.approx(scores.sum(dtype=float)))
+        assert found.sum_squares == pytest.approx((scores.astype(float) ** 2).sum())
+        assert (found.min, found.max) == ((scores.min(), scores.max()) if len(scores) else (0, 0))
+
+
 def test_curves_are_those_of_metrics_jsonl(finished):
     rows = read_jsonl(finished.metrics)
     accumulator = read(finished)

@@ -8,12 +8,13 @@ from torch import nn
 from pipeline.models.scoring import Scored
 from pipeline.spec import TrainSpec
 from pipeline.storage.run_dir import RunDir
+from pipeline.storage.write_behind import Writer
 from pipeline.training.early_stopping import BestEpoch, BestKeeper
 from tests.cells import one_cell, packed_project, run_here, train_task
 
 
 def keeper(tmp_path, monitor="f1_micro"):
-    return BestKeeper(RunDir(tmp_path), monitor, {})
+    return BestKeeper(RunDir(tmp_path), monitor, {}, Writer(behind=False))
 
 
 def offered(keeper, *epochs, informative=True):

@@ -1,5 +1,7 @@
 """Sampling, colour, mixing, averaged weights: against torchvision, closed forms, and their promises."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from pipeline.data.colour import OPERATIONS, Colour
 from pipeline.data.mixing import Mixing
-from pipeline.data.sampling import epoch_rows, expected_repeats
+from pipeline.data.sampling import epoch_rows, expected_repeats, label_shares
 from pipeline.models.build import build_model, head_of, init_bias_to_prior, set_training_mode
 from pipeline.spec import AugmentSpec, ModelSpec, SamplingSpec
 from pipeline.training.ema import WeightAverage
@@ -56,6 +58,28 @@ def test_every_epoch_has_as_many_rows_and_each_comes_as_often_as_promised(spec):
         assert not np.array_equal(np.sort(epochs[0]), np.sort(epochs[1]))
 
 
+@pytest.mark.parametrize("name", ["repeat_factor", "inverse_frequency"])
+def test_many_images_and_labels_take_parts_of_the_memory_and_give_the_same(name, monkeypatch):
+    monkeypatch.setattr("pipeline.data.sampling._VALUES", 1 << 16)
+    rng = np.random.default_rng(0)
+    targets_NK = (rng.random((20_000, 200), np.float32) < 0.01).astype(np.uint8)  # 4 MB, 32 MB in float64
+    spec = SamplingSpec(name=name, threshold=0.5)
+    tracemalloc.start()
+    try:
+        repeats_N = expected_repeats(spec, targets_NK)
+        share_K = label_shares(targets_NK, repeats_N)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < targets_NK.nbytes
+    rarest_N = np.where(targets_NK > 0, targets_NK.mean(axis=0), 1.0).min(axis=1)
+    if name == "repeat_factor":
+        np.testing.assert_array_equal(repeats_N, np.maximum(1, np.sqrt(0.5 / rarest_N)) * targets_NK.any(1)
+                                      + ~targets_NK.any(1))  # fmt: skip
+    np.testing.assert_array_equal(share_K, np.average(targets_NK, axis=0, weights=repeats_N))
+    np.testing.assert_array_equal(label_shares(targets_NK, None), np.average(targets_NK, axis=0))
+
+
 # ---------------------------------------------------------------- colour
 
 REFERENCES = {
@@ -85,12 +109,11 @@ def test_an_operation_on_colour_is_torchvision_s(name, strength):
 
 def test_colour_is_a_function_of_epoch_and_position_and_off_by_default():
     spec, images = AugmentSpec(trivial_augment=True, brightness=0.4, saturation=0.4), pictures()
-    positions = np.arange(3, 9)
-    whole = Colour(spec, 0, 1, 20)(images, positions)
-    part = Colour(spec, 0, 1, 20)(images[2:], positions[2:])
+    whole = Colour(spec, 0, 1, [slice(0, 3), slice(3, 9)])(images, slice(3, 9))
+    part = Colour(spec, 0, 1, [slice(0, 5), slice(5, 9)])(images[2:], slice(5, 9))
     assert torch.equal(whole[2:], part)
-    assert not torch.equal(whole, Colour(spec, 0, 2, 20)(images, positions))
-    assert Colour(AugmentSpec(), 0, 1, 20)(images, positions) is images
+    assert not torch.equal(whole, Colour(spec, 0, 2, [slice(0, 3), slice(3, 9)])(images, slice(3, 9)))
+    assert Colour(AugmentSpec(), 0, 1, [slice(0, 9)])(images, slice(3, 9)) is images
 
 
 # ---------------------------------------------------------------- mixing
@@ -98,8 +121,13 @@ def test_colour_is_a_function_of_epoch_and_position_and_off_by_default():
 INPUTS, MIXED_TARGETS = torch.randn(8, 3, 16, 16), (torch.rand(8, 5) < 0.4).float()
 
 
+def mix(spec, inputs, targets):
+    whole = slice(0, len(inputs))
+    return Mixing(spec, 0, 0, [whole], inputs.shape[-1])(inputs, targets, whole)
+
+
 def test_a_mixup_is_the_same_share_of_picture_and_labels():
-    mixed, targets = Mixing(AugmentSpec(mixup=0.5), 0, 0, 8)(INPUTS, MIXED_TARGETS, np.arange(8))
+    mixed, targets = mix(AugmentSpec(mixup=0.5), INPUTS, MIXED_TARGETS)
     for i in range(8):
         fits = []
         for j in set(range(8)) - {i}:
@@ -118,7 +146,7 @@ def test_a_mixup_is_the_same_share_of_picture_and_labels():
 def test_a_cutmix_counts_labels_by_the_pixels_that_are_pasted():
     pictures = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 16, 16)
     targets = torch.eye(8)
-    mixed, labels = Mixing(AugmentSpec(cutmix=1.0), 0, 0, 8)(pictures, targets, np.arange(8))
+    mixed, labels = mix(AugmentSpec(cutmix=1.0), pictures, targets)
     for i in range(8):
         counted = torch.bincount(mixed[i, 0].flatten().long(), minlength=8) / 256
         torch.testing.assert_close(labels[i], counted, atol=1e-6, rtol=0)
@@ -128,7 +156,7 @@ def test_a_cutmix_counts_labels_by_the_pixels_that_are_pasted():
 def test_erasing_blanks_a_rectangle_of_the_promised_size():
     spec = AugmentSpec(random_erasing=0.5, random_erasing_area=(0.1, 0.3))
     ones = torch.ones(400, 3, 16, 16)
-    erased, targets = Mixing(spec, 0, 0, 400)(ones, torch.ones(400, 1), np.arange(400))
+    erased, targets = mix(spec, ones, torch.ones(400, 1))
     share = (erased[:, 0] == 0).float().mean(dim=(1, 2))
     assert 0.4 < (share > 0).float().mean() < 0.6
     assert share[share > 0].min() > 0.07

@@ -15,7 +15,7 @@ from pipeline.data.labels.json_files import read_coco, read_jsonl
 from pipeline.data.labels.listed import read_listed
 from pipeline.data.labels.names import choose_labels
 from pipeline.data.labels.onehot import read_celeba, read_onehot
-from pipeline.data.labels.table import LabelTable, read_text
+from pipeline.data.labels.table import LabelTable, read_lines, read_text
 from pipeline.data.references import ImageRef
 from pipeline.data.sources import Source, match_members
 from pipeline.errors import DataError
@@ -32,7 +32,7 @@ from pipeline.spec import (
     VocLabels,
 )
 
-MAX_LABELS = 5_000  # labels are held densely, and counted in pairs
+MAX_LABELS = 5_000  # labels are held densely
 _TOO_MANY = f"more than {MAX_LABELS}"
 
 
@@ -100,11 +100,11 @@ def _read(
     if isinstance(labels, VocLabels):
         return read_voc(source, members, labels)
     assert not isinstance(labels, FolderLabels)
-    text = read_text(source, members[0][1])
     if isinstance(labels, OneHotLabels):
-        return read_onehot(text, place, labels, besides)
+        return read_onehot(read_lines(source, members[0][1]), place, labels, besides)
     if isinstance(labels, ListColumnLabels):
-        return read_listed(text, place, labels)
+        return read_listed(read_lines(source, members[0][1]), place, labels)
+    text = read_text(source, members[0][1])
     if isinstance(labels, JsonLinesLabels):
         return read_jsonl(text, place, labels)
     if isinstance(labels, CocoLabels):

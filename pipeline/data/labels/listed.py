@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.data.labels.table import LabelNumbers, LabelTable, some, sort_labels
 from pipeline.data.labels.text_table import Layout, TextTable
@@ -21,10 +21,10 @@ _ITEMS = re.compile(_ITEM)
 _MISSING = frozenset({"nan", "none", "null", "n/a", "na", "<na>"})
 
 
-def read_listed(text: str, place: str, labels: ListColumnLabels) -> LabelTable:
+def read_listed(file: Iterator[str], place: str, labels: ListColumnLabels) -> LabelTable:
     """Read a table whose cells list labels; rows of one image are joined."""
     table = TextTable.read(
-        text, place, Layout(delimiter=labels.delimiter, header=labels.header, id_column=labels.id_column)
+        file, place, Layout(delimiter=labels.delimiter, header=labels.header, id_column=labels.id_column)
     )
     id_column = table.id_column
     columns = _label_columns(table, labels)

@@ -14,7 +14,7 @@ from pipeline.errors import DataError
 from pipeline.spec import LabelNames
 
 # columns and lists that are seldom labels, though a column may hold 0 and 1 and a list may hold ids
-_SELDOM_LABELS = frozenset({
+SELDOM_LABELS = frozenset({
     "split", "set", "subset", "fold", "is_train", "is_test", "is_valid", "is_val", "train", "val", "valid",
     "validation", "test", "trainval", "all", "classes", "labels", "readme",
 })  # fmt: skip
@@ -46,15 +46,16 @@ def choose_labels(table: LabelTable, names: LabelNames) -> LabelTable:
         if count > 1:
             joined = [label for label in kept if renames.get(label, label) == target]
             table.notes.append(f"{some(joined)} are joined as {target!r}")
-    pairs = [(row, number[label]) for row, label in zip(table.row_P, table.label_P, strict=True)]
-    table.row_P = array("q", (row for row, label in pairs if label >= 0))
-    table.label_P = array("q", (label for _, label in pairs if label >= 0))
+    if number != list(range(len(number))):
+        pairs = zip(table.row_P, table.label_P, strict=True)
+        table.row_P = array("q", (row for row, label in pairs if number[label] >= 0))
+        table.label_P = array("q", (number[label] for label in table.label_P if number[label] >= 0))
     table.read_from = {
         renames.get(label, label): place for label, place in table.read_from.items() if label in new
     }
     table.labels = labels
     table.notes += alike(labels)
-    odd = [label for label in labels if label.casefold() in _SELDOM_LABELS]
+    odd = [label for label in labels if label.casefold() in SELDOM_LABELS]
     if odd and names.only is None:
         table.notes.append(
             f"{some(odd)} may be no label but a split or a list of something; if so, write "

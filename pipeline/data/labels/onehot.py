@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.data.labels.table import LabelTable, as_list, most_common, some
 from pipeline.data.labels.text_table import Layout, TextTable, same_value
@@ -14,10 +14,12 @@ _HELD = 100  # different values of a column that are counted: free text has mill
 _UNKNOWN_LATER = "(unknown and soft labels are not supported yet)"
 
 
-def read_onehot(text: str, place: str, labels: OneHotLabels, besides: Sequence[str] = ()) -> LabelTable:
+def read_onehot(
+    file: Iterator[str], place: str, labels: OneHotLabels, besides: Sequence[str] = ()
+) -> LabelTable:
     """Read a one-hot table; `besides` are columns that the spec uses for something else."""
     table = TextTable.read(
-        text, place, Layout(delimiter=labels.delimiter, header=labels.header, id_column=labels.id_column)
+        file, place, Layout(delimiter=labels.delimiter, header=labels.header, id_column=labels.id_column)
     )
     id_column = table.id_column
     columns = _label_columns(table, labels, besides)

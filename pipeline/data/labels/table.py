@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.data.sources import READ_ERRORS, Source
 from pipeline.errors import DataError
+
+_LINE = 64 << 20  # characters: an archive bomb may be one line
 
 
 @dataclass
@@ -80,6 +83,25 @@ def read_text(source: Source, member: str) -> str:
         raise DataError(
             f"{place}: not UTF-8 text ({error.reason} at byte {error.start}); convert it"
         ) from error
+    except READ_ERRORS as error:
+        raise DataError(f"{place}: cannot be read: {error}; copy it here again") from error
+
+
+def read_lines(source: Source, member: str) -> Iterator[str]:
+    """The lines of a text file of any size with their ends, one by one; a DataError as `read_text` raises it."""
+    place = f"{source.path}/{member}"
+    try:
+        with source.open(member) as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as lines:
+            try:
+                while line := lines.readline(_LINE):
+                    if len(line) == _LINE:
+                        raise DataError(f"{place}: a line has {_LINE:,} characters or more; it is no table")
+                    yield line
+            except UnicodeDecodeError as error:
+                at = stream.tell() - len(error.object) + error.start
+                raise DataError(
+                    f"{place}: not UTF-8 text ({error.reason} at byte {at}); convert it"
+                ) from error
     except READ_ERRORS as error:
         raise DataError(f"{place}: cannot be read: {error}; copy it here again") from error
 

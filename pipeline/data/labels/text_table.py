@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,10 +41,10 @@ class TextTable:
     longer: int = 0  # rows with empty cells beyond the last column
 
     @classmethod
-    def read(cls, text: str, place: str, layout: Layout) -> TextTable:
-        """The table of a file's text; a DataError where its first line cannot be one's."""
+    def read(cls, file: Iterator[str], place: str, layout: Layout) -> TextTable:
+        """The table of a file's lines with their ends; a DataError where the first cannot be one's."""
         delimiter = layout.delimiter or ("tab" if place.lower().endswith(".tsv") else "comma")
-        lines = _lines(text, place, delimiter)
+        lines = _lines(file, place, delimiter)
         first = next(lines, None)
         if first is None:
             raise DataError(f"{place}: is empty; it needs a header and a row per image")
@@ -155,14 +155,14 @@ def same_value(cell: str, value: str) -> bool:
         return False
 
 
-def _lines(text: str, place: str, delimiter: Delimiter) -> Iterator[tuple[int, list[str]]]:
+def _lines(file: Iterator[str], place: str, delimiter: Delimiter) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of every line that is not empty."""
     if delimiter == "space":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(itertools.chain.from_iterable(map(str.splitlines, file)), 1):
             if cells := line.split():
                 yield number, cells
         return
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_CHARACTERS[delimiter])
+    reader = csv.reader(file, delimiter=_CHARACTERS[delimiter])
     try:
         for cells in reader:
             if any(cells) and any(cell.strip() for cell in cells):
