@@ -1,8 +1,8 @@
 """Write pipeline/spec/timm_models.tsv from the installed timm: `python tests/timm_catalogue.py`.
 
-A row per set of published weights, `<architecture>.<tag>`, and one per architecture without any. GFLOPs (multiplications with
-an addition, as papers count them, at the model's own size) and parameters are counted on torch's meta device,
-which computes nothing.
+A row per set of published weights, `<architecture>.<tag>`, and one per architecture without any. `hub` is `=`
+where it is `timm/<name>`. GFLOPs (multiplications with an addition, as papers count them, at the model's own
+size) and parameters are counted on torch's meta device, which computes nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def rows() -> list[list[str]]:
 
 def _row(name: str, cfg: Any) -> list[str]:
     numbers = [",".join(f"{value!r}" for value in part) for part in (cfg.mean, cfg.std)]
+    hub = "=" if cfg.hf_hub_id == f"timm/{name}" else cfg.hf_hub_id or ""
     fixed = "fixed" if cfg.fixed_input_size else ""
     return [
         name,
@@ -40,7 +41,7 @@ def _row(name: str, cfg: Any) -> list[str]:
         cfg.interpolation,
         *numbers,
         cfg.license or "",
-        cfg.hf_hub_id or "",
+        hub,
     ]
 
 
