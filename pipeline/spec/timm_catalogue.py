@@ -30,7 +30,7 @@ class TimmModel(NamedTuple):
     licence: str
     """Of the weights, as timm tags it; empty where unknown."""
     hub: str
-    """Where the Hugging Face hub has them; empty where there are no weights."""
+    """Where the Hugging Face hub has them; empty of a network without published weights."""
     params_m: float | None
     """Millions of parameters."""
     gflops: float | None
