@@ -19,6 +19,7 @@ from jobs.stages.tasks import (
 )
 from jobs.stages.train import TrainGroupTask, TrainTask
 from pipeline.spec.model_names import CNNS
+from pipeline.spec.timm_catalogue import PREFIX
 from pipeline.training.dynamo_stub import install_dynamo_stub
 
 __all__ = [
@@ -87,5 +88,6 @@ def run_task(task: Task) -> int:
 def needed_imports(task: Task) -> list[str]:
     """The slow imports of a task, which a process can do before it is given the task itself."""
     cells = task.cells if isinstance(task, TrainGroupTask) else (task,) if isinstance(task, TrainTask) else ()
-    networks = {cell.spec.train.model.name for cell in cells}
-    return ["pipeline.training.loop"][: len(cells)] + ["torchvision.models"][: len(networks - {*CNNS})]
+    networks = {cell.spec.train.model.name for cell in cells} - {*CNNS}
+    packages = {"timm" if name.startswith(PREFIX) else "torchvision.models" for name in networks}
+    return ["pipeline.training.loop"][: len(cells)] + sorted(packages)

@@ -107,9 +107,11 @@ def slug(keys: Sequence[str], settings: Settings) -> str:
         if part and len("-".join([*parts, part])) <= _LONGEST:
             parts.append(part)
     if not any(key in settings for key in keys if not key.startswith((SEED, SPLIT))):
-        parts[:0] = [str(settings[key]) for key in ("train.model.name", "train.optimizer.name")]
+        parts[:0] = [_part(key, settings[key]) for key in ("train.model.name", "train.optimizer.name")]
     elif "train.model.name" not in keys and any(key.startswith("train.model.") for key in keys):
-        parts.insert(0, str(settings["train.model.name"]))  # "resnet34-head" says more than "head"
+        parts.insert(
+            0, _part("train.model.name", settings["train.model.name"])
+        )  # "resnet34-head" says more than "head"
     return "-".join(parts)
 
 

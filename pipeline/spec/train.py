@@ -23,17 +23,16 @@ from pipeline.spec.fields import (
     Share,
     resolve_path,
 )
-from pipeline.spec.model_names import CNNS, IMAGENET, MODEL_NAMES, OTHER_NORMALISATIONS, Normalisation
+from pipeline.spec.model_choice import (
+    PRETRAINED,
+    known_model,
+    of_timm,
+    refuse_weights_of_others,
+    with_default_weights,
+)
+from pipeline.spec.model_names import CNNS, IMAGENET, OTHER_NORMALISATIONS, Normalisation
 from pipeline.spec.recipe import Adam, BceLoss, Constant, LossSpec, OptimizerSpec, SamplingSpec, ScheduleSpec
-
-
-def _known_model(name: Any) -> Any:
-    if isinstance(name, str) and name not in MODEL_NAMES:
-        close = get_close_matches(name, MODEL_NAMES, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(MODEL_NAMES)}"
-        raise ValueError(f"unknown model; {hint}")
-    return name
-
+from pipeline.spec.timm_catalogue import PREFIX
 
 _NAMED_WEIGHTS = re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)*_V\d+")
 
@@ -41,31 +40,36 @@ _NAMED_WEIGHTS = re.compile(r"[A-Z0-9]+(_[A-Z0-9]+)*_V\d+")
 def _weights(value: Any, info: ValidationInfo) -> Any:
     if value == "DEFAULT":
         raise ValueError("name the weights, e.g. IMAGENET1K_V1: DEFAULT means others in another torchvision")
-    if value == "none" or (isinstance(value, str) and _NAMED_WEIGHTS.fullmatch(value)):
+    if value in ("none", PRETRAINED) or (isinstance(value, str) and _NAMED_WEIGHTS.fullmatch(value)):
         return value
     path = resolve_path(value, info)
+    is_of_timm = str(info.data.get("name")).startswith(PREFIX)
+    published = (
+        "pretrained with a tag in its name" if is_of_timm else "IMAGENET1K_V1 or another of torchvision's"
+    )
     is_word = isinstance(value, bool) or (isinstance(value, str) and re.fullmatch(r"\w*", value))
     if is_word and info.context and not (isinstance(path, str) and Path(path).exists()):
-        raise ValueError(
-            "name published weights, IMAGENET1K_V1 or another of torchvision's, or the path of a file, or write none"
-        )
+        raise ValueError(f"name published weights, {published}, or the path of a file, or write none")
     return path
 
 
 class ModelSpec(Section):
     """A network, where its weights come from, and what of it is trained."""
 
-    name: Annotated[str, BeforeValidator(_known_model)] = "cnn3"
-    """`cnn2`, `cnn3` (small, from random weights), or a network of torchvision.
+    name: Annotated[str, BeforeValidator(known_model)] = "cnn3"
+    """`cnn2`, `cnn3` (small, from random weights), a network of torchvision, or one of timm (`timm/...`).
 
     resnet, wide_resnet, resnext, regnet, mobilenet, efficientnet, convnext, densenet, vit and swin, e.g.
-    `resnet34` or `convnext_tiny`; all names are in `pipeline/spec/model_names.py`.
+    `resnet34` or `convnext_tiny`; all names are in `pipeline/spec/model_names.py`. `timm/convnext_tiny.fb_in22k` is
+    timm's network with the weights of that tag; timm is installed by `pip install 'labelgrid[timm]'`.
     """
     weights: Annotated[str, BeforeValidator(_weights)] = "none"
     """`none` (random), torchvision's name for published weights (`IMAGENET1K_V1`), or the path of a file.
 
-    Use published weights for photographs; a file holds the weights of the same network. Pictures are
-    normalised as the network's published weights want it, also for a file; for `none` by ImageNet's constants.
+    `pretrained`: the weights that the tag in a name of timm stands for; left out, they are taken too. Use published
+    weights for photographs; a file (torch's, or safetensors) holds the weights of the same network. Pictures are
+    normalised as the network's published weights want it, also for a file; for `none` by ImageNet's constants, or
+    timm's for its own.
     """
     trainable: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")] = "all"
     """What is trained: `all`, `head`, `last_stage` (after the last loss of resolution), or a part by its name.
@@ -82,10 +86,11 @@ class ModelSpec(Section):
     head_dropout: Annotated[Number, Field(ge=0, lt=1, json_schema_extra=SAME_BATCHES)] = 0.0
     """The dropout probability of the features and of the hidden layer, against overfitting of the head."""
 
+    _default_weights = model_validator(mode="before")(with_default_weights)
+
     @model_validator(mode="after")
     def _sensible(self) -> ModelSpec:
-        if self.name in CNNS and self.named_weights:
-            raise ValueError(f"{self.name} has no published weights; write weights: none or a file")
+        refuse_weights_of_others(self.name, self.weights, is_named=self.named_weights)
         if self.trainable not in ("all", "head") and self.name in CNNS:
             raise ValueError(f"{self.name} has no stages; write trainable: all or head")
         close = get_close_matches(self.trainable, ("all", "head", "last_stage"), n=1, cutoff=0.8)
@@ -99,8 +104,8 @@ class ModelSpec(Section):
 
     @property
     def named_weights(self) -> bool:
-        """True for torchvision's own weights, which are fetched by name."""
-        return _NAMED_WEIGHTS.fullmatch(self.weights) is not None
+        """True for the published weights of torchvision or timm, which are fetched by name."""
+        return self.weights == PRETRAINED or _NAMED_WEIGHTS.fullmatch(self.weights) is not None
 
     @property
     def weights_file(self) -> str | None:
@@ -108,8 +113,19 @@ class ModelSpec(Section):
         return None if self.weights == "none" or self.named_weights else self.weights
 
     @property
+    def has_one_size(self) -> bool:
+        """Whether the network, once built, takes pictures of no other size."""
+        known = of_timm(self.name)
+        return self.name in CNNS or self.name.startswith("vit_") or (known is not None and known.is_fixed)
+
+    @property
     def normalisation(self) -> Normalisation:
-        """Of the input: the published weights' own, for a file of this network too; ImageNet's for random weights."""
+        """Of the input: the published weights' own, for a file of this network too; ImageNet's for random weights.
+
+        A network of timm has what timm says of it, whatever its weights.
+        """
+        if (known := of_timm(self.name)) is not None:
+            return known.normalisation
         return IMAGENET if self.weights == "none" else OTHER_NORMALISATIONS.get(self.name, IMAGENET)
 
 
@@ -240,6 +256,6 @@ class TrainSpec(Section):
                 "cached_views keeps features of single pictures: it excludes mixup, cutmix and random_erasing; "
                 "leave them at their defaults, or leave cached_views out"
             )
-        if self.eval_image_px is not None and (self.model.name in CNNS or self.model.name.startswith("vit_")):
+        if self.eval_image_px is not None and self.model.has_one_size:
             raise ValueError(f"{self.model.name} has one size of input; leave eval_image_px out")
         return self

@@ -5,7 +5,7 @@ from typing import get_args, get_origin
 
 import pytest
 
-from pipeline.models.build import OWN_NETWORKS
+from pipeline.models.own_networks import OWN_NETWORKS
 from pipeline.spec import LabelsSpec, LossSpec, OptimizerSpec, ScheduleSpec, SplitSpec
 from pipeline.spec.model_names import CNNS, HEAD_OF, LAST_STAGE_OF, MODEL_NAMES
 from pipeline.training.optim import _OPTIMIZERS
