@@ -16,6 +16,7 @@ from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, data_root, make_plan, weights_folder
 from pipeline.data.packed import PackedSet
 from pipeline.errors import PipelineError
+from pipeline.spec.timm_catalogue import PREFIX
 from pipeline.storage.files import display_path, sha256_file
 
 TORCH = """
@@ -137,10 +138,18 @@ def _weights(plan: Plan) -> Iterator[Check]:
 
 
 def _networks(plan: Plan) -> Iterator[Check]:
-    """Whether the parts that are trained exist, which only the network itself knows."""
+    """Whether the parts that are trained exist, which only the network itself knows, and names of timm."""
     from pipeline.models.build import build_model
+    from pipeline.models.timm_networks import config_of
 
-    trains = [cell.cell.spec.train for cell in plan.cells if cell.cell.spec.train.model.trainable != "all"]
+    every = [cell.cell.spec.train for cell in plan.cells]
+    for name in dict.fromkeys(train.model.name for train in every if train.model.name.startswith(PREFIX)):
+        try:
+            size = config_of(name).input_size[-1]
+            yield Check("network", True, f"{name}: timm has it, for pictures of {size} px")
+        except PipelineError as error:
+            yield Check("network", False, str(error))
+    trains = [train for train in every if train.model.trainable != "all"]
     for model, image_px in dict.fromkeys((train.model, train.image_px) for train in trains):
         try:
             build_model(model, 2, image_px)

@@ -28,6 +28,7 @@ from jobs.slurm.status import last_jobs
 from pipeline.data.layout import read_dataset
 from pipeline.errors import LaunchError, PipelineError, SpecError
 from pipeline.spec import LOWER_IS_BETTER, in_training
+from pipeline.spec.model_choice import size_note
 from pipeline.storage.files import display_path
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.provenance import code
@@ -146,7 +147,7 @@ def plan(request: Request) -> int:
     for data in all_data(planned):
         print(data_lines(data))
     run.tell([*check_test_sets(planned), *planned.gone, *planned.assumed, *planned.changed, *planned.longer])
-    run.tell(filter(None, [planned.loaded.spec.evaluate.mismatch]))
+    run.tell(filter(None, [planned.loaded.spec.evaluate.mismatch, *_size_notes(planned)]))
     if profile.scheduler == "local":
         for cell in planned.cells:
             print(f"  {cell.run.name}: {cell.reason or 'complete'}")
@@ -154,6 +155,13 @@ def plan(request: Request) -> int:
     else:
         _print_batches(request, planned)
     return 0
+
+
+def _size_notes(planned: Plan) -> list[str | None]:
+    """Of missing cells: that their pictures are much larger or smaller than those their weights learnt from."""
+    trains = [cell.cell.spec.train for cell in planned.missing]
+    notes = (size_note(train.model.name, train.model.weights, train.image_px) for train in trains)
+    return list(dict.fromkeys(notes))
 
 
 def _print_batches(request: Request, planned: Plan) -> None:

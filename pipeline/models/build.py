@@ -100,11 +100,28 @@ def set_training_mode(net: nn.Module, learning: nn.Module) -> None:
     learning.train().requires_grad_(True)
 
 
+def refuse_other_size(net: nn.Module, name: str, image_px: int) -> None:
+    """Raises TrainingError where a network that was built for another size takes no pictures of this one."""
+    try:
+        with torch.inference_mode():
+            net.eval()(torch.zeros(1, 3, image_px, image_px))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise TrainingError(
+            f"train.eval_image_px: {name} takes pictures of train.image_px alone ({str(error).splitlines()[0]}); "
+            "leave eval_image_px out"
+        ) from error
+
+
 def init_bias_to_prior(net: nn.Module, name: str, share_K: npt.NDArray[np.float64]) -> None:
-    """The head's bias at the log-odds of each label's share of the images, of (0, 1) at least a hair inside."""
+    """The head's bias at the log-odds of each label's share of the images, of (0, 1) at least a hair inside.
+
+    Raises TrainingError where the head has no bias.
+    """
     share = torch.from_numpy(share_K).float().clamp(1e-4, 1 - 1e-4)
     head = head_of(net, name)
     bias: Any = head[-1].bias if isinstance(head, nn.Sequential) else head.bias
+    if bias is None:
+        raise TrainingError(f"train.model.head_bias: prior: the head of {name} has no bias; write default")
     with torch.no_grad():
         bias.copy_(torch.logit(share))
 

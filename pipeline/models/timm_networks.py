@@ -8,11 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
+from pipeline.models.fusing import watching_norms
 from pipeline.spec import ModelSpec
 from pipeline.spec.timm_catalogue import PREFIX, near
 
 # what timm's constructors and the filters of its weights raise where something does not fit
-_MISFITS = (RuntimeError, ValueError, AssertionError, TypeError, KeyError, IndexError, AttributeError)
+_MISFITS = (
+    RuntimeError,
+    ValueError,
+    AssertionError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)
 
 
 class TimmNetworks:
@@ -20,7 +29,7 @@ class TimmNetworks:
 
     def build(self, model: ModelSpec, num_labels: int, image_px: int) -> nn.Module:
         """As timm builds it for its size; tried there."""
-        cfg = _config(model.name)
+        cfg = config_of(model.name)
         if model.weights != "none" and (tuple(cfg.mean), tuple(cfg.std)) != model.normalisation:
             raise TrainingError(
                 f"train.model.name: {model.name}: its pictures have mean {cfg.mean} and std {cfg.std} in this timm, "
@@ -29,7 +38,7 @@ class TimmNetworks:
         try:
             net = _created(model.name, num_labels, image_px)
             _refuse_cut_off_pixels(net, image_px)
-            with torch.inference_mode():
+            with torch.inference_mode(), watching_norms(net):
                 shape = tuple(net.eval()(torch.zeros(1, 3, image_px, image_px)).shape)
             if shape != (1, num_labels):
                 raise ValueError(f"it makes {shape} of a picture, not a row of {num_labels} logits")
@@ -72,7 +81,7 @@ class TimmNetworks:
         inside = {key: value for key, value in state.items() if key.startswith(head + ".")}
         rest = {key: value for key, value in state.items() if key not in inside}
         is_foreign = sum(key in state for key in backbone) < len(backbone) / 2
-        classes = int(_config(model.name).num_classes) if is_foreign else 0
+        classes = int(config_of(model.name).num_classes) if is_foreign else 0
         overlay = {"state_dict": rest, "num_classes": classes}
         try:
             donor = _created(model.name, classes, image_px, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -89,7 +98,7 @@ def _timm(name: str) -> Any:
     return timm
 
 
-def _config(name: str) -> Any:
+def config_of(name: str) -> Any:
     """What timm says about a network; raises TrainingError where it knows none of that name."""
     timm, bare = _timm(name), name.removeprefix(PREFIX)
     architecture, _, tag = bare.partition(".")
@@ -103,7 +112,7 @@ def _config(name: str) -> Any:
 
 def _created(name: str, classes: int, image_px: int, **options: Any) -> nn.Module:
     timm, bare = _timm(name), name.removeprefix(PREFIX)
-    if _config(name).fixed_input_size:  # made for a size, and asked for this one
+    if config_of(name).fixed_input_size:  # made for a size, and asked for this one
         options["img_size"] = image_px
     net: nn.Module = timm.create_model(bare, num_classes=classes, **options)
     if getattr(net, "dynamic_img_size", False):  # what takes any size is made for one: so it can be cut

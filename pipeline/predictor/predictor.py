@@ -267,7 +267,7 @@ class Predictor:
         found: list[Tensor] = []
         for (scorer, inputs), name in zip(self._inputs(batch), self._head_names, strict=True):
             hook = head_of(scorer.net, name).register_forward_pre_hook(
-                lambda _, arguments: found.append(arguments[0].float().cpu())
+                lambda _, arguments: found.append(arguments[0].flatten(1).float().cpu())
             )
             with hook:
                 replace(scorer, flips=False).logits(inputs)

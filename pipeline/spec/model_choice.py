@@ -12,6 +12,7 @@ from pipeline.spec.timm_catalogue import PREFIX, TimmModel, catalogue, find, nea
 
 PRETRAINED = "pretrained"  # the weights that the tag in a name of timm stands for
 CATALOGUE_VERSION = (1, 0, 31)  # of the timm that the catalogue was written from
+_FAR = 1.5  # times the size that weights learnt from, or less: objects look otherwise
 _SAME = 0.8  # likeness from which another name is taken for a slip of the pen
 
 
@@ -58,6 +59,19 @@ def _may_know_more() -> bool:
 def of_timm(name: str) -> TimmModel | None:
     """What the catalogue says of a network; None of one of others, or of a newer timm."""
     return find(name) if name.startswith(PREFIX) else None
+
+
+def size_note(name: str, weights: str, image_px: int) -> str | None:
+    """That pictures of `image_px` are much larger or smaller than those the weights learnt from; None else."""
+    known = of_timm(name)
+    if known is None or weights == "none":
+        return None
+    if 1 / _FAR < image_px / known.image_px < _FAR:
+        return None
+    return (
+        f"train.image_px: {image_px}: the weights of {name} learnt from pictures of {known.image_px} px; nearer to it "
+        "they are worth more"
+    )
 
 
 def with_default_weights(section: Any) -> Any:

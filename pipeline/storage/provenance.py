@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "submitit", "tensorboard")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "submitit", "tensorboard")
 # OpenCV comes under four names, and from a site's own module under none
 _OPENCV = [f"opencv-{kind}python{end}" for kind in ("", "contrib-") for end in ("-headless", "")]
 _DIFF_LIMIT = 1_000_000  # characters

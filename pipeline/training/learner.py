@@ -20,6 +20,7 @@ from pipeline.models.build import (
     build_model,
     head_of,
     init_bias_to_prior,
+    refuse_other_size,
     set_training_mode,
     trainable_part,
 )
@@ -111,6 +112,8 @@ class Learner:
         model, data = self.train.model, self.data
         targets_NK = data.packed.labels_NK[data.train]
         net = build_model(model, len(data.packed.labels), self.train.image_px, weights)
+        if self.train.eval_image_px is not None:
+            refuse_other_size(net, model.name, self.train.eval_image_px)
         sampling = self.train.sampling
         repeats_N = None if sampling == SamplingSpec() else expected_repeats(sampling, targets_NK)
         self.stream = Stream(data.packed, data.train, self.train.batch_size, self.train.seed, repeats_N)

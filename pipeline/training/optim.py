@@ -18,11 +18,17 @@ _OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
 _FUSED = ("adam", "adamw")
 
 
+def _spared_by_name(net: Any) -> frozenset[str]:
+    """What a network of timm names itself as nothing to decay: positions and tokens."""
+    return frozenset(net.no_weight_decay() if hasattr(net, "no_weight_decay") else ())
+
+
 def build_optimizer(spec: OptimizerSpec, net: nn.Module, head: nn.Module | None = None) -> optim.Optimizer:
     """The optimizer of a network's trainable parameters.
 
-    Weight decay leaves out biases and norms (everything of one dimension) unless the spec says
-    `decay_bias_and_norm`. All that is not part of `head` learns at `backbone_lr_factor` times the rate.
+    Weight decay leaves out biases and norms (everything of one dimension), and what a network of timm names itself,
+    unless the spec says `decay_bias_and_norm`. All that is not part of `head` learns at `backbone_lr_factor` times
+    the rate.
     """
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in head.parameters()} if head is not None else set()
@@ -33,9 +39,11 @@ def build_optimizer(spec: OptimizerSpec, net: nn.Module, head: nn.Module | None 
             ([p for p in trainable if id(p) not in own], spec.lr * spec.backbone_lr_factor),
         ]
     groups: list[dict[str, Any]] = []
+    named = _spared_by_name(net)
+    kept = {id(p) for name, p in net.named_parameters() if p.ndim <= 1 or name in named}
     for members, lr in parts:
-        decayed = [p for p in members if p.ndim > 1 or spec.decay_bias_and_norm]
-        spared = [p for p in members if p.ndim <= 1 and not spec.decay_bias_and_norm]
+        decayed = [p for p in members if id(p) not in kept or spec.decay_bias_and_norm]
+        spared = [p for p in members if id(p) in kept and not spec.decay_bias_and_norm]
         groups.append({"params": decayed, "weight_decay": spec.weight_decay, "lr": lr})
         groups.append({"params": spared, "weight_decay": 0.0, "lr": lr})
     settings = spec.model_dump(exclude={"name", "backbone_lr_factor", "weight_decay", "decay_bias_and_norm"})
