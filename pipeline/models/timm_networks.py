@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -80,14 +81,13 @@ class TimmNetworks:
             return state
         inside = {key: value for key, value in state.items() if key.startswith(head + ".")}
         rest = {key: value for key, value in state.items() if key not in inside}
-        is_foreign = sum(key in state for key in backbone) < len(backbone) / 2
-        classes = int(config_of(model.name).num_classes) if is_foreign else 0
-        overlay = {"state_dict": rest, "num_classes": classes}
-        try:
-            donor = _created(model.name, classes, image_px, pretrained=True, pretrained_cfg_overlay=overlay)
-        except _MISFITS:
-            return state  # whoever compares it with the network says what is wrong
-        return donor.state_dict() | inside
+        # without a head, or with the one it was published with, under whatever name
+        for classes in (0, int(config_of(model.name).num_classes)):
+            overlay = {"state_dict": dict(rest), "num_classes": classes}
+            with contextlib.suppress(*_MISFITS):
+                options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+                return _created(model.name, classes, image_px, **options).state_dict() | inside
+        return state  # whoever compares it with the network says what is wrong
 
 
 def _timm(name: str) -> Any:

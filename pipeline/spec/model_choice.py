@@ -86,6 +86,7 @@ def with_default_weights(section: Any) -> Any:
 def refuse_weights_of_others(name: str, weights: str, *, is_named: bool) -> None:
     """Raises ValueError where weights are named in a way that this network does not have."""
     if not is_named:
+        _refuse_unclear_input(name, weights)
         return
     if name in CNNS:
         raise ValueError(f"{name} has no published weights; write weights: none or a file")
@@ -95,14 +96,29 @@ def refuse_weights_of_others(name: str, weights: str, *, is_named: bool) -> None
         return
     if weights == PRETRAINED and "." in name:
         return
-    tagged = [
-        PREFIX + model.name
-        for model in catalogue().values()
-        if model.has_weights and model.architecture == name.removeprefix(PREFIX).split(".")[0]
-    ]
+    tagged = [PREFIX + model.name for model in _published(name)]
     if not tagged:
         raise ValueError(f"timm publishes no weights of {name}; write weights: none or a file")
     where = "the tag in its name" if weights == PRETRAINED else "a tag in its name, and weights: pretrained,"
     raise ValueError(
         f"weights: {weights}: of a network of timm {where} says which; name it {', '.join(tagged)}"
     )
+
+
+def _refuse_unclear_input(name: str, weights: str) -> None:
+    """Published weights of one architecture may have learnt from pictures of different mean: a file is of which?"""
+    if weights == "none" or "." in name or not name.startswith(PREFIX):
+        return
+    by_input = {model.normalisation: PREFIX + model.name for model in _published(name)}
+    if len(by_input) > 1:
+        raise ValueError(
+            f"weights of {name} differ in the mean and std of their pictures; name the tag that your file is of, or "
+            f"was begun from: {' or '.join(by_input.values())} or another one"
+        )
+
+
+def _published(name: str) -> list[TimmModel]:
+    architecture = name.removeprefix(PREFIX).split(".")[0]
+    return [
+        model for model in catalogue().values() if model.has_weights and model.architecture == architecture
+    ]

@@ -1,4 +1,4 @@
-"""Networks of timm: head, last stage, features and weights of twelve families, with random weights of small ones."""
+"""Networks of timm: head, last stage, features and weights of thirteen families, with random weights of small ones."""
 
 import copy
 import functools
@@ -33,6 +33,7 @@ FAMILIES = {
     "eva": ("eva02_tiny_patch14_224", 56, "blocks.9"),
     "dinov3": ("vit_small_patch16_dinov3", 64, "blocks.9"),
     "clip": ("vit_xsmall_patch16_clip_224", 64, "blocks.8"),
+    "siglip": ("test_vit3", 64, "blocks.7"),  # pools by attention, as SigLIP
     "swin": ("swin_tiny_patch4_window7_224", 64, "layers.3"),
     "maxvit": ("test_maxvit", 64, "stages.3"),
 }
@@ -251,6 +252,21 @@ def test_positions_are_fitted_to_the_size_as_timm_fits_them(tmp_path):
     assert net["pos_embed"].shape[1] == 1 + 36
     assert net.keys() == same.state_dict().keys()
     assert all(torch.equal(net[key], value) for key, value in same.state_dict().items())
+
+
+@pytest.mark.slow
+def test_names_of_an_older_file_are_brought_to_timm_s(tmp_path):
+    model = ModelSpec(name="timm/densenet121", weights="w.pth")
+    donor = build_model(model, LABELS, 32).state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", key): value
+        for key, value in donor.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save({"state_dict": old}, tmp_path / "w.pth")
+    net = build_model(model, LABELS, 32, tmp_path / "w.pth").state_dict()
+    assert all(torch.equal(net[key], value) for key, value in donor.items())
 
 
 @pytest.mark.parametrize(("donor", "family"), [("resnet", "vit"), ("vit", "resnet")])

@@ -51,6 +51,7 @@ def read(tmp_path, model):
             None,
             "and weights: pretrained, says which",
         ),
+        ("{name: timm/convnext_base, weights: ./w.pth}", None, "name the tag that your file is of"),
         ("{name: timm/resnet18, weights: imagenet}", None, "pretrained with a tag in its name"),
     ],
 )
