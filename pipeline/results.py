@@ -33,6 +33,7 @@ from pipeline.storage.files import display_path, sha256_file
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
+from pipeline.storage.typed import typed
 
 if TYPE_CHECKING:
     from pipeline.predictor import Predictor
@@ -193,7 +194,7 @@ class Experiment:
         """report.html, shown by a notebook as the result of a cell."""
         if not self.folder.report.exists():
             raise CheckpointError(
-                f"{self.folder.report}: is not written yet; run `make report SPEC={self._spec}`"
+                f"{self.folder.report}: is not written yet; run `{typed('report', self._spec)}`"
             )
         return ReportPage(self.folder.report, height_px)
 
@@ -212,7 +213,7 @@ class Experiment:
         selection = self.selection
         if not selection.select_by:
             raise CheckpointError(
-                f"{self.folder.path}: nothing is ranked yet; run `make evaluate SPEC={self._spec}`"
+                f"{self.folder.path}: nothing is ranked yet; run `{typed('evaluate', self._spec)}`"
             )
         return selection
 
@@ -223,7 +224,7 @@ class Experiment:
             path.exists() and sha256_file(path) != tables[path.name]
         ):
             raise CheckpointError(
-                f"{path}: is missing, damaged or edited; `make evaluate SPEC={self._spec}` writes it again"
+                f"{path}: is missing, damaged or edited; `{typed('evaluate', self._spec)}` writes it again"
             )
         return read_table(path)
 

@@ -24,6 +24,7 @@ from pipeline.spec.reading import assign, raise_mistakes, split_override
 from pipeline.spec.reference import describe, parts
 from pipeline.spec.strict_yaml import Document, Mistake, Place, read
 from pipeline.storage.files import display_path
+from pipeline.storage.typed import option
 
 SHIPPED = Path(__file__).resolve().parent
 
@@ -130,7 +131,7 @@ class Profile(Section):
             raise SpecError(
                 f"cluster {name}: jobs need a project account; export LABELGRID_ACCOUNT=project_..., or write "
                 f"`cluster: {{account: ...}}` in {display_path(config_dir() / 'config.yaml')}, "
-                'or SET="cluster.account=..."'
+                f"or {option('set', 'cluster.account=...')}"
             )
         return self.account
 
@@ -181,7 +182,8 @@ def load_profile(name: str, overrides: Sequence[str] = (), account: str | None =
                 text = unknown_key({}, ("cluster", *key), tuple(parts(describe(Profile), "cluster")))
             document.mistakes.append(Mistake(document.place(key), key, f"{text} (got {item['input']!r})"))
     if not document.mistakes and profile.scheduler == "local":
-        remedy = "what this machine does is in run.parallel, run.threads and run.device; or name a cluster by CLUSTER="
+        other = option("cluster", "NAME")
+        remedy = f"what this machine does is in run.parallel, run.threads and run.device; or name a cluster by {other}"
         text = f"has no effect: cluster {name} has no Slurm; {remedy}"
         document.mistakes += [Mistake(Place(f"--set {setting}"), (), text) for setting in overrides]
     if document.mistakes:

@@ -1,4 +1,4 @@
-"""`make demo`: draw a data set and take it through the whole pipeline."""
+"""`demo`: draw a data set and take it through the whole pipeline."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def demo() -> int:
     from pipeline.data.drawn import draw
     from pipeline.spec.reading import read_spec
     from pipeline.storage.files import display_path
+    from pipeline.storage.typed import typed
 
     loaded = read_spec(SPEC)
     with shown():
@@ -31,13 +32,18 @@ def demo() -> int:
         return status  # stopped or failed, which has been said: there may be nothing to look at
     results = loaded.root / "experiments" / loaded.spec.name
     spec = display_path(SPEC)
+    following = {
+        typed("grid", spec, settings=["train.epochs=20"]): "cells of 20 epochs, ranked beside those of 8",
+        typed("select", spec, run="CELL"): "another cell for the submission",
+        "tensorboard --logdir experiments/": "the curves",
+        typed("data", ""): "MIRFLICKR-25000, for experiments/optimizers.yaml",
+    }
+    width = max(map(len, following))
+    typed_lines = "\n".join(f"  {command:{width}}  {what}" for command, what in following.items())
     print(f"""
 {time.monotonic() - started:.0f} s. Look at:
   {display_path(results)}/report.html
   {display_path(results)}/submission.csv
 Type next:
-  make grid SPEC={spec} SET="train.epochs=20"     cells of 20 epochs, ranked beside those of 8
-  make select SPEC={spec} RUN=<cell>              another cell for the submission
-  .venv/bin/tensorboard --logdir experiments/     the curves
-  make data                                       MIRFLICKR-25000, for experiments/optimizers.yaml""")
+{typed_lines}""")
     return status

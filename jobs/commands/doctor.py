@@ -1,4 +1,4 @@
-"""What `make doctor` tries, one check after another. Torch is asked in a process of its own."""
+"""What `doctor` tries, one check after another. Torch is asked in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipeline.data.packed import PackedSet
 from pipeline.errors import PipelineError
 from pipeline.spec.timm_catalogue import PREFIX
 from pipeline.storage.files import display_path, sha256_file
+from pipeline.storage.typed import typed
 
 TORCH = """
 import torch, torchvision
@@ -133,7 +134,11 @@ def _weights(plan: Plan) -> Iterator[Check]:
     folder = weights_folder(plan.root)
     for model in plan.named_weights():
         existing = folder.exists() and any(folder.glob(f"{model.name}-*"))
-        result = "fetched" if existing else "not there yet; `make grid` fetches them where there is internet"
+        result = (
+            "fetched"
+            if existing
+            else f"not there yet; `{typed('grid')}` fetches them where there is internet"
+        )
         yield Check("weights", True, f"{model.name} {model.weights}: {result}")
 
 

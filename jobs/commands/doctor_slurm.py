@@ -1,4 +1,4 @@
-"""What `make doctor` tries on a Slurm cluster: the very scripts that would be sent, and the set-up they run."""
+"""What `doctor` tries on a Slurm cluster: the very scripts that would be sent, and the set-up they run."""
 
 from __future__ import annotations
 

@@ -13,27 +13,35 @@ from typing import Any
 import numpy as np
 
 from jobs.commands.init_text import Recipe, flow, spec_text
+from pipeline.data.guess_labels import LABEL_ENDINGS
 from pipeline.data.guess_trials import Guess, split_of
-from pipeline.data.guessing import guess_data
+from pipeline.data.guessing import SPREADSHEETS, guess_data, is_folder_or_archive
 from pipeline.data.image_files import open_image
 from pipeline.data.labels.table import some
 from pipeline.data.reading import read_data
 from pipeline.data.sources import READ_ERRORS, open_source
 from pipeline.data.summary import summary
 from pipeline.data.wrangle_report import build_report
-from pipeline.errors import PipelineError, SpecError
+from pipeline.errors import DataError, PipelineError, SpecError
 from pipeline.spec import DataSpec
 from pipeline.spec.reading import project_root, read_spec
-from pipeline.storage.files import atomic_write, display_path
+from pipeline.storage.files import absolute, atomic_write, display_path, near_names
+from pipeline.storage.typed import typed
 
 _LOOKED_AT = 24  # images whose size is looked at
 
 
 def init(source: Path, labels: Path | None, *, yes: bool, output: Path | None, force: bool) -> int:
     """Write a spec for the images of `source`; say what was understood, what is unsure, what to type next."""
+    source, labels = _in_order(source, labels)
     path = output or Path("experiments") / f"{_name(source)}.yaml"
     if path.suffix not in (".yaml", ".yml"):
         raise SpecError(f"--output {path}: a spec is a .yaml file; write e.g. --output experiments/mine.yaml")
+    for named in filter(None, (source, labels)):
+        if not named.exists():
+            raise DataError(
+                f"{named}: there is no such file or folder{near_names(named)}; correct the path, or fetch it"
+            )
     if path.exists() and not force:
         raise SpecError(
             f"{path}: is there already; choose another name by --output, or replace it by --force"
@@ -53,7 +61,7 @@ def init(source: Path, labels: Path | None, *, yes: bool, output: Path | None, f
     unsure = _unsure(guess)
     root = project_root(path)
     section = _relative(guess.section, root)
-    text = spec_text(section, recipe, source.resolve().name, display_path(path), unsure)
+    text = spec_text(section, recipe, absolute(source).name, display_path(path), unsure)
     _check(text, guess, root)
     with atomic_write(path, "w") as file:
         file.write(text)
@@ -61,9 +69,24 @@ def init(source: Path, labels: Path | None, *, yes: bool, output: Path | None, f
     return 0
 
 
+def _in_order(source: Path, labels: Path | None) -> tuple[Path, Path | None]:
+    """Images, then labels: a label file that was named first changes places, which is said."""
+    if not (source.is_file() and source.name.lower().endswith((*LABEL_ENDINGS, *SPREADSHEETS))):
+        return source, labels
+    if labels is None:
+        raise SpecError(
+            f"{source}: looks like labels; name the folder, .zip or .tar of the images before it: "
+            f"labelgrid init IMAGES {source}"
+        )
+    if is_folder_or_archive(labels):
+        print(f"note: the images come first: {labels} is taken for them, {source} for their labels")
+        return labels, source
+    return source, labels
+
+
 def _name(source: Path) -> str:
-    resolved = source.resolve()
-    stem = resolved.stem if resolved.is_file() else resolved.name
+    place = absolute(source)
+    stem = place.stem if place.is_file() else place.name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data"
 
 
@@ -140,9 +163,12 @@ def _relative(section: Mapping[str, Any], root: Path) -> dict[str, Any]:
             return {name: shown(inner, name) for name, inner in value.items()}
         # what is not absolute is, but for sources, the name of a member or a column
         is_path = isinstance(value, str) and (key == "source" or Path(value).is_absolute())
-        if is_path and Path(value).exists() and Path(value).resolve().is_relative_to(root.resolve()):
-            return str(Path(value).resolve().relative_to(root.resolve()))
-        return value
+        if not is_path or not Path(value).exists():
+            return value
+        for place, top in ((absolute(Path(value)), absolute(root)), (Path(value).resolve(), root.resolve())):
+            if place.is_relative_to(top):
+                return str(place.relative_to(top))
+        return str(absolute(Path(value)))
 
     keys = ("source", "labels", "split", "test")
     return {**section, **{key: shown(section[key], key) for key in keys if key in section}}
@@ -177,13 +203,6 @@ def _tell(guess: Guess, unsure: list[str], path: Path) -> None:
     label = "\nTo label other images, name them in it under data.test; then `submission` does all this and labels them."
     print(f"""written: {shown}
 Type next:
-  {_typed("inspect", shown)}    twelve images with their labels: is that right?
-  {_typed("plan", shown)}    what would run
-  {_typed("grid", shown)}    train, and rank{"" if "test" in section else label}""")
-
-
-def _typed(verb: str, spec: str) -> str:
-    """The command as it works here: `make` knows the verbs in a checkout alone."""
-    makefile = Path("Makefile")
-    in_checkout = makefile.is_file() and "m jobs" in makefile.read_text(encoding="utf-8", errors="replace")
-    return f"make {verb} SPEC={spec}" if in_checkout else f"labelgrid {verb} {spec}"
+  {typed("inspect", shown)}    twelve images with their labels: is that right?
+  {typed("plan", shown)}    what would run
+  {typed("grid", shown)}    train, and rank{"" if "test" in section else label}""")

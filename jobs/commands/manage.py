@@ -18,10 +18,10 @@ from pipeline.storage.jsonl import read_jsonl
 
 
 def cancel(request: Request) -> int:
-    """Cancel the jobs of a spec that are queued or running (RUN=cell: that cell's)."""
+    """Cancel the jobs of a spec that are queued or running (--run: that cell's)."""
     plan = make_plan(request.loaded)
     if request.profile.scheduler == "local":
-        raise SpecError("cells of CLUSTER=local stop with Ctrl-C where `make grid` runs")
+        raise SpecError("cells of this machine stop with Ctrl-C where `grid` runs")
     with launch_lock(plan.experiment):
         run.tell(recover(plan.experiment))
         grid_status = submit.grid_status_of(request, plan)
@@ -66,9 +66,10 @@ def cancel(request: Request) -> int:
 
 
 def retry(request: Request) -> int:
-    """Train RUN=cell anew from its first step; what it was is kept under `replaced/` until `make prune`."""
+    """Train the cell of --run anew from its first step; what it was is kept under `replaced/` until `prune`."""
     if not request.run:
-        raise SpecError("name the cell: RUN=<folder name or unique prefix>")
+        command = request.command(run="CELL")
+        raise SpecError(f"name the cell, its folder or a unique prefix of it: `{command}`")
     plan = make_plan(request.loaded)
     cell = find_cell(plan, request.run)
     with launch_lock(plan.experiment):
@@ -83,7 +84,8 @@ def retry(request: Request) -> int:
                     )
                 if active.planned.run == cell and not hidden:
                     raise SpecError(
-                        f"{cell.name} is still running as job {active.job}; `make cancel RUN={cell.name}` first"
+                        f"{cell.name} is still running as job {active.job}; "
+                        f"`{request.command('cancel', run=cell.name)}` first"
                     )
         what = "it has no folder yet"
         if cell.path.exists():
@@ -93,5 +95,5 @@ def retry(request: Request) -> int:
                 cell.path.rename(kept)
             what = f"moved to {display_path(kept)}"
         ledger.append(plan.experiment.ledger, "retry", cell=cell.name)
-    print(f"{cell.name}: {what}; `make grid` trains it anew")
+    print(f"{cell.name}: {what}; `{request.command('grid')}` trains it anew")
     return 0

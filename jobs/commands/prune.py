@@ -1,4 +1,4 @@
-"""`make prune`: delete what neither a selection nor a resume needs, and packed sets that nobody here needs."""
+"""`prune`: delete what neither a selection nor a resume needs, and packed sets that nobody here needs."""
 
 from __future__ import annotations
 

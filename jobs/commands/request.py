@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 
 from jobs.clusters.profile import Profile
 from pipeline.spec.reading import Loaded
 from pipeline.storage.files import display_path
+from pipeline.storage.typed import typed
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Request:
     loaded: Loaded
     cluster: str  # the profile's name
     profile: Profile
-    run: str | None = None  # RUN=cell: a folder name or a unique prefix
+    run: str | None = None  # a cell: its folder or a unique prefix
     overrides: tuple[str, ...] = ()  # as given by SET, in their order
     names_cluster: bool = False  # whether the cluster was named for this command
     verb: str = "grid"  # what was typed
@@ -25,9 +25,11 @@ class Request:
     on_node: bool = False  # doctor: try the set-up on a node of the cluster too
 
     def command(self, verb: str | None = None, *, run: str | None = None) -> str:
-        """What to type for another verb (default: the same) on this request: with its SET and its CLUSTER."""
-        words = [f"make {verb or self.verb} SPEC={shlex.quote(display_path(self.loaded.path))}"]
-        words += [f"CLUSTER={self.cluster}"] if self.names_cluster else []
-        words += [f'SET="{" ".join(self.overrides)}"'] if self.overrides else []
-        words += [f"RUN={run}"] if run else []
-        return " ".join(words)
+        """What to type for another verb (default: the same) on this request: with its settings and its cluster."""
+        return typed(
+            verb or self.verb,
+            display_path(self.loaded.path),
+            cluster=self.cluster if self.names_cluster else "",
+            settings=self.overrides,
+            run=run or "",
+        )

@@ -15,6 +15,7 @@ from jobs.local.progress import Progress, shown
 from jobs.local.slots import Slots
 from jobs.local.snapshot import snapshot
 from jobs.local.train_groups import group_process, plan_processes
+from jobs.planning.earlier import forgotten, longer
 from jobs.planning.overlaps import check_test_sets, with_own_test
 from jobs.planning.plan import Plan, PlannedCell, PlannedData, experiment_dir, make_plan
 from jobs.planning.tasks import (
@@ -60,7 +61,7 @@ def _grid(request: Request) -> tuple[int, bool]:
         try:
             alone.enter_context(owned(experiment.path, "this grid"))
         except TrainingError as error:
-            raise SubmissionError(f"{error}; `{request.command('status')} WATCH=1` shows it") from error
+            raise SubmissionError(f"{error}; `WATCH=1 {request.command('status')}` shows it") from error
         return _run_grid(request)
 
 
@@ -79,7 +80,7 @@ def _run_grid(request: Request) -> tuple[int, bool]:
     for cell in held:
         print(f"  {cell.run.name}: held back: {cell.held}", flush=True)
     failed = FAILED if held else 0
-    tell([*check_test_sets(plan), *plan.gone, *plan.changed, *plan.longer])
+    tell([*check_test_sets(plan), *plan.gone, *plan.changed, *longer(plan), *forgotten(plan)])
     if missing:
         outcome = _train(plan, missing)
         if outcome is None:
@@ -110,7 +111,7 @@ def rank(request: Request, reasons: Mapping[str, str] | None = None) -> int:
         data = plan.datasets[0]
         if data.reason is not None:
             raise SubmissionError(
-                f"{data.packed}: the packed data is {data.reason}; run `make wrangle` first"
+                f"{data.packed}: the packed data is {data.reason}; run `{request.command('wrangle')}` first"
             )
         status = _run_one(plan, "evaluate", evaluate_task(plan, reasons))
         if status:
@@ -122,7 +123,7 @@ def rank(request: Request, reasons: Mapping[str, str] | None = None) -> int:
 
 
 def select(request: Request) -> int:
-    """Pick the cell the submission is made of (RUN=cell); without RUN, the best on validation again."""
+    """Pick the cell the submission is made of (--run CELL); without it, the best on validation again."""
     from pipeline.evaluation.selection import select_cell
     from pipeline.report import write_report
 
@@ -134,7 +135,7 @@ def select(request: Request) -> int:
 
 
 def predict(request: Request) -> int:
-    """Score the test images under the selected cell (or RUN=cell)."""
+    """Score the test images under the selected cell (or that of --run)."""
     plan = make_plan(request.loaded)
     return _predict(plan, _test_images(plan, selected(plan, request.run)))
 
@@ -240,7 +241,7 @@ def _processes(plan: Plan, missing: Sequence[PlannedCell]) -> tuple[list[Job], S
 
 
 def selected(plan: Plan, run: str | None) -> list[RunDir]:
-    """RUN=cell, or the cells whose mean scores make the submission."""
+    """The cell of --run, or the cells whose mean scores make the submission."""
     from pipeline.evaluation.selection import selected_cells
 
     return [plan.experiment.find(run)] if run else selected_cells(plan.experiment)
@@ -268,7 +269,8 @@ def _test_data(plan: Plan, run: RunDir) -> PlannedData:
     if test is None:
         spec = display_path(plan.loaded.path)
         raise SubmissionError(
-            f"{spec}: there are no images to predict; add data.test or a test fraction to data.split"
+            f"{spec}: there are no images to predict; write `test: {{source: FOLDER, labels: none}}` under data, with "
+            "the folder of your new pictures, or keep some of the others for it by data.split.test: 0.1"
         )
     return test
 

@@ -15,6 +15,7 @@ from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.local.progress import clock, last_epoch, seconds_left
 from jobs.planning.cost import cell_hours
+from jobs.planning.earlier import forgotten, longer
 from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, PlannedCell, find_cell, make_plan
 from jobs.planning.status import CellStatus, local_status
@@ -73,13 +74,13 @@ def table(request: Request, plan: Plan) -> str:
     ]
     if grid_status.stuck:
         stages.append(
-            f"Slurm could not start job {', '.join(grid_status.stuck)} again: `make grid` releases it"
+            f"Slurm could not start job {', '.join(grid_status.stuck)} again: `{request.command('grid')}` releases it"
         )
     if grid_status.broken_off:
-        stages.append("a launch broke off: `make grid` looks for what it queued")
+        stages.append(f"a launch broke off: `{request.command('grid')}` looks for what it queued")
     leaderboard = "up to date" if plan.evaluation.is_done else "not up to date"
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
-    said = [f"note: {note}" for note in (*grid_status.notes, *notes, *plan.assumed)]
+    said = [f"note: {note}" for note in (*grid_status.notes, *notes, *plan.assumed, *forgotten(plan))]
     return "\n".join([*lines, "; ".join([summary, *stages, f"leaderboard {leaderboard}"]), *said])
 
 
@@ -146,7 +147,8 @@ def plan(request: Request) -> int:
     print(f"{display_path(planned.loaded.path)}: {run.plural(len(planned.cells), 'cell')}")
     for data in all_data(planned):
         print(data_lines(data))
-    run.tell([*check_test_sets(planned), *planned.gone, *planned.assumed, *planned.changed, *planned.longer])
+    earlier = [*longer(planned), *forgotten(planned)]
+    run.tell([*check_test_sets(planned), *planned.gone, *planned.assumed, *planned.changed, *earlier])
     run.tell(filter(None, [planned.loaded.spec.evaluate.mismatch, *_size_notes(planned)]))
     if profile.scheduler == "local":
         for cell in planned.cells:
@@ -194,7 +196,7 @@ def _print_batches(request: Request, planned: Plan) -> None:
                 submit.within_budget(request, planned, grid_status, batches)
                 print(f"budget: {budget:g}, which is kept")
             except PipelineError as error:
-                print(f"budget: {budget:g}: `make grid` will refuse: {error}")
+                print(f"budget: {budget:g}: `{request.command('grid')}` will refuse: {error}")
 
 
 def _print_hours(request: Request, planned: Plan, missing: Sequence[PlannedCell]) -> None:
@@ -248,7 +250,7 @@ def logs(request: Request) -> int:
         paths += sorted(planned.experiment.logs.glob("*.txt")) if not paths else []
     if not paths:
         raise SpecError(
-            f"{display_path(planned.experiment.path)}: no log yet; `make status` says what is queued"
+            f"{display_path(planned.experiment.path)}: no log yet; `{request.command('status')}` says what is queued"
         )
     for path in paths[:10]:
         print(f"==> {display_path(path)} <==")

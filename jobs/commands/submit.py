@@ -1,4 +1,4 @@
-"""`make grid` and `make submission` on a Slurm cluster: submit what is missing, leave nothing running here."""
+"""`grid` and `submission` on a Slurm cluster: submit what is missing, leave nothing running here."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.commands.run import FAILED, fetch_weights, plural, rank, selected, tell
 from jobs.local.snapshot import snapshot
+from jobs.planning.earlier import forgotten, longer
 from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, data_root, make_plan
 from jobs.planning.status import CellStatus, GridStatus
@@ -63,7 +64,7 @@ def _submit(request: Request, *, submission: bool) -> int:
         grid_status = _settled(request, plan)
         tell(release(grid_status.proven[job] for job in grid_status.stuck))
         _print_plan(request, plan, grid_status)
-        tell([*check_test_sets(plan), *plan.gone, *plan.changed, *plan.longer])
+        tell([*check_test_sets(plan), *plan.gone, *plan.changed, *longer(plan), *forgotten(plan)])
         batches = batches_of(request, plan, grid_status, submission=submission)
         if not batches and _is_queued(grid_status, submission=submission):
             job, state = next(iter(grid_status.final_jobs.items()))
@@ -305,7 +306,7 @@ def _rank_and_submit(
         if run.name not in known or (run.name not in plan.tests and known[run.name].reason is not None):
             raise SubmissionError(
                 f"{run.name}: is a cell of an earlier spec, and its test images are not packed; submit it under that "
-                f"spec or SET, or pick a cell of {display_path(plan.loaded.path)}: `{request.command('select')}`"
+                f"spec or --set, or pick a cell of {display_path(plan.loaded.path)}: `{request.command('select')}`"
             )
     tests = {run: known[run.name] for run in chosen}
     task = submission_task(plan, tests)

@@ -15,12 +15,13 @@ from pipeline.data.layout import is_complete, origin, packed_path, split_identit
 from pipeline.data.summary import split_sizes
 from pipeline.errors import PipelineError, SpecError
 from pipeline.evaluation.selection import EvaluationInputs
-from pipeline.spec import ColumnSplit, DataSpec, ModelSpec, Spec
+from pipeline.spec import ColumnSplit, DataSpec, ModelSpec
 from pipeline.spec.grid import Cell, expand_grid
-from pipeline.spec.identity import canonical, cell_identity, digest
+from pipeline.spec.identity import cell_identity, digest
 from pipeline.spec.reading import Loaded, read_spec
 from pipeline.storage.files import display_path, read_json_or_empty, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
+from pipeline.storage.typed import option, typed
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class PlannedCell:
         """Why it is not to run again by itself though it is not complete: it would diverge again."""
         if self.reason is None or not self.reason.startswith("diverged: "):
             return None
-        return f"{self.reason}; `make retry RUN={self.run.name}` trains it anew"
+        return f"{self.reason}; `{typed('retry', run=self.run.name)}` trains it anew"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Plan:
     def tests_of_others(self) -> dict[str, PlannedData]:
         """The test images of the complete cells that are not of this grid, which can be selected too."""
         found = {}
-        for name, _ in self._others():
+        for name, _ in self.others():
             with contextlib.suppress(PipelineError, OSError):  # its spec, or its data, is gone
                 spec = read_spec(self.experiment.path / name / "spec.yaml", root=self.root).spec
                 if (test := self.test_of(spec.data)) is not None:
@@ -188,30 +189,14 @@ class Plan:
         return EvaluationInputs(
             self.experiment,
             cells=tuple((cell.run.name, cell.identity) for cell in self.cells),
-            others=tuple(self._others()),
+            others=tuple(self.others()),
             evaluate=self.loaded.spec.evaluate,
             submission=self.loaded.spec.submission,
             data_digests=tuple(data.digest for data in self.datasets),
             made_by=self.loaded.command,
         )
 
-    @property
-    def longer(self) -> list[str]:
-        """Of new cells that differ from a complete one in `train.epochs` alone: that they begin at their first step."""
-        new = [cell for cell in self.cells if cell.reason == "new"]
-        trained: dict[str, str] = {}
-        for name, _ in self._others() if new else ():
-            with contextlib.suppress(PipelineError, OSError):
-                spec = read_spec(self.experiment.path / name / "spec.yaml", root=self.root).spec
-                trained[_but_for_epochs(spec)] = f"{spec.train.epochs} epochs of it are trained in {name}"
-        found = ((cell, trained.get(_but_for_epochs(cell.cell.spec))) for cell in new)
-        return [
-            f"{cell.run.name}: {shorter}, but a run of {cell.cell.spec.train.epochs} is another cell and starts anew"
-            for cell, shorter in found
-            if shorter
-        ]
-
-    def _others(self) -> Iterator[tuple[str, str]]:
+    def others(self) -> Iterator[tuple[str, str]]:
         """(folder name, identity) of the complete cells of this experiment that are not of this grid."""
         mine = {cell.run.name for cell in self.cells}
         for name in sorted(name for names in self.experiment.folders().values() for name in names):
@@ -220,11 +205,6 @@ class Plan:
                 identity = run.read_manifest().get("identity", "")
                 if run.why_not_done(identity) is None:
                     yield name, identity
-
-
-def _but_for_epochs(spec: Spec) -> str:
-    train = spec.train.model_copy(update={"epochs": 1})
-    return digest([canonical(spec.data), canonical(train)])
 
 
 def data_root(root: Path) -> Path:
@@ -243,14 +223,14 @@ def experiment_dir(loaded: Loaded) -> ExperimentDir:
 
 
 def find_cell(plan: Plan, prefix: str) -> RunDir:
-    """The cell of RUN=`prefix`: of the plan, begun or not, else one of an earlier spec that has a folder."""
+    """The cell that `prefix` names: of the plan, begun or not, else one of an earlier spec that has a folder."""
     names = [cell.run.name for cell in plan.cells]
     found = [prefix] if prefix in names else [name for name in names if name.startswith(prefix)]
     if len(found) == 1:
         return RunDir(plan.experiment.path / found[0])
     if not found:
         return plan.experiment.find(prefix)
-    raise SpecError(f"RUN={prefix}: {len(found)} cells start with that: {', '.join(found)}")
+    raise SpecError(f"{option('run', prefix)}: {len(found)} cells start with that: {', '.join(found)}")
 
 
 def make_plan(loaded: Loaded, *, every_file: bool = True) -> Plan:

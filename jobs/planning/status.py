@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from jobs.planning.plan import Plan, PlannedCell
 from pipeline.storage.ownership import owner
+from pipeline.storage.typed import typed
 
 _CRASHES = 3  # in a row under the same code, before a person must look
 OUT_OF_MEMORY = "out of memory"
@@ -113,8 +114,8 @@ def cell_status(cell: PlannedCell, jobs: Sequence[StartedJob], want: Want = _NOT
     crashes = sum(job.state is not None and job.state.crashed for job in alike)
     if crashes >= _CRASHES and last in alike and last.state.crashed:
         why = (
-            f"failed {crashes} times under the same code and settings ({why}); `make logs` shows its log; correct "
-            f"the cause, or `make retry RUN={cell.run.name}`"
+            f"failed {crashes} times under the same code and settings ({why}); `{typed('logs')}` shows its log; "
+            f"correct the cause, or `{typed('retry', run=cell.run.name)}`"
         )
         return CellStatus(cell, "held", why, last.job, last.state)
     return CellStatus(cell, "pending", why, last.job, last.state)

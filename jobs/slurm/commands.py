@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import LaunchError
+from pipeline.storage.typed import option
 
 # Options in disguise: `sbatch` obeys them before the lines of a script, `squeue` and `sacct` in how they print, and
 # those of the job that we may be in lead submitit to another job's files.
@@ -71,7 +72,7 @@ def ask(*command: str, patience_s: float = _PATIENCE_S) -> str:
         except OSError as error:
             raise SlurmSilentError(
                 f"{command[0]}: {'not found' if isinstance(error, FileNotFoundError) else error.strerror}; "
-                "is this a Slurm login node? (CLUSTER=local runs on this machine)"
+                f"is this a Slurm login node? ({option('cluster', 'local')} runs on this machine)"
             ) from error
         except subprocess.TimeoutExpired as error:
             raise SlurmSilentError(
@@ -124,7 +125,7 @@ def this_cluster() -> Cluster:
     if not name:
         raise SlurmSilentError(
             f"the name of this cluster is not known ({said or 'scontrol does not say it'}); "
-            "is this a login node of a Slurm cluster? (CLUSTER=local runs on this machine)"
+            f"is this a login node of a Slurm cluster? ({option('cluster', 'local')} runs on this machine)"
         )
     return Cluster(name)
 

@@ -40,6 +40,7 @@ from pipeline.errors import LaunchError
 from pipeline.storage.files import share_with_group
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
+from pipeline.storage.typed import typed
 
 _KILL_EXPECTED_S = 300.0
 _LEDGER_S = 30.0  # that the ledger may come after the job it speaks of
@@ -197,7 +198,11 @@ def _requeue_by_shell() -> None:
         Path(place).touch()
         print("stopped; the job's shell puts it back into the queue", flush=True)
     else:
-        print("stopped; no scontrol here: `make grid` goes on with the cells", file=sys.stderr, flush=True)
+        print(
+            f"stopped; no scontrol here: `{typed('grid')}` goes on with the cells",
+            file=sys.stderr,
+            flush=True,
+        )
     sys.exit(0)
 
 

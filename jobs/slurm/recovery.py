@@ -11,6 +11,7 @@ from jobs.slurm.records import Event, Proof, Submitted, completed, open_intents,
 from jobs.slurm.sbatch import tasks_of
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir
+from pipeline.storage.typed import typed
 
 
 def recover(experiment: ExperimentDir) -> list[str]:
@@ -26,7 +27,7 @@ def recover(experiment: ExperimentDir) -> list[str]:
         if proof.name not in numbers and (proof.cluster, proof.user) != (here, me):
             notes.append(
                 f"{proof.name}: {proof.user} began to submit it on {proof.cluster}; only they can say what "
-                "is queued there; their `make grid` settles it"
+                f"is queued there; their `{typed('grid')}` settles it"
             )
         else:
             notes += _settle(experiment, proof, event, numbers.get(proof.name, []))

@@ -11,8 +11,9 @@ from jobs.clusters.profile import Partition, Profile, Resources
 from jobs.slurm.batches import Batch
 from jobs.slurm.commands import SlurmSilentError, ask
 from pipeline.errors import SpecError
+from pipeline.storage.typed import option, typed
 
-# what sbatch says -> the likely cause and what to type
+# what sbatch says -> the likely cause and what to type, in the words of make
 _REFUSALS = (
     (
         r"AssocMaxSubmitJobLimit|AssocGrpSubmitJobsLimit|QOSMaxSubmitJobPerUserLimit",
@@ -151,6 +152,8 @@ def explain_refusal(error: str, batch: Batch, cluster: str) -> str:
     messages = [line.split("error:")[-1].strip() for line in error.splitlines() if "error:" in line.lower()]
     text = "; ".join(dict.fromkeys(messages)) or error.strip()[-300:]
     hint = next(
-        (hint for pattern, hint in _REFUSALS if re.search(pattern, text)), "ask your site, or see `make plan`"
+        (hint for pattern, hint in _REFUSALS if re.search(pattern, text)),
+        f"ask your site, or see `{typed('plan')}`",
     )
+    hint = re.sub(r'SET="(.*?)"', lambda found: option("set", *found[1].split()), hint)
     return f"cluster {cluster} refuses {batch.key}: {text}\n  {hint}"

@@ -25,6 +25,7 @@ from pipeline.errors import LaunchError, PipelineError
 from pipeline.storage.files import write_failed
 from pipeline.storage.ownership import owned_in_turn
 from pipeline.storage.run_dir import ExperimentDir
+from pipeline.storage.typed import option
 
 _TRIES = 3  # of one sbatch that Slurm did not answer
 _LAST_WORDS_S = 10.0  # that a cancelled job may need to end, writing its files until then
@@ -107,7 +108,7 @@ class Launch:
                 python=self.options.python,
             )
         except RuntimeError as error:
-            raise LaunchError(f"{error} (CLUSTER=local runs on this machine)") from error
+            raise LaunchError(f"{error} ({option('cluster', 'local')} runs on this machine)") from error
 
     def _sbatch(self, executor: Any, batch: Batch, proof: Proof) -> list[str]:
         from submitit.core.utils import FailedJobError, FailedSubmissionError

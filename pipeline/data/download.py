@@ -1,4 +1,4 @@
-"""`make data`: download public data sets; a broken download resumes, a file is verified before it is named."""
+"""`data`: download public data sets; a broken download resumes, a file is verified before it is named."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import IO
 from pipeline.errors import DataError, PipelineError
 from pipeline.progress import report
 from pipeline.storage.files import atomic_write, sha256_file, write_failed
+from pipeline.storage.typed import typed
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,14 @@ def _verify(remote: Remote, part: Path) -> None:
     if problem:
         part.unlink()
         raise DataError(
-            f"{remote.url}: the download is not the expected file ({problem}); it was deleted, run `make data` again"
+            f"{remote.url}: the download is not the expected file ({problem}); it was deleted, "
+            f"run `{typed('data', '')}` again"
         )
 
 
 def _broke_off(remote: Remote, part: Path, error: Exception) -> str:
     have = part.stat().st_size if part.exists() else 0
-    kept = f"; {have:,} bytes are kept, and `make data` resumes from there" if have else ""
+    kept = f"; {have:,} bytes are kept, and `{typed('data', '')}` resumes from there" if have else ""
     reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
     return (
         f"{remote.url}: cannot be fetched: {reason}{kept}; without internet, copy the file to {part.parent}"

@@ -40,8 +40,13 @@ class _Entries:
     kind: str  # ids, flags (VOC), values (NUS-WIDE), empty or other
 
 
-def look_at_labels(source: Source, members: Sequence[str], names_image: NamesImage) -> Looked:
-    """The readings of all files among `members` that may hold labels, and the split that they tell."""
+def look_at_labels(
+    source: Source, members: Sequence[str], names_image: NamesImage, images: Sequence[str] = ()
+) -> Looked:
+    """The readings of all files among `members` that may hold labels, and the split that they tell.
+
+    `images` are some of the images' names, for what is said of a file that names none of them.
+    """
     looked = Looked()
     texts = []
     for member in sorted(m for m in members if m.lower().endswith(LABEL_ENDINGS) and not is_hidden(m)):
@@ -61,7 +66,7 @@ def look_at_labels(source: Source, members: Sequence[str], names_image: NamesIma
         if entries is not None and not found:
             texts.append(entries)
         elif not found:
-            looked.refused.append(f"{member}: {_why_not(text, member)}")
+            looked.refused.append(f"{member}: {_why_not(text, member, images)}")
         looked.readings += found
     _partition(looked, texts)
     _lists(looked, texts)
@@ -126,7 +131,7 @@ def _jsonl(text: str, member: str, names_image: NamesImage) -> Iterator[Reading]
             yield Reading(labels, 9 + ("label" in key.lower()))
 
 
-def _why_not(text: str, member: str) -> str:
+def _why_not(text: str, member: str, images: Sequence[str]) -> str:
     if member.lower().endswith(".json"):
         return (
             "not COCO's instances (images, annotations, categories)"
@@ -135,8 +140,11 @@ def _why_not(text: str, member: str) -> str:
         )
     if member.lower().endswith((".jsonl", ".ndjson")):
         return "no key of its objects names an image, or none is a list of labels"
-    first = text.split("\n", 1)[0].strip()
-    return f"no column of it names an image and another labels (it begins {first[:60]!r})"
+    first, *rows = [line.strip() for line in text.split("\n", 4)[:4]]
+    held = [re.split(r"[,;\t|]", row)[0].strip('"')[:40] for row in rows if row]
+    called = [image.rpartition("/")[2] for image in images]
+    both = f"; its rows begin with {some(held)}, and the images are called {some(called)}" if held else ""
+    return f"no column of it names an image and another labels (it begins {first[:60]!r}{both})"
 
 
 # ---------------------------------------------------------------- a text file per label, and lists

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.data.labels.onehot import FALSE_WORDS, TRUE_WORDS
 from pipeline.data.labels.table import some
 from pipeline.data.labels.text_table import Layout, TextTable
 from pipeline.errors import DataError
@@ -19,10 +20,6 @@ NamesImage = Callable[[str], bool]  # whether a text names an image of the set
 _DELIMITERS: tuple[Delimiter, ...] = ("comma", "tab", "semicolon", "pipe", "space")
 _SAMPLE = 400  # rows that are looked at to find the column of references
 _LEAST_FOUND = 0.1  # of them: a set may be there in part
-_TRUE = frozenset(
-    {"1", "1.0", "true", "yes", "y", "x", "✓", "✔", "t", "ja", "oui", "si", "sí", "wahr", "vrai"}
-)
-_FALSE = frozenset({"0", "0.0", "false", "no", "n", "-", "f", "nein", "non", "falsch", "faux"})
 _USUAL = frozenset(
     {"1", "1.0", "true", "yes", "y", "0", "0.0", "false", "no", "n"}
 )  # nobody means something else
@@ -68,15 +65,19 @@ class _Column:
     def is_binary(self) -> bool:
         """Whether it says for each image whether it has a label."""
         words = self.words
-        return words <= _TRUE | _FALSE | _UNKNOWN and bool(words & (_TRUE | _FALSE))
+        return words <= TRUE_WORDS | FALSE_WORDS | _UNKNOWN and bool(words & (TRUE_WORDS | FALSE_WORDS))
 
     @property
     def slips(self) -> Counter[str]:
         """The cells of a column that says for nearly each image whether it has a label, and that do not say it."""
         others = Counter(
-            {cell: n for cell, n in self.cells.items() if cell.casefold() not in _TRUE | _FALSE | _UNKNOWN}
+            {
+                cell: n
+                for cell, n in self.cells.items()
+                if cell.casefold() not in TRUE_WORDS | FALSE_WORDS | _UNKNOWN
+            }
         )
-        answers = sum(n for cell, n in self.cells.items() if cell.casefold() in _TRUE | _FALSE)
+        answers = sum(n for cell, n in self.cells.items() if cell.casefold() in TRUE_WORDS | FALSE_WORDS)
         return others if 0 < others.total() <= (1 - _NEARLY) * (answers + others.total()) else Counter()
 
     @property
@@ -145,6 +146,8 @@ def _table(text: str, member: str, delimiter: Delimiter, names_image: NamesImage
 def _fit(rows: list[list[str]], column: int, names_image: NamesImage) -> float:
     """How well a column's cells below the first line name images: 0 to 1, and a hair more for a telling name."""
     cells = [row[column] for row in rows[1 : _SAMPLE + 1]]
+    if len(set(cells)) < len(cells) and set(cells) <= TRUE_WORDS | FALSE_WORDS:
+        return 0.0  # answers, though images may be called 0 and 1
     found = sum(map(names_image, cells)) / len(cells)
     name = rows[0][column]
     telling = 0.06 * bool(_ID_NAMES.match(name)) - 0.06 * (not name)
@@ -163,13 +166,21 @@ def _split(table: _Table) -> tuple[dict[str, Any], set[str], list[str]]:
             columns.add(name)
             told = split
             if part and part[1].lower() != "test" and not split:
-                true, false = sorted(column.words & _TRUE), sorted(column.words - _TRUE)
+                true, false = sorted(column.words & TRUE_WORDS), sorted(column.words - TRUE_WORDS)
                 train, validation = (true, false) if part[1].lower() == "train" else (false, true)
                 split = {"method": "column", "column": name, "train": train, "validation": validation}
                 told_parts = f"{some(train)} is training, {some(validation)} validation"
                 unsure.append(f"the column {name!r} is taken for the split: {told_parts}")
             elif not part and column.words & _VALIDATION and "" not in column.words and not split:
                 split = {"method": "column", "column": name}
+            elif not part and column.words & _TEST and "" not in column.words and not split:
+                tests = sorted(column.words & _TEST)
+                split = {"method": "column", "column": name, "validation": tests, "test": []}
+                unsure.append(
+                    f"the column {name!r} has no validation: its images of {some(tests)} validate, so their score is "
+                    "no longer that of images which chose nothing; mark some of the training images as validation, "
+                    "and take validation and test off data.split, to keep it"
+                )
             if split is told:
                 unsure.append(
                     f"the column {name!r} seems to divide the images; it is neither a label nor used"
@@ -201,9 +212,9 @@ def _onehot(table: _Table, ignored: set[str]) -> Iterator[Reading]:
     unsure += _left_out([c for c in table.columns if c.name not in kept | ignored and c not in constant])
     cells = sum((column.cells for column in labels), Counter[str]())
     words = {cell.casefold() for cell in cells}
-    if others := sorted(words & _TRUE - {"1", "1.0", "true"}):
+    if others := sorted(words & TRUE_WORDS - {"1", "1.0", "true"}):
         settings["true"] = ["1", "true", *others]
-    absent = sorted(words & _FALSE - {"0", "0.0", "false"})
+    absent = sorted(words & FALSE_WORDS - {"0", "0.0", "false"})
     if unknown := words & _UNKNOWN:
         told = " and ".join(f"{cell or 'empty'} ({cells[cell]}x)" for cell in sorted(unknown))
         unsure.append(f'cells that are {told} are taken for "has not"; labels.false says so')
@@ -215,7 +226,9 @@ def _onehot(table: _Table, ignored: set[str]) -> Iterator[Reading]:
             *([None] if "" in unknown else []),
         ]
     if odd := sorted(words - _USUAL - _UNKNOWN):
-        has = " and ".join(f'{word!r} is taken for "has{"" if word in _TRUE else " not"}"' for word in odd)
+        has = " and ".join(
+            f'{word!r} is taken for "has{"" if word in TRUE_WORDS else " not"}"' for word in odd
+        )
         unsure.append(f"{has}; labels.true and labels.false say so")
     rank = {0: 1, 1: 4}.get(len(varied), 7)
     yield Reading(settings, rank, tuple(unsure))

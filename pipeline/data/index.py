@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pipeline.data.references import ImageRef
 from pipeline.errors import DataError
+from pipeline.storage.typed import typed
 
 # N images, B bytes of all their texts, D bytes of a digest
 Array = npt.NDArray[Any]
@@ -214,4 +215,6 @@ def _column(path: Path, name: str) -> Array:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: cannot be read ({error}); delete {path.parent} and run `make wrangle` again")
+    return DataError(
+        f"{path}: cannot be read ({error}); delete {path.parent} and run `{typed('wrangle')}` again"
+    )

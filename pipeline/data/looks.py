@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.storage.files import display_path, read_json_or_empty, write_json
+from pipeline.storage.typed import typed
 
 MANY = 10_000  # files; fewer are looked at each time, in a quarter of a second
 _SETTLED_S = 2.0  # what changed later than this before a look may change once more under the same mtime
@@ -36,7 +37,7 @@ class Look:
         at = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.at))
         return (
             f"{display_path(source)}: its {self.files:,} files were looked at one by one at {at}; since then no "
-            "directory and no label file has changed. `make grid` looks again, and would also find an image "
+            f"directory and no label file has changed. `{typed('grid')}` looks again, and would also find an image "
             "overwritten in place"
         )
 

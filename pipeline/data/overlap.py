@@ -26,6 +26,7 @@ from pipeline.spec import (
 )
 from pipeline.spec.identity import digest
 from pipeline.storage.files import read_json, read_json_or_empty, write_json
+from pipeline.storage.typed import typed
 
 if TYPE_CHECKING:
     from pipeline.data.index import Index
@@ -94,7 +95,7 @@ def _compare(packed: Path, split: Path, test: Path) -> Overlap:
         other_N = last_equal(tests.pixel_digests, ours.pixel_digests[used])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
-            f"{test}: cannot be compared with {split} ({error}); delete what is damaged and run `make wrangle`"
+            f"{test}: cannot be compared with {split} ({error}); delete what is damaged and run `{typed('wrangle')}`"
         ) from error
     found = (other_N >= 0).nonzero()[0]
     pairs = []

@@ -15,6 +15,7 @@ from pipeline.data.layout import INDEX, INDEX_CSV, LABELS, read_dataset
 from pipeline.data.pixel_files import PixelFiles
 from pipeline.data.verified import Check, verify_files
 from pipeline.errors import DataError
+from pipeline.storage.typed import typed
 
 # N images, H W pixels, C channels, K labels
 
@@ -44,7 +45,7 @@ class PackedSet:
         dataset = read_dataset(path)
         if dataset is None:
             raise DataError(
-                f"{path}: not a packed data set of this version; delete {path} and run `make wrangle` again"
+                f"{path}: not a packed data set of this version; delete {path} and run `{typed('wrangle')}` again"
             )
         files = dataset["files"]
         verify_files(path, files, pixels if verify else "size")

@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 from pipeline.seeding import seeded
 from pipeline.spec import ColumnSplit, DataSpec
 from pipeline.storage.files import read_json, write_json
+from pipeline.storage.typed import typed
 
 # N images, K labels
 
@@ -121,5 +122,5 @@ def read_split(path: Path) -> Split:
         return Split(train, validation, test, stored["left_out"], stored.get("labels_without", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: the split cannot be read ({error}); delete it and run `make wrangle`"
+            f"{path}: the split cannot be read ({error}); delete it and run `{typed('wrangle')}`"
         ) from error

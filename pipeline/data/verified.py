@@ -3,7 +3,7 @@
 What a node has verified is kept in a folder of the user: host and boot, and for each file of pixels its
 device, inode, size, mtime, ctime and expected digest. A file that differs in any of them is read again, and
 so is every file on another node, whose copy in memory or on its own disk may differ. What a state cannot
-show, bits that changed without a write, is found by `make doctor`, on another node, or after a reboot.
+show, bits that changed without a write, is found by `doctor`, on another node, or after a reboot.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipeline.spec.identity import digest
 from pipeline.storage.files import read_json_or_empty, sha256_file, write_json
 from pipeline.storage.host import node
 from pipeline.storage.ownership import owned_in_turn
+from pipeline.storage.typed import typed
 
 Check = Literal["size", "once", "always"]
 SETTLED_S = 2.0  # a file changed later than this before it is read may change once more under the same mtime
@@ -46,7 +47,7 @@ def verify_files(packed: Path, files: Files, pixels: Check) -> None:
 
 
 def _compare(file: Path, expected: Mapping[str, Any], *, read: bool) -> None:
-    remedy = f"delete {file.parent} and run `make wrangle` again"
+    remedy = f"delete {file.parent} and run `{typed('wrangle')}` again"
     try:
         whole = file.stat().st_size == expected["bytes"]
         whole = whole and (not read or sha256_file(file) == expected["sha256"])

@@ -13,6 +13,7 @@ from pipeline.errors import CheckpointError
 from pipeline.spec import LOWER_IS_BETTER, METRICS
 from pipeline.spec.names import importance
 from pipeline.storage.tables import read_table, write_table
+from pipeline.storage.typed import typed
 
 VARIANTS = ("", "_at50", "_labelled")
 METRIC_COLUMNS = (
@@ -83,7 +84,7 @@ def write_leaderboard(path: Path, rows: Sequence[Row], select_by: str) -> None:
 def read_leaderboard(path: Path) -> list[dict[str, str]]:
     """The rows as written; raises CheckpointError where there is no leaderboard."""
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no leaderboard yet; run `make grid` first")
+        raise CheckpointError(f"{path}: there is no leaderboard yet; run `{typed('grid')}` first")
     return read_table(path)
 
 

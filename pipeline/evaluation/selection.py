@@ -20,6 +20,7 @@ from pipeline.spec.identity import digest
 from pipeline.storage.files import read_json, sha256_file, write_json
 from pipeline.storage.run_dir import ExperimentDir, RunDir
 from pipeline.storage.tables import read_table
+from pipeline.storage.typed import option, typed
 
 FORMAT = 3  # of the tables: an experiment evaluated in another format is evaluated again
 ENSEMBLE = "ensemble"  # the row and folder of several cells' mean scores
@@ -109,7 +110,7 @@ class EvaluationInputs:
     submission: SubmissionSpec
     data_digests: tuple[str, ...]
     others: tuple[tuple[str, str], ...] = ()
-    made_by: str = ""  # `SPEC=... SET=...`
+    made_by: str = ""  # `experiments/x.yaml --set ...`
 
     @property
     def digest(self) -> str:
@@ -154,13 +155,18 @@ def format_leaderboard(experiment: ExperimentDir, select_by: str) -> str:
         )
         table += f"\nselected: {selection.cell} ({why})"
     if any(row.get("in_grid") == "no" for row in rows):
-        table += f"\nnote: cells of an earlier spec or SET are ranked too; this grid is {selection.made_by}"
+        table += f"\nnote: cells of an earlier spec or --set are ranked too; this grid is {selection.made_by}"
     if selection.left_out:
         table += (
             f"\nnote: validated on other images or labels, and not ranked: {', '.join(selection.left_out)}"
         )
     if selection.ensemble:
         table += f"\n{ENSEMBLE}: mean scores of {', '.join(selection.ensemble)}"
+    if selection.ensemble and selection.user_pick:
+        table += (
+            f"\nnote: the submission is of your pick {selection.user_pick} alone, not of submission.cells; "
+            f"`{typed('select')}` takes the pick back"
+        )
     if selection.problem:
         table += f"\nnote: {selection.problem}"
     if selection.absent_labels:
@@ -170,7 +176,9 @@ def format_leaderboard(experiment: ExperimentDir, select_by: str) -> str:
         table += "\nnote: these cells were validated on different images; compare them with care"
     if len(selection.codes) > 1:
         versions = ", ".join(code[:8] for code in selection.codes)
-        table += f"\nnote: these cells come from different code ({versions}); `make retry` trains one again"
+        table += (
+            f"\nnote: these cells come from different code ({versions}); `{typed('retry')}` trains one again"
+        )
     if selection.mixed_hardware:
         table += f"\nnote: {selection.mixed_hardware}"
     return table
@@ -183,15 +191,17 @@ def select_cell(experiment: ExperimentDir, picked: RunDir | None) -> str:
     """
     selection = Selection.read(experiment)
     if not selection.select_by:
-        raise SubmissionError(f"{experiment.path}: nothing is ranked yet; run `make grid` first")
+        raise SubmissionError(f"{experiment.path}: nothing is ranked yet; run `{typed('grid')}` first")
     if selection.tables != tables(experiment):
-        raise SubmissionError(f"{experiment.leaderboard}: is damaged or edited; `make grid` writes it again")
+        raise SubmissionError(
+            f"{experiment.leaderboard}: is damaged or edited; `{typed('grid')}` writes it again"
+        )
     chosen = selection.resolve(experiment, picked.name if picked else None)
     if picked is not None and chosen.user_pick is None:
         rows = read_leaderboard(experiment.leaderboard)
         known = ", ".join(row["cell"] for row in rows if row["state"] == "done") or "none"
         raise SubmissionError(
-            f"RUN={picked.name}: is not a finished cell of this leaderboard; finished: {known}"
+            f"{option('run', picked.name)}: is not a finished cell of this leaderboard; finished: {known}"
         )
     if chosen.cell is None:
         raise SubmissionError(
@@ -207,7 +217,7 @@ def selected_cells(experiment: ExperimentDir) -> list[RunDir]:
     if not selection.cells:
         raise SubmissionError(
             selection.problem
-            or f"{experiment.path}: no cell is selected; run `make grid`, and see the logs of its cells"
+            or f"{experiment.path}: no cell is selected; run `{typed('grid')}`, and see the logs of its cells"
         )
     return [RunDir(experiment.path / name) for name in selection.cells]
 

@@ -29,6 +29,7 @@ from pipeline.spec import METRICS, EvaluateSpec
 from pipeline.storage.files import read_json_or_empty, write_json
 from pipeline.storage.npz_rows import npz_rows
 from pipeline.storage.run_dir import ExperimentDir, RunDir
+from pipeline.storage.typed import typed
 
 # N images, K labels, L labels of the test set, P images of a part, B bytes of 8 decisions, T images of the source
 
@@ -156,7 +157,7 @@ def _mean_test_scores(
     for run in runs:
         if not is_predicted(run, *tests[run.name]):
             raise SubmissionError(
-                f"{run.scores_test}: was not made from the current checkpoint; run `make predict`"
+                f"{run.scores_test}: was not made from the current checkpoint; run `{typed('predict')}`"
             )
     with contextlib.ExitStack() as opened:
         archives = [opened.enter_context(ZipFile(run.scores_test)) for run in runs]

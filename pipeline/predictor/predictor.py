@@ -36,6 +36,7 @@ from pipeline.spec import EvaluateSpec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.files import near_names
 from pipeline.storage.run_dir import ExperimentDir, RunDir
+from pipeline.storage.typed import typed
 
 # B batch, H W pixels, C channels, K labels, D features
 Packed = list[npt.NDArray[np.uint8]]  # a picture (H, W, C) or a batch (B, H, W, C), in each preparation
@@ -52,7 +53,7 @@ class Predictor:
     ) -> None:
         self.cells = [run.name for run in runs]
         self.made_by = (
-            made_by  # the spec and SET of the evaluation that selected them; "" for a cell of one's own
+            made_by  # the spec and --set of the evaluation that selected them; "" for a cell of one's own
         )
         bests = [load_checkpoint(run.verify(run.checkpoint_best)) for run in runs]
         validation = Validation.mean(map(Validation.read, runs))
@@ -83,6 +84,12 @@ class Predictor:
         CheckpointError where there is no finished cell, PipelineError for a label or device that is not there.
         """
         path = Path(folder)
+        if path.suffix in (".yaml", ".yml"):
+            results = path.with_suffix("")
+            first = "" if results.is_dir() else f"; run `{typed('grid', str(path))}` first"
+            raise CheckpointError(
+                f'{path}: is a spec; its results are loaded: Predictor.load("{results}"){first}'
+            )
         if not path.is_dir():
             raise CheckpointError(
                 f"{path}: there is no such folder{near_names(path)}; name an experiment's or a cell's"
@@ -103,8 +110,8 @@ class Predictor:
             run = RunDir(path)
             if not run.manifest.exists():
                 raise CheckpointError(
-                    f"{path}: has no selected cell and is not a cell's folder; run `labelgrid grid SPEC`, or name a "
-                    "cell's folder"
+                    f"{path}: has no selected cell and is not a cell's folder; run `{typed('grid')}`, or name "
+                    "a cell's folder"
                 )
             found = cls([run], read_spec(run.spec).spec.evaluate, device)
         found.batch_size = batch_size

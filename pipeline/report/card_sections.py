@@ -150,11 +150,9 @@ def metrics(facts: Facts, best: CellFacts, report: dict[str, Any]) -> list[str]:
         "images. baseline-blank gives no image a label; baseline-prior draws each label at its frequency in training.",
     ]
     if tested:
-        lines.append(f"{facts.test['images']} test images, as the last `make submission` decided them.")
+        lines.append(f"{facts.test['images']} test images, as the last `submission` decided them.")
     else:
-        lines.append(
-            "Test: not known (no test labels, or `make submission` has not decided with these cells)."
-        )
+        lines.append("Test: not known (no test labels, or `submission` has not decided with these cells).")
     return [*lines, "", *table(head, rows)]
 
 

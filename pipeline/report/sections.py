@@ -23,6 +23,7 @@ from pipeline.spec.names import short, text
 from pipeline.spec.question import question
 from pipeline.storage.files import display_path
 from pipeline.storage.run_dir import RunDir
+from pipeline.storage.typed import typed
 
 _SHOWN = (
     "f1_micro", "f1_macro", "f1_weighted", "f1_samples_empty0", "f1_samples_empty1", "map_macro",
@@ -138,7 +139,7 @@ class Report:
             else "No cell is ranked yet: the table shows each cell's status and its best epoch so far at threshold 0.5."
         )
         earlier = (
-            note("Faint rows are complete cells of an earlier spec or SET.")
+            note("Faint rows are complete cells of an earlier spec or --set.")
             if "earlier" in kinds
             else Markup()
         )
@@ -271,7 +272,7 @@ class Report:
                 clock(cell.hours),
             ]
             units = cell.spending.text(cell.hours)
-            rows.append([cell.name, cell.state, *done, units, f"make grid SPEC={spec}"])
+            rows.append([cell.name, cell.state, *done, units, typed("grid", spec)])
         table = self._table("cells", Table(_CELLS, rows, is_target=True), 20)
         specs = Markup().join(
             fold(f"spec of {cell.name}", source(path.read_text(encoding="utf-8")))

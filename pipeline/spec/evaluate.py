@@ -102,7 +102,7 @@ class TopCells(Section):
 
 
 class SubmissionSpec(Section):
-    """Whose scores become the submission, unless `make select` picked a cell."""
+    """Whose scores become the submission, unless `select` picked a cell."""
 
     cells: Literal["best"] | Annotated[tuple[str, ...], Field(min_length=1)] | TopCells = "best"
     """`best` takes the best cell. A list of unique cell prefixes, or `{top: 3}`, makes an ensemble.

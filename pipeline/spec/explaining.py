@@ -142,9 +142,7 @@ def _dotted_name(section: str, word: str, paths: Sequence[str]) -> str:
     first, *rest = word.split(".")
     nested = f"{first}: " + "".join(f"{{{part}: " for part in rest) + "..." + "}" * len(rest)
     known = f"{section}.{word}".lstrip(".") in paths
-    return (
-        f"unknown key; in a file {'' if known else 'keys are '}nested: `{nested}`; dots are for SET and grid"
-    )
+    return f"unknown key; in a file {'' if known else 'keys are '}nested: `{nested}`; dots are for --set and grid"
 
 
 def _without_tag(tag: str, tree: Any, key: KeyPath, value: Any, parts: Sequence[Part]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,11 @@ class Loaded:
 
     @property
     def command(self) -> str:
-        """The spec and the SET it was read with, as typed in the project; without `run.*`, which changes no result."""
+        """The spec and its settings, as typed in the project; without `run.*`, which changes no result."""
         path = self.path.resolve()
         inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path
         kept = [text for text in self.overrides if not text.startswith("run.")]
-        settings = f' SET="{" ".join(kept)}"' if kept else ""
-        return f"SPEC={inside}{settings}"
+        return shlex.join([str(inside), *(["--set", *kept] if kept else [])])
 
     def place(self, key: str, settings: Container[str] = ()) -> Place:
         """Where a dotted key was written; `settings` are the keys that the grid assigned."""

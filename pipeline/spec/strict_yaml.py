@@ -120,6 +120,8 @@ def parse(text: str, file: str, prefix: KeyPath = ()) -> Document:
 def read(path: Path, name: str | None = None, prefix: KeyPath = ()) -> Document:
     """Parse the file at `path`; `name` is its name in messages. An unreadable file is a mistake."""
     name = name or str(path)
+    if text := _no_spec(path):
+        return Document(value=None, mistakes=[Mistake(Place(name), (), text)])
     try:
         return parse(path.read_text(encoding="utf-8"), name, prefix)
     except UnicodeDecodeError as error:
@@ -127,6 +129,20 @@ def read(path: Path, name: str | None = None, prefix: KeyPath = ()) -> Document:
     except OSError as error:
         text = f"cannot be read: {error.strerror or error}{_others(path, error)}"
     return Document(value=None, mistakes=[Mistake(Place(name), (), text)])
+
+
+def _no_spec(path: Path) -> str:
+    """What to type instead of a folder or an archive; "" for anything else."""
+    if path.suffix.lower() in (".zip", ".tar") and path.is_file():
+        return f"is an archive, not a spec; `labelgrid init {path}` writes one for its images"
+    if not path.is_dir():
+        return ""
+    beside, inside = path.with_name(f"{path.name}.yaml"), sorted(path.glob("[!.]*.yaml"))
+    if beside.exists():
+        return f"is the folder of an experiment, not its spec; did you mean {beside}?"
+    if inside:
+        return f"is a folder, not a spec; did you mean {inside[0]}?"
+    return f"is a folder, not a spec; `labelgrid init {path}` writes one for its images"
 
 
 def space_missing(text: str) -> str:

@@ -89,6 +89,11 @@ def display_path(path: Path) -> str:
         return str(path)
 
 
+def absolute(path: Path) -> Path:
+    """The path from the root as it was typed: `.` and `..` are gone, links are not followed."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() follows links, absolute() keeps `..`
+
+
 def near_names(path: Path) -> str:
     """What there is instead of a path that is not there, to be put behind a message; "" where nothing helps."""
     missing = path

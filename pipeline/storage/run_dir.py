@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.errors import CheckpointError, SpecError
 from pipeline.storage.files import read_json, read_json_or_empty, sha256_file, write_json
 from pipeline.storage.ownership import check_owned, owned
+from pipeline.storage.typed import option, typed
 
 MANIFEST_VERSION = 1
 HASH_LENGTH = 8
@@ -74,7 +75,7 @@ class ExperimentDir:
         if len(matches) != 1:
             problem = f"{len(matches)} cells start" if matches else "no cell starts"
             known = ", ".join(matches or folders) or "none yet"
-            raise SpecError(f"RUN={prefix}: {problem} with that in {self.path}; cells: {known}")
+            raise SpecError(f"{option('run', prefix)}: {problem} with that in {self.path}; cells: {known}")
         return RunDir(self.path / matches[0])
 
 
@@ -174,7 +175,7 @@ class RunDir:
 
     def verify(self, path: Path, *others: Path) -> Path:
         """`path` itself once each digest matches the manifest; else a CheckpointError that names the file."""
-        remedy = f"delete {self.path} and run `make grid` again"
+        remedy = f"delete {self.path} and run `{typed('grid')}` again"
         paths = (path, *others)
         for each, expected in zip(paths, self.digests_of(*paths), strict=True):
             if not expected or not each.exists():

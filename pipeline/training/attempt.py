@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.errors import DivergedError, PipelineError, TrainingError
 from pipeline.storage.files import free_space
 from pipeline.storage.run_dir import RunDir
+from pipeline.storage.typed import typed
 
 GPU_FAILED_UNDER = "the GPU failed under it"
 MOST_FAULTS = 3  # of a GPU under one cell, before the cell counts as failed
@@ -95,7 +96,7 @@ class Attempt:
             self.fail(
                 TrainingError(
                     f"{GPU_FAILED_UNDER} {faults} times, last: {reason}; look for what the cells share (a "
-                    "driver, a node, a label out of range), then `make grid` goes on from the last save"
+                    f"driver, a node, a label out of range), then `{typed('grid')}` goes on from the last save"
                 )
             )
             return

@@ -1,4 +1,4 @@
-"""Cells of an earlier spec or SET, and grids over splits: what the leaderboard and the selection make of them."""
+"""Cells of an earlier spec or --set, and grids over splits: what the leaderboard and the selection make of them."""
 
 import csv
 import json
@@ -36,11 +36,11 @@ def test_set_does_not_hide_the_result_of_the_experiment(tmp_path, drawn_zip):
     assert {row["in_grid"] for row in rows.values()} == {"yes", "no"}
     assert rows[best]["in_grid"] == "no"
     assert rows[best]["set/train.optimizer.lr"] == "0.003"
-    assert "cells of an earlier spec or SET are ranked too" in printed
-    assert f'this grid is SPEC=experiments/x.yaml SET="{worse}"' in printed
+    assert "cells of an earlier spec or --set are ranked too" in printed
+    assert f"this grid is experiments/x.yaml --set '{worse}'" in printed
     page = (tmp_path / "experiments" / "x" / "report.html").read_text()
-    assert "made from SPEC=experiments/x.yaml SET=" in page
-    assert Predictor.load(tmp_path / "experiments" / "x").made_by.startswith("SPEC=experiments/x.yaml SET=")
+    assert "made from experiments/x.yaml --set " in page
+    assert Predictor.load(tmp_path / "experiments" / "x").made_by.startswith("experiments/x.yaml --set ")
     assert (
         "note: Cells are ranked by f1_micro at the fixed threshold 0.5" in jobs("plan", spec, cwd=tmp_path)[1]
     )
@@ -66,6 +66,18 @@ def test_a_longer_run_is_said_to_start_anew(tmp_path, finished):
     )
     assert "epochs of it" not in jobs("plan", spec, cwd=tmp_path)[1]
     assert "epochs of it" not in jobs("plan", spec, "--set", "train.batch_size=8", cwd=tmp_path)[1]
+
+
+@pytest.mark.parametrize("verb", ["plan", "status"])
+def test_a_forgotten_set_is_recalled(tmp_path, finished, verb):
+    shutil.copytree(finished.parent.parent, tmp_path, dirs_exist_ok=True)
+    spec = tmp_path / "experiments" / "x.yaml"
+    assert jobs("evaluate", spec, "--set", "train.epochs=2", cwd=tmp_path)[0] == 0
+    spec.write_text(spec.read_text().replace('"epochs": 2', '"epochs": 3'))
+    said = "note: 4 finished cells of this spec are of --set train.epochs=2; repeat it to go on with them\n"
+    assert said in jobs(verb, spec, cwd=tmp_path)[1]
+    assert said in jobs(verb, spec, "--set", "train.seed=7", cwd=tmp_path)[1]
+    assert "repeat it" not in jobs(verb, spec, "--set", "train.epochs=2", cwd=tmp_path)[1]
 
 
 @pytest.mark.slow

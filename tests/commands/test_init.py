@@ -420,8 +420,8 @@ def test_images_without_labels_are_refused_with_the_formats_that_are_known(tmp_p
             "holds no image (jpg, png, webp, tif, ...), but a.txt; name the folder, .zip or .tar",
         ),
         ({"p.zip": "x"}, None, "holds no image, but p.zip; name the archive: "),
-        (images(), "gone.csv", "gone.csv: there is no such file; correct the path of the labels"),
-        (images(), "l.xlsx", "l.xlsx: no label file that can be read; known: .csv"),
+        (images(), "gone.csv", "gone.csv: there is no such file or folder"),
+        (images(), "l.pdf", "l.pdf: no label file that can be read; known: .csv"),
         (
             images() | {f"ann/im{i}.xml": "<x/>" for i in range(3)},
             None,
@@ -436,12 +436,12 @@ def test_images_without_labels_are_refused_with_the_formats_that_are_known(tmp_p
 )
 def test_other_wrong_input(tmp_path, files, labels, said):
     source = folder(tmp_path, files)
-    (tmp_path / "l.xlsx").touch()
+    (tmp_path / "l.pdf").touch()
     assert said in refused(tmp_path, source, *([tmp_path / labels] if labels else []))
 
 
 def test_a_source_that_is_not_there_or_damaged(tmp_path):
-    assert "there is no such folder or archive" in refused(tmp_path, tmp_path / "gone.zip")
+    assert "gone.zip: there is no such file or folder" in refused(tmp_path, tmp_path / "gone.zip")
     (tmp_path / "bad.zip").write_text("no zip")
     assert "cut short or not a .zip archive" in refused(tmp_path, tmp_path / "bad.zip")
     with zipfile.ZipFile(tmp_path / "x.zip", "w"):
@@ -508,3 +508,93 @@ def test_a_slip_in_a_column_is_said_and_not_swallowed(tmp_path):
     )
     assert status == 0, printed
     assert "unsure: the column 'People' is left out: 11 cells say who has it, and '?' (1x) do not" in printed
+
+
+# ---------------------------------------------------------------- what a newcomer types first
+
+
+def test_swapped_arguments_change_places_and_it_is_said(tmp_path):
+    source = folder(tmp_path, images())
+    (tmp_path / "labels.csv").write_text(TABLE)
+    printed, _, read = init(tmp_path, "labels.csv", "set")
+    assert labels_of(read) == TRUTH
+    assert "note: the images come first: set is taken for them, labels.csv for their labels\n" in printed
+    assert (tmp_path / "experiments/set.yaml").exists()
+    archive = write_zip(tmp_path / "a.zip", {"labels.csv": TABLE})
+    with_labels = (
+        f"{archive}: holds no image, but {source} does; the images come first: labelgrid init {source} "
+    )
+    assert with_labels in jobs("init", archive, source, cwd=tmp_path)[1]
+    said = "labels.csv: looks like labels; name the folder, .zip or .tar of the images before it"
+    assert said in jobs("init", "labels.csv", cwd=tmp_path)[1]
+
+
+def test_a_path_that_is_not_there_is_said_before_a_spec_that_is(tmp_path):
+    source = folder(tmp_path, images())
+    (tmp_path / "labels.csv").write_text(TABLE)
+    (tmp_path / "experiments").mkdir()
+    for name in ("set", "sett"):
+        (tmp_path / f"experiments/{name}.yaml").write_text("mine")
+    for words, said in (
+        (("sett",), "sett: there is no such file or folder; the nearest names there: set; correct the path"),
+        (
+            (source, "labls.csv"),
+            "labls.csv: there is no such file or folder; the nearest names there: labels.csv;",
+        ),
+    ):
+        status, printed = jobs("init", *words, cwd=tmp_path)
+        assert (status, said in printed) == (2, True), printed
+
+
+def test_a_linked_folder_has_its_labels_where_the_link_lies_or_where_it_leads(tmp_path):
+    elsewhere = tmp_path / "disk"
+    real = folder(elsewhere, images(), name="set17")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "photos").symlink_to(real)
+    (elsewhere / "labels.csv").write_text(TABLE.replace("dog", "cat"))
+    assert init(project, "photos")[2].labels == ["cat", "tree"]
+    (project / "labels.csv").write_text(TABLE)
+    assert labels_of(init(project, "photos", "--force")[2]) == TRUTH
+    text = (project / "experiments/photos.yaml").read_text()
+    assert "\n  source: photos  #" in text
+    (project / "linked.csv").symlink_to(elsewhere / "labels.csv")
+    assert init(project, "photos", "linked.csv", "--force")[2].labels == ["cat", "tree"]
+
+
+def test_names_that_match_no_file_are_shown_beside_those_of_the_files(tmp_path):
+    source = folder(tmp_path, images("IMG_{}.jpg"))
+    (tmp_path / "labels.csv").write_text(TABLE.replace("im", "photo-a"))
+    said = (
+        "labels.csv: no column of it names an image and another labels (it begins 'file,dog,tree'; its rows begin "
+        "with photo-a1.jpg, photo-a2.jpg, photo-a3.jpg, and the images are called IMG_1.jpg, IMG_2.jpg, IMG_3.jpg)"
+    )
+    for words in ((source,), (source, tmp_path / "labels.csv")):
+        assert said in refused(tmp_path, *words)
+
+
+@pytest.mark.parametrize("ending", ["xlsx", "ods"])
+def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path, ending):
+    source = folder(tmp_path, images())
+    (tmp_path / f"labels.{ending}").write_bytes(b"PK")
+    assert f"labels.{ending}: is a spreadsheet; save it as CSV UTF-8 (" in refused(
+        tmp_path, source, tmp_path / f"labels.{ending}"
+    )
+    assert f"; labels.{ending} is a spreadsheet: save it as CSV UTF-8 (" in refused(tmp_path, source)
+
+
+def test_a_table_that_is_not_utf8_is_told_how_to_become_so(tmp_path):
+    source = folder(tmp_path, images())
+    (tmp_path / "labels.csv").write_bytes(TABLE.replace("tree", "bäume").encode("latin-1"))
+    said = "save it as UTF-8 (a spreadsheet: as CSV UTF-8), or convert it, e.g. by iconv -f LATIN1 -t UTF-8"
+    assert said in refused(tmp_path, source, tmp_path / "labels.csv")
+    assert said in refused(tmp_path, source)
+
+
+def test_a_column_of_train_and_test_divides_though_it_has_no_validation(tmp_path):
+    table = rows("file,a,b,split", lambda i: f"{i % 2},{int(i > 4)},{'train' if i < 9 else 'test'}")
+    printed, data, read = init(tmp_path, folder(tmp_path, {**images(), "l.csv": table}))
+    assert read.labels == ["a", "b"]
+    assert (data.split.method, data.split.column, data.split.validation) == ("column", "split", ("test",))
+    assert "): train 8, validation 4\n" in printed
+    assert "unsure: the column 'split' has no validation: its images of test validate" in printed

@@ -202,7 +202,7 @@ def test_a_cell_that_diverges_is_ranked_as_such_and_held_back_until_retried(tmp_
     assert status == 1
     assert "2 cells, 0 to run" in printed
     assert f"{cell}: held back: diverged: " in printed
-    assert f"`make retry RUN={cell}` trains it anew" in printed
+    assert f"`labelgrid retry SPEC --run {cell}` trains it anew" in printed
     assert "1 finished cells are complete" in jobs("doctor", spec, cwd=tmp_path)[1]
     assert jobs("retry", spec, "--run", cell, cwd=tmp_path)[0] == 0
     status, printed = jobs("grid", spec, cwd=tmp_path)
@@ -235,7 +235,7 @@ def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
     assert process.returncode == 1
     assert re.search(r"\.\.\.\. 1/\d \S+: paused, resumes at epoch \d+  ", printed)
     assert "FAIL" not in printed
-    assert "paused; `make grid SPEC=experiments/x.yaml` goes on from here" in printed
+    assert "paused; `labelgrid grid experiments/x.yaml` goes on from here" in printed
     assert "Traceback" not in printed
     assert not any(alive(child) for child in running)
     assert (cell / "checkpoint_last.pt").exists()
@@ -254,7 +254,7 @@ def test_a_second_grid_on_a_running_one_says_so_and_changes_nothing(tmp_path, fi
         status, printed = jobs("grid", spec, "--set", "train.epochs=3", cwd=tmp_path)
     assert status == 2
     place = rf"process {os.getpid()} on \S+ works on this grid already since \d\d:\d\d"
-    assert re.search(place + r'; `make status SPEC=\S+ SET="train.epochs=3" WATCH=1` shows it', printed)
+    assert re.search(place + r"; `WATCH=1 labelgrid status \S+ --set train.epochs=3` shows it", printed)
     after = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
     assert after == before
 
@@ -275,7 +275,7 @@ def test_ctrl_c_in_a_submission_ends_it_without_a_file(tmp_path, drawn_zip):
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert '`make submission SPEC=experiments/x.yaml SET="train.epochs=200"` goes on from here' in printed
+    assert "`labelgrid submission experiments/x.yaml --set train.epochs=200` goes on from here" in printed
     assert "predict" not in printed
     assert not (tmp_path / "experiments" / "x" / "submission.csv").exists()
 
@@ -396,8 +396,8 @@ def alive(pid):
         (["grid", "{spec}", "--set", "train.epoch=3"], "train.epoch: unknown key; did you mean `epochs`?"),
         (["grid", "{spec}", "--set", "train.model.weights=w.pth"], "w.pth cannot be read"),
         (["grid", "{spec}", "--set", "data.source=gone.zip"], "gone.zip: there is no such folder or archive"),
-        (["select", "{spec}", "--run", "adam"], "RUN=adam: no cell starts with that"),
-        (["predict", "{spec}"], "no cell is selected; run `make grid`"),
+        (["select", "{spec}", "--run", "adam"], "--run adam: no cell starts with that"),
+        (["predict", "{spec}"], "no cell is selected; run `labelgrid grid SPEC`"),
     ],
 )
 def test_the_likely_mistakes_are_answered_in_one_line_without_a_traceback(
@@ -417,7 +417,10 @@ def test_a_submission_without_test_images_is_refused_before_any_training(tmp_pat
     spec.write_text("\n".join(line for line in text.splitlines() if "  test:" not in line))
     status, printed = jobs("submission", spec, cwd=tmp_path)
     assert status == 2
-    assert "there are no images to predict; add data.test or a test fraction to data.split" in printed
+    assert (
+        "x.yaml: there are no images to predict; write `test: {source: FOLDER, labels: none}` under data, with the "
+        "folder of your new pictures, or keep some of the others for it by data.split.test: 0.1\n"
+    ) in printed
 
 
 @pytest.mark.slow

@@ -196,6 +196,18 @@ LISTED = {"format": "list_csv", "file": "y.csv"}
             r"1 columns hold no 0 and 1 \(sex: m \(2x\), f \(1x\)\); leave them out by labels.ignore: \[sex\]. "
             r"And columns dog hold -1",
         ),
+        (
+            ONEHOT,
+            "ids,dog,tree\n1,x,\n2,,\n3,,x\n",
+            r"y.csv: columns dog, tree hold empty \(4x\), x \(2x\), as spreadsheets do; write labels.true: \[x\], "
+            r"labels.false: \[null\] if they say who has it$",
+        ),
+        (
+            ONEHOT,
+            "ids,dog,tree,sex\n1,yes,1,f\n2,,0,m\n3,no,0,m\n4,no,0,m\n",
+            r"write labels.true: \[1, \"yes\"\], labels.false: \[0, \"no\", null\] if they say who has it. "
+            r"And 1 columns hold no 0 and 1 \(sex",
+        ),
         (ONEHOT, "ids,tags\n1,dog tree\n2,dog\n", r"or, if they list labels, write labels.format: list_csv"),
         (ONEHOT, "ids,dog\n1,0,1\n", r"y.csv:2: 3 columns under a header of 2"),
         (ONEHOT, "ids,dog,dog\n1,0,1\n", r"y.csv:1: the header has the column 'dog' twice"),

@@ -86,7 +86,7 @@ def write_rest(run, train=None):
 
 
 def inputs_of(
-    experiment, cells, threshold=0.5, select_by="f1_micro", submission=None, others=(), made_by="SPEC=x.yaml"
+    experiment, cells, threshold=0.5, select_by="f1_micro", submission=None, others=(), made_by="x.yaml"
 ):
     evaluate_spec = EvaluateSpec(threshold=threshold, select_by=select_by)
     submission = submission or SubmissionSpec()
@@ -224,7 +224,7 @@ def test_complete_cells_of_an_earlier_spec_are_ranked_and_marked(experiment, dra
     other.write_manifest("e" * 12, "done")
     good, poor = two_cells
     rows = evaluate(
-        experiment, drawn, [poor], others=(good, (other.name, "e" * 12)), made_by="SPEC=x.yaml SET=a=1"
+        experiment, drawn, [poor], others=(good, (other.name, "e" * 12)), made_by="x.yaml --set a=1"
     )
     done = {row["cell"]: row["in_grid"] for row in rows if row["state"] == "done"}
     assert done == {good[0]: "no", poor[0]: "yes"}
@@ -232,7 +232,7 @@ def test_complete_cells_of_an_earlier_spec_are_ranked_and_marked(experiment, dra
     assert (selection.cell, selection.left_out) == (good[0], (other.name,))
     text = format_leaderboard(experiment, "f1_micro")
     assert re.search(r"good-aaaaaaaa .* not of this grid$", text, re.M)
-    assert "this grid is SPEC=x.yaml SET=a=1" in text
+    assert "this grid is x.yaml --set a=1" in text
     assert f"validated on other images or labels, and not ranked: {other.name}" in text
     assert select_cell(experiment, experiment.find("poor")) == poor[0]
 

@@ -63,7 +63,7 @@ def evaluate(experiment, drawn, cells=CELLS, *, others=(), top=None, **settings)
         submission,
         ("data",),
         tuple(others),
-        "SPEC=x.yaml",
+        "x.yaml",
     )
     evaluate_experiment(inputs, monitor="f1_micro", sets=[drawn[1:]], reasons={})
 

@@ -124,7 +124,7 @@ def test_what_is_not_there_is_named_with_what_is(copy, monkeypatch):
         experiment.scores,
     ):
         with pytest.raises(
-            CheckpointError, match=r"nothing is ranked yet; run `make evaluate SPEC=experiments/demo"
+            CheckpointError, match=r"nothing is ranked yet; run `labelgrid evaluate experiments/demo"
         ):
             use()
     assert len(experiment.curves(experiment.cells[0])["epoch"]) == 2  # while a sweep runs

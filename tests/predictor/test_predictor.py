@@ -268,6 +268,12 @@ def test_a_device_or_a_folder_that_is_not_there_is_refused_at_the_start(
         Predictor.load(finished, device="gpu")
     with pytest.raises(CheckpointError, match=r"/y: there is no such folder; "):
         Predictor.load(finished.parent / "y")
+    said = r'x\.yaml: is a spec; its results are loaded: Predictor\.load\("\S+experiments/x"\)$'
+    with pytest.raises(CheckpointError, match=said):
+        Predictor.load(finished.parent / "x.yaml")
+    said = r'y\.yaml: is a spec; .*Predictor\.load\("y"\); run `make grid SPEC=y\.yaml` first$'
+    with pytest.raises(CheckpointError, match=said):
+        Predictor.load("y.yaml")
     monkeypatch.setattr(torch.export, "export", None)  # nothing is exported before
     with pytest.raises(
         PipelineError, match=r"m\.onnx: the folder \S+/none is not there; make it, or write another path$"

@@ -76,7 +76,7 @@ def test_the_page_shows_what_was_found(browser, address, finished):
     broken = "[...document.images].filter(image => !image.naturalWidth).length"
     assert page.value("document.images.length") > 10
     assert page.value(broken) == 0
-    assert f"make grid SPEC=experiments/x/{best}/spec.yaml" in text
+    assert f"labelgrid grid experiments/x/{best}/spec.yaml" in text
     page.close()
 
 

@@ -1,4 +1,4 @@
-"""`make grid CLUSTER=slurm` on a real cluster: submit once, log out, lose nothing."""
+"""`grid --cluster slurm` on a real cluster: submit once, log out, lose nothing."""
 
 import os
 import re
@@ -247,7 +247,7 @@ def test_a_cell_that_diverges_is_held_back_until_retried(lab):
     status, printed = two.run("grid")
     assert status == 1
     assert "0 to submit, 0 active, 1 held back" in printed
-    assert f"`make retry RUN={row['cell']}` trains it anew" in printed
+    assert f"`labelgrid retry SPEC --run {row['cell']}` trains it anew" in printed
     assert two.mine() == []
     two.ok("retry", run=row["cell"])
     assert "1 to submit" in two.ok("grid")
@@ -322,7 +322,7 @@ def test_a_refused_request_is_explained_and_leaves_nothing(lab, settings, drop, 
     status, printed = refused.run("grid", *settings, base=base)
     assert status == 2
     assert re.search(f"error: cluster slurm refuses .*{error}", printed), printed
-    assert "SET=" in printed
+    assert "--set " in printed
     assert "Traceback" not in printed
     assert list(refused.experiment.slurm.iterdir()) == []
     assert {event["event"] for event in read_jsonl(refused.experiment.ledger)} == {"intent", "withdrawn"}

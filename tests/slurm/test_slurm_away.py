@@ -165,7 +165,10 @@ def test_a_wrong_python_is_a_failure_of_the_job_named_everywhere_and_mended_by_s
     errors = {row["error"] for row in two.leaderboard().values() if row["state"] == "failed"}
     assert len(errors) == 2
     assert all("/no/such/python" in error and "see slurm/" in error for error in errors), errors
-    assert "`make grid` trains it anew" in two.ok("retry", wrong, run="sgd")
+    assert re.search(
+        "`labelgrid grid experiments.x.yaml --cluster slurm .*` trains it anew",
+        two.ok("retry", wrong, run="sgd"),
+    )
     assert "# ---- train-1: 1 job\n" in two.ok("plan", wrong)  # the other one stays held back
     assert "2 to submit" in two.ok("grid")  # corrected settings release both
     two.settle()
@@ -174,9 +177,11 @@ def test_a_wrong_python_is_a_failure_of_the_job_named_everywhere_and_mended_by_s
 
 def test_a_cell_without_a_folder_can_be_retried(lab):
     two = lab(TWO, epochs=1)
-    assert "it has no folder yet; `make grid` trains it anew" in two.ok("retry", run="sgd")
+    assert "it has no folder yet; `labelgrid grid experiments/x.yaml --cluster slurm" in two.ok(
+        "retry", run="sgd"
+    )
     assert [event["cell"][:3] for event in two.events("retry")] == ["sgd"]
-    assert "RUN=nothing: no cell starts with that" in two.run("retry", run="nothing")[1]
+    assert "--run nothing: no cell starts with that" in two.run("retry", run="nothing")[1]
 
 
 def test_a_warning_during_a_slow_start_requeues(lab, tmp_path):

@@ -96,7 +96,7 @@ SPECS = {
         )
     ],
     D + "train.epochs: 3": [
-        ("2: train.epochs: unknown key; in a file nested: `train: {epochs: ...}`; dots are for SET and grid")
+        ("2: train.epochs: unknown key; in a file nested: `train: {epochs: ...}`; dots are for --set and grid")
     ],
     "data:\n\tsource: photos.zip\n": ["2: a tab in the indentation; use spaces"],
     "data:\n  source: photos.zip\n \timages: a\n": ["3: a tab in the indentation; use spaces"],
@@ -197,7 +197,7 @@ SETS = {
         (
             "--set cluster.train.partition=x: has no effect: cluster local has no Slurm; what this "
             "machine does is in run.parallel, run.threads and run.device; or name a cluster by "
-            "CLUSTER="
+            "--cluster NAME"
         )
     ],
     ("cluster.partition=x",): [
@@ -285,6 +285,12 @@ DATA = {
 }
 # a name given as SPEC -> the mistake that is told
 NAMES = {
+    "photos.zip": "photos.zip: is an archive, not a spec; `labelgrid init photos.zip` writes one for its images",
+    "pictures": "pictures: is a folder, not a spec; `labelgrid init pictures` writes one for its images",
+    "experiments": "experiments: is a folder, not a spec; did you mean experiments/x.yaml?",
+    "experiments/x": (
+        "experiments/x: is the folder of an experiment, not its spec; did you mean experiments/x.yaml?"
+    ),
     "x.yaml": (
         "x.yaml: cannot be read: No such file or directory in HERE, where a relative path starts; "
         "did you mean experiments/x.yaml?"
@@ -356,7 +362,9 @@ def test_what_is_not_there_is_named_by_key_and_line_with_what_is_near(asked, tex
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_spec_that_is_not_there_is_looked_for_in_experiments(asked, name):
+def test_a_spec_that_is_not_there_is_looked_for_in_experiments(asked, tmp_path, name):
+    if name in ("pictures", "experiments/x"):
+        (tmp_path / name).mkdir()
     status, printed = asked(D, spec=name)
     assert (status, mistakes(printed)) == (2, [NAMES[name]])
 

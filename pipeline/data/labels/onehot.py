@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from pipeline.data.labels.table import LabelTable, as_list, most_common, some
 from pipeline.data.labels.text_table import Layout, TextTable, same_value
 from pipeline.errors import DataError
 from pipeline.spec import OneHotLabels
 
+# how spreadsheets say that an image has a label, and that it has not
+TRUE_WORDS = frozenset(
+    {"1", "1.0", "true", "yes", "y", "x", "✓", "✔", "t", "ja", "oui", "si", "sí", "wahr", "vrai"}
+)
+FALSE_WORDS = frozenset({"0", "0.0", "false", "no", "n", "-", "f", "nein", "non", "falsch", "faux"})
 _HELD = 100  # different values of a column that are counted: free text has millions
 _UNKNOWN_LATER = "(unknown and soft labels are not supported yet)"
 
@@ -121,18 +126,46 @@ def _refuse_row_as_header(table: TextTable, names: Sequence[str], labels: OneHot
         )
 
 
+def _answers(refused: Mapping[str, Counter[str]]) -> dict[str, Counter[str]]:
+    """The columns that say by words or by empty cells who has their label; none where no word says yes."""
+    known = TRUE_WORDS | FALSE_WORDS | {""}
+    found = {name: held for name, held in refused.items() if {cell.casefold() for cell in held} <= known}
+    words = {cell.casefold() for held in found.values() for cell in held}
+    return found if words & TRUE_WORDS else {}
+
+
+def _meaning(answers: Mapping[str, Counter[str]], *, numbers: bool) -> str:
+    """What the words of such columns mean; `numbers`: others of their cells are 1 and 0."""
+    words = dict.fromkeys(cell for held in answers.values() for cell in sorted(held))
+
+    def told(known: Set[str], number: str, empty: list[str]) -> str:
+        chosen = [as_list([word])[1:-1] for word in words if word.casefold() in known]
+        return f"[{', '.join([*([number] if numbers else []), *chosen, *empty])}]"
+
+    empty = ["null"] if "" in words else []
+    return f"labels.true: {told(TRUE_WORDS, '1', [])}, labels.false: {told(FALSE_WORDS, '0', empty)}"
+
+
 def _refusal(place: str, names: Sequence[str], cells: _Cells, rows: int) -> str:
-    """One sentence for columns that are no labels, and one for values that need a meaning."""
+    """A sentence each on columns that answer by words, on those that are no labels, and on values without a meaning."""
+    answers = _answers(cells.refused)
     ignore = [
         name
         for name, held in cells.refused.items()
-        if held.total() == rows and not set(held) <= {"", "-1", "-1.0"}
+        if name not in answers and held.total() == rows and not set(held) <= {"", "-1", "-1.0"}
     ]
     held = Counter[str]()
     for name, values in cells.refused.items():
-        if name not in ignore:
+        if name not in ignore and name not in answers:
             held += values
     parts = []
+    if answers:
+        refused = sum(held.total() for held in cells.refused.values())
+        meaning = _meaning(answers, numbers=refused < rows * len(names))
+        told = most_common(sum(answers.values(), Counter[str]()))
+        parts.append(
+            f"columns {some(answers)} hold {told}, as spreadsheets do; write {meaning} if they say who has it"
+        )
     if ignore:
         shown = "; ".join(f"{name}: {most_common(cells.refused[name], 3)}" for name in ignore[:5])
         parts.append(
@@ -142,7 +175,7 @@ def _refusal(place: str, names: Sequence[str], cells: _Cells, rows: int) -> str:
             parts[-1] += ", or, if they list labels, write labels.format: list_csv"
     if held:
         written = ", ".join("null" if value == "" else value for value in held)
-        columns = some(name for name in cells.refused if name not in ignore)
+        columns = some(name for name in cells.refused if name not in (*ignore, *answers))
         parts.append(
             f"columns {columns} hold {most_common(held)}, the first in {cells.first}; say what they mean by "
             f"labels.true and labels.false, e.g. labels.false: [0, {written}] {_UNKNOWN_LATER}"

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from pipeline.data.sources import READ_ERRORS, Source
 from pipeline.errors import DataError
+from pipeline.spec.strict_yaml import BOOLEAN_TRAPS, scalar
 
+_AS_UTF8 = "save it as UTF-8 (a spreadsheet: as CSV UTF-8), or convert it, e.g. by iconv -f LATIN1 -t UTF-8"
 _LINE = 64 << 20  # characters: an archive bomb may be one line
 
 
@@ -81,7 +83,7 @@ def read_text(source: Source, member: str) -> str:
         return source.read(member).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{place}: not UTF-8 text ({error.reason} at byte {error.start}); convert it"
+            f"{place}: not UTF-8 text ({error.reason} at byte {error.start}); {_AS_UTF8}"
         ) from error
     except READ_ERRORS as error:
         raise DataError(f"{place}: cannot be read: {error}; copy it here again") from error
@@ -100,7 +102,7 @@ def read_lines(source: Source, member: str) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 at = stream.tell() - len(error.object) + error.start
                 raise DataError(
-                    f"{place}: not UTF-8 text ({error.reason} at byte {at}); convert it"
+                    f"{place}: not UTF-8 text ({error.reason} at byte {at}); {_AS_UTF8}"
                 ) from error
     except READ_ERRORS as error:
         raise DataError(f"{place}: cannot be read: {error}; copy it here again") from error
@@ -116,7 +118,12 @@ def some(texts: Iterable[str], shown: int = 5) -> str:
 def as_list(names: Iterable[str]) -> str:
     """Names as a list of YAML, for a line that a person copies."""
     plain = re.compile(r"[A-Za-z_][\w ./-]*")
-    return f"[{', '.join(name if plain.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in names)}]"
+
+    def written(name: str) -> str:
+        is_word = plain.fullmatch(name) and scalar(name) is name and name.lower() not in BOOLEAN_TRAPS
+        return name if is_word else json.dumps(name, ensure_ascii=False)
+
+    return f"[{', '.join(map(written, names))}]"
 
 
 def most_common(counter: Counter[str], shown: int = 5) -> str:

@@ -1,0 +1,53 @@
+"""What the finished cells of an earlier spec or --set mean for a plan. Torch- and numpy-free."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from jobs.planning.plan import Plan
+from pipeline.errors import PipelineError
+from pipeline.evaluation.selection import Selection
+from pipeline.spec import Spec
+from pipeline.spec.identity import canonical, digest
+from pipeline.spec.reading import read_spec
+from pipeline.storage.tables import read_table
+
+
+def longer(plan: Plan) -> list[str]:
+    """Of new cells that differ from a complete one in `train.epochs` alone: that they begin at their first step."""
+    new = [cell for cell in plan.cells if cell.reason == "new"]
+    trained: dict[str, str] = {}
+    for name, _ in plan.others() if new else ():
+        with contextlib.suppress(PipelineError, OSError):
+            spec = read_spec(plan.experiment.path / name / "spec.yaml", root=plan.root).spec
+            trained[_but_for_epochs(spec)] = f"{spec.train.epochs} epochs of it are trained in {name}"
+    found = ((cell, trained.get(_but_for_epochs(cell.cell.spec))) for cell in new)
+    return [
+        f"{cell.run.name}: {shorter}, but a run of {cell.cell.spec.train.epochs} is another cell and starts anew"
+        for cell, shorter in found
+        if shorter
+    ]
+
+
+def forgotten(plan: Plan) -> Iterator[str]:
+    """That the cells ranked last are of other settings of this spec, while cells of this plan are missing."""
+    if not plan.missing:
+        return
+    spec, _, settings = Selection.read(plan.experiment).made_by.partition(" --set ")
+    here, _, now = plan.loaded.command.partition(" --set ")
+    if spec != here or not settings or settings == now:
+        return
+    rows = read_table(plan.experiment.leaderboard)
+    ranked = {row["cell"] for row in rows if row.get("in_grid") == "yes"}
+    if number := sum(name in ranked for name, _ in plan.others()):
+        cells, they = ("cell", "it") if number == 1 else ("cells", "them")
+        yield (
+            f"{number} finished {cells} of this spec {'is' if number == 1 else 'are'} of --set {settings}; "
+            f"repeat it to go on with {they}"
+        )
+
+
+def _but_for_epochs(spec: Spec) -> str:
+    train = spec.train.model_copy(update={"epochs": 1})
+    return digest([canonical(spec.data), canonical(train)])
