@@ -68,16 +68,16 @@ def test_a_longer_run_is_said_to_start_anew(tmp_path, finished):
     assert "epochs of it" not in jobs("plan", spec, "--set", "train.batch_size=8", cwd=tmp_path)[1]
 
 
-@pytest.mark.parametrize("verb", ["plan", "status"])
-def test_a_forgotten_set_is_recalled(tmp_path, finished, verb):
+def test_a_forgotten_set_is_recalled(tmp_path, finished):
     shutil.copytree(finished.parent.parent, tmp_path, dirs_exist_ok=True)
     spec = tmp_path / "experiments" / "x.yaml"
     assert jobs("evaluate", spec, "--set", "train.epochs=2", cwd=tmp_path)[0] == 0
     spec.write_text(spec.read_text().replace('"epochs": 2', '"epochs": 3'))
     said = "note: 4 finished cells of this spec are of --set train.epochs=2; repeat it to go on with them\n"
-    assert said in jobs(verb, spec, cwd=tmp_path)[1]
-    assert said in jobs(verb, spec, "--set", "train.seed=7", cwd=tmp_path)[1]
-    assert "repeat it" not in jobs(verb, spec, "--set", "train.epochs=2", cwd=tmp_path)[1]
+    for verb in ("plan", "status"):
+        assert said in jobs(verb, spec, cwd=tmp_path)[1]
+        assert said in jobs(verb, spec, "--set", "train.batch_size=8", cwd=tmp_path)[1]
+        assert "repeat it" not in jobs(verb, spec, "--set", "train.epochs=2", cwd=tmp_path)[1]
 
 
 @pytest.mark.slow

@@ -57,5 +57,8 @@ def test_a_submission_averages_its_cells_until_the_user_picks_one(tmp_path, draw
     status, text = jobs("submission", spec, cwd=tmp_path)
     assert status == 0, text
     assert f"from {cells[0]}, highest expected F1" in text
-    assert f"note: the submission is of your pick {cells[0]} alone, not of submission.cells; `labelgrid select" in text
+    assert (
+        f"note: the submission is of your pick {cells[0]} alone, not of submission.cells; `labelgrid select"
+        in text
+    )
     np.testing.assert_array_equal(decisions(folder), expected(folder, cells[:1]))

@@ -96,7 +96,9 @@ SPECS = {
         )
     ],
     D + "train.epochs: 3": [
-        ("2: train.epochs: unknown key; in a file nested: `train: {epochs: ...}`; dots are for --set and grid")
+        (
+            "2: train.epochs: unknown key; in a file nested: `train: {epochs: ...}`; dots are for --set and grid"
+        )
     ],
     "data:\n\tsource: photos.zip\n": ["2: a tab in the indentation; use spaces"],
     "data:\n  source: photos.zip\n \timages: a\n": ["3: a tab in the indentation; use spaces"],
