@@ -3,10 +3,12 @@
 import ast
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from jobs.commands.verbs import VERBS
+from jobs.slurm.refusals import explain_refusal
 from pipeline.predictor import Predictor
 from pipeline.results import Experiment
 from pipeline.storage.typed import option, typed
@@ -39,6 +41,16 @@ def test_a_command_is_told_as_it_works_here(tmp_path, monkeypatch, checkout):
     )
     assert typed("grid", "x.yaml", **MORE) == WAYS["grid", "x.yaml"][not checkout] + options
     assert option("cluster", "local") == ("CLUSTER=local" if checkout else "--cluster local")
+
+
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_refusal_of_slurm_names_the_setting_as_it_is_typed_here(tmp_path, monkeypatch, checkout):
+    monkeypatch.chdir(ROOT if checkout else tmp_path)
+    told = explain_refusal("sbatch: error: Invalid partition name", SimpleNamespace(key="train-1"), "mine")
+    settings = "cluster.train.partition=... cluster.cpu.partition=..."
+    assert told.endswith(
+        f'name one that exists: SET="{settings}"' if checkout else f"exists: --set {settings}"
+    )
 
 
 @pytest.fixture(scope="module")
