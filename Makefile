@@ -12,7 +12,7 @@ SPEC_VERBS := wrangle grid evaluate select predict submission report status plan
 .DEFAULT:
 	@$(if $(wildcard $(RUN_PYTHON)),$(RUN_PYTHON),$(PYTHON)) -m jobs '$@'
 
-.PHONY: help setup demo data check test coverage lint torture bench bench-gpu pictures $(SPEC_VERBS)
+.PHONY: help setup demo data models check test coverage lint torture bench bench-gpu pictures $(SPEC_VERBS)
 
 # Side by side. Tests of one xdist_group share a worker; groups begin in the order that tests/conftest.py
 # gives them, the longest first. One worker more than cores: that of Slurm mostly waits.
@@ -39,6 +39,9 @@ demo: $(READY) ## draw a data set and run everything on it: no Slurm, no downloa
 
 data: $(READY) ## download MIRFLICKR-25000 and its annotations into data/raw
 	@$(RUN_PYTHON) -m jobs data
+
+models: $(READY) ## search networks and published weights (PATTERN="convnext tiny")
+	@$(RUN_PYTHON) -m jobs models $(foreach word,$(PATTERN),'$(word)')
 
 check: lint ## lint and the fast tests: what to run before each commit
 	@$(PYTEST) -n $(CORES) -m "not slow" $(TESTS)

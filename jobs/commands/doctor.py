@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.commands.data_lines import all_data, data_lines
+from jobs.commands.doctor_weights import weights_checks
 from jobs.commands.request import Request
 from jobs.planning.overlaps import check_test_sets
-from jobs.planning.plan import Plan, data_root, make_plan, weights_folder
+from jobs.planning.plan import Plan, data_root, make_plan
 from pipeline.data.packed import PackedSet
 from pipeline.errors import PipelineError
 from pipeline.spec.timm_catalogue import PREFIX
 from pipeline.storage.files import display_path, sha256_file
-from pipeline.storage.typed import typed
 
 TORCH = """
 import torch, torchvision
@@ -54,7 +54,7 @@ def checks(request: Request) -> Iterator[Check]:
     yield from _places(request, plan)
     yield from _quota(plan)
     yield from _data(plan)
-    yield from _weights(plan)
+    yield from (Check(*found) for found in weights_checks(plan))
     yield from _networks(plan) if torch.ok else ()
     yield from _artifacts(plan)
     if request.profile.scheduler == "slurm":
@@ -128,18 +128,6 @@ def _data(plan: Plan) -> Iterator[Check]:
             yield Check("test set", True, note)
     except PipelineError as error:
         yield Check("test set", False, str(error))
-
-
-def _weights(plan: Plan) -> Iterator[Check]:
-    folder = weights_folder(plan.root)
-    for model in plan.named_weights():
-        existing = folder.exists() and any(folder.glob(f"{model.name}-*"))
-        result = (
-            "fetched"
-            if existing
-            else f"not there yet; `{typed('grid')}` fetches them where there is internet"
-        )
-        yield Check("weights", True, f"{model.name} {model.weights}: {result}")
 
 
 def _networks(plan: Plan) -> Iterator[Check]:

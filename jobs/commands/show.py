@@ -29,6 +29,7 @@ from jobs.slurm.status import last_jobs
 from pipeline.data.layout import read_dataset
 from pipeline.errors import LaunchError, PipelineError, SpecError
 from pipeline.spec import LOWER_IS_BETTER, in_training
+from pipeline.spec.licences import licence_notes
 from pipeline.spec.model_choice import size_note
 from pipeline.storage.files import display_path
 from pipeline.storage.jsonl import read_jsonl
@@ -150,6 +151,8 @@ def plan(request: Request) -> int:
     earlier = [*longer(planned), *forgotten(planned)]
     run.tell([*check_test_sets(planned), *planned.gone, *planned.assumed, *planned.changed, *earlier])
     run.tell(filter(None, [planned.loaded.spec.evaluate.mismatch, *_size_notes(planned)]))
+    models = (cell.cell.spec.train.model for cell in planned.cells)
+    run.tell(licence_notes((model.name, model.weights) for model in models))
     if profile.scheduler == "local":
         for cell in planned.cells:
             print(f"  {cell.run.name}: {cell.reason or 'complete'}")

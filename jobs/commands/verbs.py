@@ -219,6 +219,39 @@ VERBS: dict[str, Verb] = {
         "wrangle experiments/demo.yaml",
         "run:wrangle",
     ),
+    "models": Verb(
+        "Reference",
+        "Search the networks and weights of torchvision and timm: parameters, GFLOPs, size, licence.",
+        "models convnext tiny --weights",
+        "models:models",
+        arguments={
+            "patterns": {
+                "metavar": "PATTERN",
+                "nargs": "*",
+                "help": "Words that a name has, or whole names with `*`. Default: the families are counted. "
+                "Example: 'vit_small*dinov3*'",
+            },
+            "--sort": {
+                "metavar": "BY",
+                "choices": ("name", "params", "gflops"),
+                "default": "name",
+                "help": "name, params or gflops. Default: name. Example: --sort gflops",
+            },
+            "--all": {
+                "action": "store_true",
+                "dest": "show_all",
+                "help": "Show all that fit instead of the first 40. Example: --all",
+            },
+            "--weights": {
+                "action": "store_true",
+                "help": "Only those with published weights. Example: --weights",
+            },
+            "--here": {
+                "action": "store_true",
+                "help": "Only those whose weights are in data/weights. Example: --here",
+            },
+        },
+    ),
     "keys": Verb(
         "Reference",
         "Explain the keys of a spec: range, default, and when to use each.",
@@ -277,6 +310,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("prepare", "preprocess", "pack", "convert", "split"), _PACK),
     "download": "`data` downloads MIRFLICKR-25000",
     **dict.fromkeys(("plot", "plots", "figures", "results"), "`report` writes report.html, its figures too"),
+    **dict.fromkeys(("zoo", "networks", "architectures"), "`models` lists networks and published weights"),
     "tensorboard": "TensorBoard is a program of its own: `tensorboard --logdir experiments/`",
     "help": _HELP,
     "version": "`--version` prints it",

@@ -70,7 +70,7 @@ class OverlapTask:
 
 @dataclass(frozen=True)
 class FetchWeightsTask:
-    """Download torchvision's weights by name, where the internet is."""
+    """Download published weights by name, where the internet is."""
 
     model: ModelSpec
     folder: Path

@@ -123,7 +123,7 @@ def _build(waiting: list[tuple[TrainTask, Any]], data: list[Any]) -> list[Any]:
     from pipeline.data.packed import PackedSet
     from pipeline.data.splits import read_split
     from pipeline.models.hardware import hardware
-    from pipeline.models.weights import fetch_weights
+    from pipeline.models.weights import fetch_weights, weights_facts
     from pipeline.progress import report
     from pipeline.spec.reading import dump
     from pipeline.storage.files import atomic_write, write_json
@@ -151,6 +151,7 @@ def _build(waiting: list[tuple[TrainTask, Any]], data: list[Any]) -> list[Any]:
             execution = asdict(learner.execution)
             facts = {"identity": task.identity, "data": data[0].packed.digest, "execution": execution}
             facts["hardware"] = hardware(learner.execution.device)
+            facts["weights"] = weights_facts(task.spec.train.model, weights)
             write_json(attempt.run.provenance, facts | provenance())
             learners.append(learner)
     return learners

@@ -14,6 +14,8 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.leaderboard_text import recipes
 from pipeline.report.answer import FEW, valued
 from pipeline.report.facts import CellFacts, Facts
+from pipeline.spec.licences import hub_page, licence_of
+from pipeline.spec.licences import limits as limits_of
 from pipeline.spec.names import short, text
 from pipeline.spec.reading import read_spec
 from pipeline.storage.files import read_json_or_empty
@@ -207,20 +209,35 @@ def limits(facts: Facts, best: CellFacts, report: dict[str, Any]) -> list[str]:
 def licence(members: Sequence[CellFacts]) -> list[str]:
     """Of the weights that training began with, where it is known."""
     lines = []
-    for weights in dict.fromkeys(weights_of(cell) for cell in members):
+    for weights, found in dict.fromkeys((weights_of(cell), licence_of_weights(cell)) for cell in members):
         if weights == "none":
             lines.append("- Weights: trained from random ones, so no other weights' licence applies.")
-        else:
-            known = (
-                _SWAG if "SWAG" in weights else "not known (torchvision names none, or the file is your own)"
-            )
-            lines.append(f"- Weights: began as {inline(weights)}, whose licence is {known}.")
+            continue
+        known = "not known (torchvision names none, or the file is your own)"
+        if "SWAG" in weights:
+            known = _SWAG
+        elif found:
+            known = found + (f", which {limits_of(found)}" if limits_of(found) else "")
+        lines.append(f"- Weights: began as {inline(weights)}, whose licence is {known}{_where(weights)}.")
     return [*lines, "- Images and labels: not known."]
 
 
 def weights_of(cell: CellFacts) -> str:
-    """Torchvision's name, `none`, or the name of a file without its folder."""
-    return Path(str(cell.settings.get("train.model.weights", "none"))).name
+    """Torchvision's name, timm's with `timm/`, `none`, or the name of a file without its folder."""
+    weights = str(cell.settings.get("train.model.weights", "none"))
+    return str(cell.settings.get("train.model.name")) if weights == "pretrained" else Path(weights).name
+
+
+def licence_of_weights(cell: CellFacts) -> str:
+    """As the cell recorded it, or as it is listed; "" where it is not known."""
+    recorded = (cell.provenance.get("weights") or {}).get("licence")
+    model, weights = (str(cell.settings.get(f"train.model.{key}", "")) for key in ("name", "weights"))
+    return str(recorded or licence_of(model, weights))
+
+
+def _where(weights: str) -> str:
+    page = hub_page(weights)
+    return f" ({page})" if page else ""
 
 
 def loading(facts: Facts, members: Sequence[CellFacts]) -> list[str]:

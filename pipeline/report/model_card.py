@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.report import card_sections as sections
 from pipeline.report.answer import answer
 from pipeline.report.facts import CellFacts, Facts
+from pipeline.spec.licences import limits
 from pipeline.storage.files import atomic_write, read_json
 from pipeline.storage.run_dir import RunDir
 
@@ -84,9 +85,18 @@ def card_of(facts: Facts, best: CellFacts) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _licence(members: Sequence[CellFacts]) -> dict[str, str]:
+    """As the hub wants it: that of weights which limits the use; the pictures' is not known."""
+    limiting = [found for cell in members if limits(found := sections.licence_of_weights(cell))]
+    if not limiting:
+        return {"license": "unknown"}
+    if set(limiting) == {"cc-by-nc-4.0"}:
+        return {"license": "cc-by-nc-4.0"}
+    return {"license": "other", "license_name": ", ".join(dict.fromkeys(limiting))}
+
+
 def _front_matter(facts: Facts, best: CellFacts, members: Sequence[CellFacts]) -> str:
     names = list(dict.fromkeys(str(cell.settings.get("train.model.name")) for cell in members))
-    swag = any("SWAG" in sections.weights_of(cell) for cell in members)
     metrics = [
         {"type": _kind(name), "name": f"{name} (validation)", "value": round(value, 6)}
         for name in dict.fromkeys([facts.by, *sections.SHOWN])
@@ -100,7 +110,7 @@ def _front_matter(facts: Facts, best: CellFacts, members: Sequence[CellFacts]) -
     content = {
         "library_name": "labelgrid",
         "pipeline_tag": "image-classification",
-        "license": "cc-by-nc-4.0" if swag else "unknown",
+        **_licence(members),
         "tags": ["image-classification", "multi-label", "labelgrid", *names],
         "metrics": [kind for kind in _KINDS if any(entry["type"] == kind for entry in metrics)],
         "model-index": [{"name": best.name, "results": [result]}],

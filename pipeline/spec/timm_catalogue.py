@@ -6,13 +6,20 @@
 from __future__ import annotations
 
 import functools
+import pkgutil
 from difflib import get_close_matches
-from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.spec.model_names import Normalisation
+from pipeline.spec.model_names import IMAGENET, Normalisation
 
 PREFIX = "timm/"
+# what the table calls the normalisations that nearly all have
+NORMALISATIONS = {
+    "imagenet": IMAGENET,
+    "half": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "none": Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
 
 
 class TimmModel(NamedTuple):
@@ -21,7 +28,7 @@ class TimmModel(NamedTuple):
     name: str
     """`<architecture>.<tag>`, or the architecture alone where timm publishes no weights."""
     image_px: int
-    """The side of the pictures it was trained on."""
+    """The side of the pictures it was trained on; of the few that are not square the width."""
     is_fixed: bool
     """Whether it was made for that size alone."""
     interpolation: str
@@ -30,9 +37,9 @@ class TimmModel(NamedTuple):
     licence: str
     """Of the weights, as timm tags it; empty where unknown."""
     hub: str
-    """Where the Hugging Face hub has them; empty of a network without published weights."""
+    """Where the Hugging Face hub has them, else their address; empty of a network without published weights."""
     params_m: float | None
-    """Millions of parameters."""
+    """Millions of parameters, with the head of its weights."""
     gflops: float | None
     """Billions of multiplications with an addition for one picture of `image_px`."""
 
@@ -49,13 +56,14 @@ class TimmModel(NamedTuple):
 
 @functools.cache
 def catalogue() -> dict[str, TimmModel]:
-    """Every model by its name without `timm/`, in the order of names."""
-    lines = Path(__file__).with_name("timm_models.tsv").read_text().splitlines()[1:]
-    return {model.name: model for model in map(_parsed, lines)}
+    """Every model by its name without `timm/`; of an architecture timm's default weights first."""
+    body = pkgutil.get_data("pipeline.spec", "timm_models.tsv")  # also from the zip of frozen code
+    assert body is not None
+    return {model.name: model for model in map(_parsed, body.decode().splitlines()[1:])}
 
 
 def find(name: str) -> TimmModel | None:
-    """The model of a name with or without `timm/`; of an architecture alone the first of its weights."""
+    """The model of a name with or without `timm/`; of an architecture alone timm's default weights."""
     name = name.removeprefix(PREFIX)
     models = catalogue()
     if name in models:
@@ -71,10 +79,16 @@ def near(name: str, count: int = 3) -> list[str]:
 
 
 def _parsed(line: str) -> TimmModel:
-    name, px, fixed, interpolation, mean, std, licence, hub, params_m, gflops = line.split("\t")
+    name, px, fixed, interpolation, numbers, licence, hub, params_m, gflops = line.split("\t")
     hub = PREFIX + name if hub == "=" else hub
-    channels = [tuple(map(float, part.split(","))) for part in (mean, std)]
     return TimmModel(
-        name, int(px), fixed == "fixed", interpolation, Normalisation(*channels), licence, hub,  # type: ignore[arg-type]  # three each
+        name, int(px), fixed == "fixed", interpolation or "bicubic", _normalisation(numbers), licence, hub,
         float(params_m) if params_m else None, float(gflops) if gflops else None,
     )  # fmt: skip
+
+
+def _normalisation(text: str) -> Normalisation:
+    if text in NORMALISATIONS:
+        return NORMALISATIONS[text]
+    values = [float(value) for value in text.split(",")]
+    return Normalisation(tuple(values[:3]), tuple(values[3:]))  # type: ignore[arg-type]  # three each

@@ -63,7 +63,7 @@ def code() -> dict[str, Any]:
 def code_files() -> list[Path]:
     """The files a job needs, of this checkout."""
     found = [path for package in ("pipeline", "jobs") for path in (_ROOT / package).rglob("*.*")]
-    return sorted(path for path in found if path.suffix in (".py", ".css", ".js", ".html"))
+    return sorted(path for path in found if path.suffix in (".py", ".tsv", ".css", ".js", ".html"))
 
 
 def _version(package: str) -> str | None:

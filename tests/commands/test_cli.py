@@ -91,6 +91,13 @@ def test_the_example_of_each_verb_reaches_its_function_for_this_cluster(name, mo
         own = {
             "data": {"folder": Path("data/raw")},
             "keys": {"prefix": "train.augment"},
+            "models": {
+                "patterns": ["convnext", "tiny"],
+                "sort": "name",
+                "show_all": False,
+                "weights": True,
+                "here": False,
+            },
             "init": {**named_files, "yes": True, "output": None, "force": False},
         }
         assert named == own.get(name, {})

@@ -472,6 +472,7 @@ def test_bare_make_lists_every_verb_and_only_what_works():
         "setup",
         "demo",
         "data",
+        "models",
         "check",
         "test",
         "coverage",

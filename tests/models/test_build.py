@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import CheckpointError, SpecError, TrainingError
+from pipeline.errors import CheckpointError, TrainingError
 from pipeline.models.build import (
     build_model,
     frozen_part,
@@ -21,7 +21,6 @@ from pipeline.models.build import (
 )
 from pipeline.models.cutting import cut_at
 from pipeline.models.fusing import fuse_conv_bn
-from pipeline.models.weights import fetch_weights
 from pipeline.spec import ModelSpec
 from pipeline.spec.model_names import CNNS, FAMILIES, HEAD_OF, LAST_STAGE_OF, MODEL_NAMES
 from tests.conftest import ROOT
@@ -243,47 +242,6 @@ def test_the_shared_imagenet_weights_fit(shared):
     net = build_model(ModelSpec(name="mobilenet_v2"), 14, 64, path)
     state = torch.load(path, weights_only=True)
     torch.testing.assert_close(net.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
-
-
-def test_named_weights_come_from_the_folder_where_they_were_fetched_and_are_checked(tmp_path, monkeypatch):
-    (tmp_path / "resnet34-b627a593.pth").write_bytes(b"cut short")
-    model = ModelSpec(name="resnet34", weights="IMAGENET1K_V1")
-    with pytest.raises(
-        CheckpointError, match=r"resnet34-b627a593.pth: is not what its name promises; delete it"
-    ):
-        fetch_weights(model, tmp_path)
-    monkeypatch.setattr("pipeline.models.weights.sha256_file", lambda _: "b627a593" + 56 * "0")
-    assert fetch_weights(model, tmp_path) == tmp_path / "resnet34-b627a593.pth"
-    assert fetch_weights(ModelSpec(), tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "error"),
-    [
-        ("resnet34", "IMAGENET1K_V9", r"resnet34 has no weights 'IMAGENET1K_V9'; known: IMAGENET1K_V1"),
-    ],
-)
-def test_unknown_named_weights(tmp_path, name, weights, error):
-    with pytest.raises(SpecError, match=error):
-        fetch_weights(ModelSpec(name=name, weights=weights), tmp_path)
-
-
-def test_offline_the_error_names_the_address_and_the_three_ways_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.models.weights._url", lambda _: "http://127.0.0.1:9/resnet34-b627a593.pth")
-    with pytest.raises(
-        CheckpointError, match=r"(?s)127.0.0.1:9.*cannot be fetched.*login node.*put the file at.*none"
-    ):
-        fetch_weights(ModelSpec(name="resnet34", weights="IMAGENET1K_V1"), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_fetched_file_that_differs_from_its_digest_is_refused(tmp_path, monkeypatch):
-    source = tmp_path / "resnet34-b627a593.pth"
-    source.write_bytes(b"something else")
-    monkeypatch.setattr("pipeline.models.weights._url", lambda _: source.as_uri())
-    with pytest.raises(CheckpointError, match="is not what its name promises"):
-        fetch_weights(ModelSpec(name="resnet34", weights="IMAGENET1K_V1"), tmp_path / "weights")
-    assert list((tmp_path / "weights").iterdir()) == []
 
 
 def test_an_unknown_model_is_refused_without_importing_torch(tmp_path):

@@ -21,6 +21,7 @@ from pipeline.models.features import FrozenNetwork
 from pipeline.models.scoring import compute_scores
 from pipeline.spec import ModelSpec
 from pipeline.spec.reading import read_spec
+from pipeline.storage.files import read_json
 from pipeline.storage.jsonl import read_jsonl
 from tests.cells import finish, jobs, packed_project, project, run_here
 from tests.local.test_train_groups import start
@@ -174,6 +175,7 @@ def test_a_last_stage_is_scored_at_another_size_from_pictures(tmp_path, drawn_zi
     )
     assert run_here(task) == 0
     run = plan.cells[0].run
+    assert read_json(run.provenance)["weights"] == {"file": "net.pth", "sha256": "", "licence": ""}
     best, packed = load_checkpoint(run.checkpoint_best), PackedSet.open(plan.cells[0].data.packed)
     scorer = load_scorer(best, "cpu")
     assert scorer.image_px == 48

@@ -193,13 +193,23 @@ def test_an_ensemble_has_a_card_with_a_column_for_each_member(finished, tmp_path
 def test_names_of_labels_stay_in_their_cell_and_weights_have_their_licence():
     assert inline("a|b\n<script>`x`") == r"a\|b &lt;script>\`x\`"
 
-    def said(weights):
-        return licence([types.SimpleNamespace(settings={"train.model.weights": weights})])[0]
+    def said(weights, name="resnet34", **recorded):
+        settings = {"train.model.weights": weights, "train.model.name": name}
+        return licence([types.SimpleNamespace(settings=settings, provenance={"weights": recorded or None})])[
+            0
+        ]
 
     assert "CC BY-NC 4.0" in said("IMAGENET1K_SWAG_E2E_V1")
     assert "not known" in said("IMAGENET1K_V1")
     assert "random" in said("none")
     assert "/home" not in said("/home/me/own.pt")
+    name = "timm/convnextv2_tiny.fcmae"
+    page = f"https://huggingface.co/{name}"
+    limit = "cc-by-nc-4.0, which forbids commercial use"
+    assert f"began as {name}, whose licence is {limit} ({page})." in said("pretrained", name)
+    name = "timm/resnet50.a1_in1k"
+    assert f"began as {name}, whose licence is apache-2.0 (" in said("pretrained", name)
+    assert "whose licence is mit." in said("pretrained", "timm/newer.in1k", licence="mit")
 
 
 def test_no_card_stays_where_nothing_is_selected_any_more(experiment):

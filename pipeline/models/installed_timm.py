@@ -1,0 +1,31 @@
+"""What the installed timm says of a network: of those newer than the catalogue, and for the catalogue itself."""
+
+from __future__ import annotations
+
+from pipeline.spec.model_names import Normalisation
+from pipeline.spec.timm_catalogue import PREFIX, TimmModel
+
+
+def installed_model(name: str) -> TimmModel | None:
+    """As timm configures it, not counted; None where timm does not know the name or is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return None
+    name = name.removeprefix(PREFIX)
+    if not timm.is_model(name):
+        return None
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # of this architecture, but no such tag
+        return None
+    if cfg is None:
+        return None
+    if cfg.tag and "." not in name and cfg.has_weights:
+        name = f"{name}.{cfg.tag}"
+    hub = str(cfg.hf_hub_id or cfg.url or "")
+    mean, std = ((part[0], part[1], part[2]) for part in (cfg.mean, cfg.std))
+    return TimmModel(
+        name, int(cfg.input_size[-1]), bool(cfg.fixed_input_size), str(cfg.interpolation),
+        Normalisation(mean, std), str(cfg.license or ""), hub, None, None,
+    )  # fmt: skip
