@@ -17,6 +17,7 @@ from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, data_root, make_plan
 from pipeline.data.packed import PackedSet
 from pipeline.errors import PipelineError
+from pipeline.spec import AugmentSpec
 from pipeline.spec.timm_catalogue import PREFIX
 from pipeline.storage.files import display_path, sha256_file
 
@@ -56,6 +57,7 @@ def checks(request: Request) -> Iterator[Check]:
     yield from _data(plan)
     yield from (Check(*found) for found in weights_checks(plan))
     yield from _networks(plan) if torch.ok else ()
+    yield from _features(plan) if torch.ok else ()
     yield from _artifacts(plan)
     if request.profile.scheduler == "slurm":
         from jobs.commands.doctor_slurm import slurm_checks
@@ -131,9 +133,13 @@ def _data(plan: Plan) -> Iterator[Check]:
 
 
 def _networks(plan: Plan) -> Iterator[Check]:
-    """Whether the parts that are trained exist, which only the network itself knows, and names of timm."""
-    from pipeline.models.build import build_model
+    """Whether names of timm, the parts that are trained, and those with a rate of their own exist.
+
+    Only the network itself knows.
+    """
+    from pipeline.models.build import build_model, head_of
     from pipeline.models.timm_networks import config_of
+    from pipeline.training.optim import build_optimizer
 
     every = [cell.cell.spec.train for cell in plan.cells]
     for name in dict.fromkeys(train.model.name for train in every if train.model.name.startswith(PREFIX)):
@@ -142,13 +148,49 @@ def _networks(plan: Plan) -> Iterator[Check]:
             yield Check("network", True, f"{name}: timm has it, for pictures of {size} px")
         except PipelineError as error:
             yield Check("network", False, str(error))
-    trains = [train for train in every if train.model.trainable != "all"]
-    for model, image_px in dict.fromkeys((train.model, train.image_px) for train in trains):
+    asked = [train for train in every if train.model.trainable != "all" or train.optimizer.groups]
+    kinds = {(train.model, train.image_px, train.optimizer.groups): train.optimizer for train in asked}
+    for (model, image_px, _), optimizer in kinds.items():
         try:
-            build_model(model, 2, image_px)
+            net = build_model(model, 2, image_px)
+            build_optimizer(optimizer, net, head_of(net, model.name))
             yield Check("network", True, f"{model.name} at {image_px} px, {model.trainable} is trained")
         except PipelineError as error:
             yield Check("network", False, str(error))
+
+
+def _features(plan: Plan) -> Iterator[Check]:
+    """What kept features take of the disk: of a head that takes maps it may be a hundred times the usual."""
+    import torch
+
+    from pipeline.models.build import build_model, frozen_part
+
+    cells = {}
+    for cell in plan.cells:
+        train, data = cell.cell.spec.train, cell.data
+        if train.cached_views is not None and data.images:
+            key = (train.model.name, train.model.trainable, train.model.head.name, train.image_px, data.split)
+            cells[(*key, train.cached_views)] = (train, data)
+    for train, data in cells.values():
+        views = (train.cached_views or 1) if train.augment != AugmentSpec(hflip=0.0) else 1
+        pictures = views * data.images.get("train", 0) + data.images.get("validation", 0)
+        try:
+            frozen = frozen_part(build_model(train.model, 2, train.image_px), train.model).eval()
+            with torch.inference_mode():
+                values = frozen(torch.zeros(1, 3, train.image_px, train.image_px)).numel()
+        except PipelineError:
+            continue  # which the check of networks tells
+        free = shutil.disk_usage(next(p for p in data.packed.parents if p.exists())).free
+        gb = 4e-9 * values * pictures
+        result = (
+            f"{values:,} of a picture, {pictures:,} pictures and views: {gb:,.1f} GB in fp32, half in bf16"
+        )
+        remedy = (
+            ""
+            if gb < free / 1e9
+            else f"; only {free / 1e9:,.1f} GB are free: lower train.cached_views or image_px"
+        )
+        yield Check("kept features", gb < free / 1e9, f"{train.model.name}: {result}{remedy}")
 
 
 def _artifacts(plan: Plan) -> Iterator[Check]:

@@ -12,11 +12,12 @@ from torch import nn
 
 from pipeline.errors import TrainingError
 from pipeline.models.cutting import cut_at
+from pipeline.models.heads import ON_MAPS
 from pipeline.models.kind import Kind, replace_module
 from pipeline.models.own_networks import OwnNetworks
 from pipeline.models.timm_networks import TimmNetworks
 from pipeline.models.torchvision_networks import TorchvisionNetworks
-from pipeline.models.weight_files import load_weights
+from pipeline.models.weight_files import load_head, load_weights
 from pipeline.spec import ModelSpec
 from pipeline.spec.model_names import CNNS
 from pipeline.spec.timm_catalogue import PREFIX
@@ -40,11 +41,16 @@ def build_model(
     """
     kind = kind_of(model.name)
     net = kind.build(model, num_labels, image_px)
-    if model.head_hidden or model.head_dropout:
+    if model.head.name not in ON_MAPS and (model.head_hidden or model.head_dropout):
         plain = head_of(net, model.name)
         replace_module(net, plain, _head(model, plain, num_labels))
     if weights_file is not None:
         load_weights(net, kind, model, image_px, weights_file)
+    if model.head.name in ON_MAPS:
+        features = kind.take_unpooled(net, model, image_px)
+        replace_module(net, head_of(net, model.name), ON_MAPS[model.head.name](model, features, num_labels))
+        if weights_file is not None:
+            load_head(net, kind, model, weights_file)
     if model.trainable != "all":
         net.requires_grad_(False)
         trainable_part(net, model).requires_grad_(True)

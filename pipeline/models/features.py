@@ -26,6 +26,7 @@ from pipeline.data.transfer import one_ahead, one_behind
 from pipeline.models.build import frozen_part
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
+from pipeline.models.heads import ON_MAPS
 from pipeline.models.kept_features import (
     FeatureProgress,
     Parts,
@@ -90,6 +91,8 @@ class FrozenNetwork:
         key = digest(
             [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, execution]
             + [versions] * bool(versions)
+            + [train.model.head.name]
+            * (train.model.head.name in ON_MAPS)  # of the same part, before the pooling
         )
         path = self.folder / f"{key[:32]}.npz"
         features = read_features(path)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from pipeline.models.heads import Features
 from pipeline.spec import ModelSpec
 
 # B batch, K labels
@@ -35,6 +36,13 @@ class Kind(Protocol):
         """The state of a published file with the names and shapes of `net`, which was built for `image_px`.
 
         What cannot be brought to them is left as it is.
+        """
+        ...
+
+    def take_unpooled(self, net: nn.Module, model: ModelSpec, image_px: int) -> Features:
+        """Let the head take the features before the pooling, maps or tokens, and say what they are like.
+
+        Parts keep their names and weights. Raises TrainingError for a network that has none such.
         """
         ...
 

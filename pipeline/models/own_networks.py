@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
+from pipeline.models.heads import Features, without_maps
 from pipeline.spec import ModelSpec
 
 
@@ -52,3 +53,7 @@ class OwnNetworks:
     ) -> dict[str, Tensor]:
         """As they are."""
         return state
+
+    def take_unpooled(self, net: nn.Module, model: ModelSpec, image_px: int) -> Features:
+        """There are none, as the spec says too."""
+        raise without_maps(model.name, model.head.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.models.fusing import watching_norms
+from pipeline.models.heads import Features, without_maps
 from pipeline.spec import ModelSpec
 from pipeline.spec.timm_catalogue import PREFIX, near
 
@@ -88,6 +90,32 @@ class TimmNetworks:
                 options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
                 return _created(model.name, classes, image_px, **options).state_dict() | inside
         return state  # whoever compares it with the network says what is wrong
+
+    def take_unpooled(self, net: nn.Module, model: ModelSpec, image_px: int) -> Features:
+        """As timm takes the pooling off; tried, as not all networks can do without, or have places to tell."""
+        timms: Any = net
+        plain: Any = net.get_submodule(path := self.head_path(net, model.name))
+        pooled = plain.in_channels if isinstance(plain, nn.Conv2d) else plain.in_features
+        try:
+            timms.reset_classifier(0, "")
+            assert isinstance(net.get_submodule(path), nn.Identity)
+            with torch.inference_mode():
+                shape = tuple(net.eval()(torch.zeros(1, 3, image_px, image_px)).shape)
+            found = _features(shape, getattr(net, "num_prefix_tokens", 0), getattr(net, "output_fmt", "NCHW"))
+            assert pooled in (found.number, 2 * found.number)  # some pool by mean and maximum, side by side
+            return found
+        except _MISFITS as error:
+            raise without_maps(model.name, model.head.name) from error
+
+
+def _features(shape: tuple[int, ...], prefix: int, layout: str) -> Features:
+    """Of unpooled features; raises ValueError where they are none of places of a picture."""
+    if len(shape) == 4:
+        axis = 3 if layout == "NHWC" else 1
+        return Features(shape[axis], axis)
+    if len(shape) != 3 or math.isqrt(shape[1] - prefix) ** 2 != shape[1] - prefix:
+        raise ValueError(f"{shape} are no features of places")
+    return Features(shape[2], axis=2, prefix=prefix)
 
 
 def _timm(name: str) -> Any:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
+from pipeline.models.heads import Features
 from pipeline.models.kind import replace_module
+from pipeline.models.unpooled import take_unpooled
 from pipeline.spec import ModelSpec
 from pipeline.spec.model_names import HEAD_OF, LAST_STAGE_OF
 
@@ -65,3 +67,8 @@ class TorchvisionNetworks:
             resized: dict[str, Tensor] = interpolate_embeddings(image_px, vit.patch_size, dict(state))
             return resized
         return state
+
+    def take_unpooled(self, net: nn.Module, model: ModelSpec, image_px: int) -> Features:
+        """By a forward of the family without its pooling."""
+        head: Any = net.get_submodule(self.head_path(net, model.name))
+        return take_unpooled(net, model.name, head.in_features)

@@ -49,6 +49,18 @@ def load_weights(net: nn.Module, kind: Kind, model: ModelSpec, image_px: int, pa
     net.load_state_dict(state)
 
 
+def load_head(net: nn.Module, kind: Kind, model: ModelSpec, path: Path) -> None:
+    """Put the head of a file into `net`, where it has the same layers and labels; else it starts anew."""
+    where = kind.head_path(net, model.name)
+    head, prefix = net.get_submodule(where), where + "."
+    state = {
+        key.removeprefix(prefix): each for key, each in read_state(path).items() if key.startswith(prefix)
+    }
+    own = {key: value.shape for key, value in head.state_dict().items()}
+    if {key: value.shape for key, value in state.items()} == own:
+        head.load_state_dict(state)
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict of a file: bare, or as `model` or `state_dict` of a checkpoint; no code in it is run."""
     state = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_torch(path)

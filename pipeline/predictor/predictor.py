@@ -28,6 +28,7 @@ from pipeline.metrics.multilabel import Scores
 from pipeline.models.build import head_of
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.fusing import fuse_conv_bn
+from pipeline.models.heads import Csra
 from pipeline.models.scoring import Scorer
 from pipeline.predictor.export import export
 from pipeline.predictor.pictures import Picture, is_several, packed_pixels
@@ -273,8 +274,12 @@ class Predictor:
     def _embedded(self, batch: Packed) -> npt.NDArray[np.float32]:
         found: list[Tensor] = []
         for (scorer, inputs), name in zip(self._inputs(batch), self._head_names, strict=True):
-            hook = head_of(scorer.net, name).register_forward_pre_hook(
-                lambda _, arguments: found.append(arguments[0].flatten(1).float().cpu())
+            head = head_of(scorer.net, name)
+            pooled = head.pooled if isinstance(head, Csra) else _itself
+            hook = head.register_forward_pre_hook(
+                lambda _, arguments, pooled=pooled: found.append(
+                    pooled(arguments[0]).flatten(1).float().cpu()
+                )
             )
             with hook:
                 replace(scorer, flips=False).logits(inputs)
@@ -290,8 +295,8 @@ class Predictor:
         ]
 
 
-def _itself(picture: Picture) -> Picture:
-    return picture
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _preparation(member: Mapping[str, Any]) -> Preparation:

@@ -18,6 +18,7 @@ from pipeline.spec.fields import (
     needs_decisions,
 )
 from pipeline.spec.grid_section import GridSpec
+from pipeline.spec.heads import CsraHead, HeadSpec, LinearHead
 from pipeline.spec.labels import (
     CelebaLabels, CocoLabels, Delimiter, FolderLabels, IdListLabels, JsonLinesLabels, LabelNames, LabelsSpec,
     ListColumnLabels, OneHotLabels, TableLabels, VectorLabels, VocLabels,

@@ -50,6 +50,8 @@ def explain(item: Mapping[str, Any], tree: Any, key: KeyPath, parts: Sequence[Pa
         return f"unknown {what} {context['tag']!r}{_did_you_mean(context['tag'], known)}"
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
+        if not known:  # numbers
+            return f"expected {context['expected']}, got {_short(value)}"
         return f"got {_short(value)}{_did_you_mean(str(value), known)}"
     if kind == "value_error":
         shown = "" if isinstance(value, dict) else f" (got {_short(value)})"

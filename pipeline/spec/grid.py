@@ -107,8 +107,17 @@ def _leaves(spec: Spec, keys: Iterable[str]) -> dict[str, Any]:
         for part in key.split("."):
             value = getattr(value, part, _ABSENT)
         if value is not _ABSENT:
-            found[key] = value
+            found[key] = _short(value)
     return found
+
+
+def _short(value: Any) -> Any:
+    """A list of sections as names of cells show it: without what was left out."""
+    if isinstance(value, tuple):
+        return tuple(
+            item.model_dump(exclude_none=True) if isinstance(item, BaseModel) else item for item in value
+        )
+    return value
 
 
 def _columns(grid: GridSpec) -> Iterator[list[_Entry]]:

@@ -25,8 +25,14 @@ def canonical(section: BaseModel) -> dict[str, Any]:
         value = getattr(section, name)
         is_tag = name in ("name", "format", "method")
         if is_tag or introduced is PydanticUndefined or value != introduced:
-            result[name.rstrip("_")] = canonical(value) if isinstance(value, BaseModel) else value
+            result[name.rstrip("_")] = _canonical_value(value)
     return result
+
+
+def _canonical_value(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_canonical_value(item) for item in value]
+    return canonical(value) if isinstance(value, BaseModel) else value
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

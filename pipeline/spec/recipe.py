@@ -96,6 +96,23 @@ class SamplingSpec(Section):
     """A factor on how often negative images (without any label) come. 1: as often as without it, 0: never."""
 
 
+class ParameterGroup(Section):
+    """Parameters that share a rate or a weight decay of their own."""
+
+    parameters: Annotated[str, Field(min_length=1)]
+    """A pattern of their names in the network, e.g. `layer4.*` or `*.bn?.*`; `*` stands for dots too."""
+    lr_factor: Positive | None = None
+    """A factor on their learning rate, besides `backbone_lr_factor` and `layer_decay`. null: as the others."""
+    weight_decay: NonNegative | None = None
+    """Their weight decay, whatever `decay_bias_and_norm` says. null: as the others."""
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> ParameterGroup:
+        if self.lr_factor is None and self.weight_decay is None:
+            raise ValueError("changes nothing; give lr_factor or weight_decay")
+        return self
+
+
 class _Optimizer(Section):
     weight_decay: NonNegative = 0.0
     """Pulls weights towards 0, against overfitting, by an L2 penalty in the gradient."""
@@ -103,6 +120,14 @@ class _Optimizer(Section):
     """Decays biases and the weights of norm layers too, which is usually left out."""
     backbone_lr_factor: Positive = 1.0
     """The learning rate of all but the head, as a factor on `lr`. Below 1 for pretrained weights, e.g. 0.1."""
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Each layer learns at this times the rate of the next one; the head at `lr` (BEiT, Bao et al. 2022). 1: none.
+
+    Layers are blocks: a `vit_b` has 12 of them, a `resnet50` 16. For transformers 0.65 to 0.9; the deeper the
+    network, the nearer to 1. It comes on top of `backbone_lr_factor`.
+    """
+    groups: tuple[ParameterGroup, ...] = ()
+    """Rates and weight decay of parameters by their names. Where several match, the later one wins."""
 
 
 class Sgd(_Optimizer):

@@ -67,8 +67,12 @@ def describe(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def parts(schema: dict[str, Any], path: str = "") -> Iterator[Part]:
-    """Every section of a described schema, each before those it holds. `path` is where the schema stands."""
-    yield from _parts(schema, schema.get("$defs", {}), path)
+    """Every section of a described schema, each before those it holds. `path` is where the schema stands.
+
+    One that all members of a union hold comes once, behind them.
+    """
+    found = [*_parts(schema, schema.get("$defs", {}), path)]
+    yield from reversed(dict.fromkeys(reversed(found)))
 
 
 # ---------------------------------------------------------------- reading

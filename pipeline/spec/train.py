@@ -23,6 +23,7 @@ from pipeline.spec.fields import (
     Share,
     resolve_path,
 )
+from pipeline.spec.heads import HeadSpec, LinearHead
 from pipeline.spec.model_choice import (
     PRETRAINED,
     known_model,
@@ -76,6 +77,8 @@ class ModelSpec(Section):
 
     A part, e.g. `layer3` or `features.11`, is trained with all that follows it; what comes before is frozen.
     """
+    head: HeadSpec = Field(default=LinearHead(), json_schema_extra=SAME_BATCHES_OF_PIXELS)
+    """What makes logits of the features."""
     head_bias: Literal["default", "prior"] = Field(default="default", json_schema_extra=SAME_BATCHES)
     """`prior` starts the head's bias at the log-odds of each label in training (Lin et al. 2017).
 
@@ -93,6 +96,12 @@ class ModelSpec(Section):
         refuse_weights_of_others(self.name, self.weights, is_named=self.named_weights)
         if self.trainable not in ("all", "head") and self.name in CNNS:
             raise ValueError(f"{self.name} has no stages; write trainable: all or head")
+        if self.head.name == "csra" and self.name in CNNS:
+            raise ValueError(
+                f"{self.name} flattens its maps, and head: csra needs them; leave head out, or take another network"
+            )
+        if self.head.name == "csra" and self.head_hidden:
+            raise ValueError("head_hidden is of the linear head; leave it out, or leave head: csra out")
         close = get_close_matches(self.trainable, ("all", "head", "last_stage"), n=1, cutoff=0.8)
         if close and close[0] != self.trainable:
             raise ValueError(f"trainable: {self.trainable}: did you mean `{close[0]}`?")

@@ -173,7 +173,7 @@ class Learner:
         return patience_is_over or self.epoch >= self.train.epochs
 
     def set_learning_rate(self) -> float:
-        """Set the rate of the coming step on every group, and return the first group's."""
+        """Set the rate of the coming step on every group, and return the head's."""
         when = self.train.schedule, self.step, self.stream.steps_per_epoch, self.train.epochs
         scale, momentum = lr_scale(*when), momentum_at(*when)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):

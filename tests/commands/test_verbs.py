@@ -210,6 +210,20 @@ def test_a_cell_that_diverges_is_ranked_as_such_and_held_back_until_retried(tmp_
     assert "2 cells, 1 to run" in printed
 
 
+@pytest.mark.slow  # doctor asks torch in a process of its own
+def test_doctor_refuses_groups_of_parameters_that_the_network_does_not_have(tmp_path, drawn_zip):
+    groups = "[[{parameters: 0.*, lr_factor: 2}], [{parameters: layer4.*, lr_factor: 2}]]"
+    text = f"grid: {{axes: {{train.optimizer.groups: {groups}}}}}"
+    spec = packed_project(tmp_path, drawn_zip, text, model={"name": "cnn2"})
+    status, printed = jobs("doctor", spec, cwd=tmp_path)
+    assert status == 1
+    assert "ok network: cnn2 at 32 px, all is trained" in " ".join(printed.split())
+    said = (
+        "FAIL network: train.optimizer.groups: 'layer4.*' matches no parameter; they begin with 0, 1, 4, 5, 8"
+    )
+    assert said in " ".join(printed.split())
+
+
 @pytest.mark.slow
 def test_a_killed_cell_says_so_and_is_gone_on_with(tmp_path, drawn_zip):
     spec = packed_project(tmp_path, drawn_zip, epochs=40)

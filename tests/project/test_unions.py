@@ -5,8 +5,9 @@ from typing import get_args, get_origin
 
 import pytest
 
+from pipeline.models.heads import ON_MAPS
 from pipeline.models.own_networks import OWN_NETWORKS
-from pipeline.spec import LabelsSpec, LossSpec, OptimizerSpec, ScheduleSpec, SplitSpec
+from pipeline.spec import HeadSpec, LabelsSpec, LossSpec, OptimizerSpec, ScheduleSpec, SplitSpec
 from pipeline.spec.model_names import CNNS, HEAD_OF, LAST_STAGE_OF, MODEL_NAMES
 from pipeline.training.optim import _OPTIMIZERS
 from tests.conftest import ROOT
@@ -24,6 +25,10 @@ def tags(union):
 
 def test_every_optimizer_of_the_spec_can_be_built():
     assert set(tags(OptimizerSpec)) == set(_OPTIMIZERS)
+
+
+def test_every_head_of_the_spec_can_be_built():
+    assert set(tags(HeadSpec)) == {"linear", *ON_MAPS}
 
 
 def test_every_network_of_the_spec_can_be_built():

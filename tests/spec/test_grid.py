@@ -165,6 +165,19 @@ def test_identities_of_today_stay_what_they_are(cells):
     assert found == golden
 
 
+def test_groups_of_parameters_are_part_of_the_identity_with_their_order_and_name_a_cell(cells):
+    layer4, norms = "{parameters: layer4.*, lr_factor: 2}", "{parameters: '*.bn?.*', weight_decay: 0}"
+    values = ["[]", f"[{layer4}, {norms}]", f"[{norms}, {layer4}]", f"[{norms}]"]
+    found = cells(f"grid: {{axes: {{train.optimizer.groups: [{', '.join(values)}]}}}}")
+    assert len({identity(cell.spec.train) for cell in found}) == 4
+    assert identity(found[0].spec.train) == identity(cells("")[0].spec.train)
+    assert found[1].slug == "groupsparameters_layer4._lr_factor_2_parameters_.bn_._weight_decay_0"
+    assert canonical(found[3].spec.train.optimizer) == {
+        "name": "adam",
+        "groups": [{"parameters": "*.bn?.*", "weight_decay": 0.0}],
+    }
+
+
 def test_cells_whose_pixels_changed_since_have_another_identity_and_no_others():
     def changed(**settings):
         train = TrainSpec.model_validate({"model": PRETRAINED} | settings)

@@ -31,6 +31,7 @@ MODEL = {
     "name": ("resnet34", False),
     "weights": ("IMAGENET1K_V2", False),
     "trainable": ("last_stage", False),
+    "head": ({"name": "csra"}, False),
     "head_bias": ("prior", True),
     "head_hidden": (8, True),
     "head_dropout": (0.5, True),
@@ -61,9 +62,14 @@ def test_of_cached_features_the_precision_matters_too(name):
 
 
 @pytest.mark.parametrize("name", MODEL)
-def test_of_cached_features_the_network_matters_and_its_head_does_not(name):
+def test_of_cached_features_the_network_matters_and_of_its_head_only_what_it_takes(name):
     value, same = MODEL[name]
     assert (key(CACHED | {"model": CACHED["model"] | {name: value}}) == key(CACHED)) is same
+
+
+def test_heads_of_one_kind_share_cached_features():
+    csra = [{"name": "csra"}, {"name": "csra", "heads": 4}, {"name": "csra", "attention_weight": 0.5}]
+    assert len({key(CACHED | {"model": CACHED["model"] | {"head": head}}) for head in csra}) == 1
 
 
 def test_other_data_are_other_batches():

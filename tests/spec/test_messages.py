@@ -78,7 +78,7 @@ SPECS = {
     D + "train: {optimizer: {name: adam, momentum: 0.9}}": [
         (
             "2: train.optimizer.momentum: unknown key: it is one of `sgd` and `rmsprop`; `adam` has "
-            "backbone_lr_factor, betas, decay_bias_and_norm, eps, lr, name, weight_decay"
+            "backbone_lr_factor, betas, decay_bias_and_norm, eps, groups, layer_decay, lr, name, weight_decay"
         )
     ],
     D + "train: {optimizer: {name:sgd}}": [
@@ -128,8 +128,27 @@ SPECS = {
     D + "grid: {axes: {train.optimizer.momentum: [0.9]}}": [
         (
             "2: train.optimizer.momentum: unknown key: it is one of `sgd` and `rmsprop`; `adam` has "
-            "backbone_lr_factor, betas, decay_bias_and_norm, eps, lr, name, weight_decay"
+            "backbone_lr_factor, betas, decay_bias_and_norm, eps, groups, layer_decay, lr, name, weight_decay"
         )
+    ],
+    D + "train: {optimizer: {name: sgd, groups: [{parameters: fc.*}]}}": [
+        "2: train.optimizer.groups[0]: changes nothing; give lr_factor or weight_decay"
+    ],
+    D + "train: {optimizer: {name: sgd, layer_decay: 1.2, llrd: 0.8}}": [
+        "2: train.optimizer.layer_decay: expected less than or equal to 1, got 1.2",
+        "2: train.optimizer.llrd: unknown key; did you mean `layer_decay`?",
+    ],
+    D + "train: {model: {name: cnn3, head: {name: csra}}}": [
+        "2: train.model: cnn3 flattens its maps, and head: csra needs them; leave head out, or take another network"
+    ],
+    D + "train: {model: {name: resnet18, head: {name: csra, heads: 3}, head_hidden: 8}}": [
+        "2: train.model.head.heads: expected 1, 2, 4, 6 or 8, got 3"
+    ],
+    D + "train: {model: {name: resnet18, head: {name: csra}, head_hidden: 8}}": [
+        "2: train.model: head_hidden is of the linear head; leave it out, or leave head: csra out"
+    ],
+    D + "train: {model: {name: resnet18, head: {heads: 4}}}": [
+        "2: train.model.head: needs the key 'name' (got {'heads': 4}); known: linear, csra"
     ],
     D + "run: {resources: [{memory: 8, nodes: 2}]}": [
         "2: run.resources[0].memory: unknown key; did you mean `mem_gb`?",

@@ -111,7 +111,7 @@ def test_every_kind_of_a_section_is_on_the_page(union):
 
 
 def test_a_kind_that_is_added_to_a_union_is_described_by_itself():
-    _, sgd, lion = parts(describe(Recipe), "train")
+    sgd, lion = (part for part in parts(describe(Recipe), "train") if part.tag)
     assert (sgd.path, sgd.choice) == ("train.optimizer", "`sgd`")
     assert (lion.path, lion.tag, lion.choice) == ("train.optimizer", "name", "`lion`")
     (lr,) = lion.keys
@@ -144,6 +144,12 @@ def test_a_union_shows_every_kind_and_a_prefix_what_is_below(capsys):
     assert "train.optimizer name: adadelta: Adadelta (Zeiler 2012)." in said
     _, said = keys(capsys, "run")
     assert "run.resources[]: What the cells" in said
+
+
+def test_a_section_that_every_kind_of_a_union_holds_is_shown_once_behind_them(capsys):
+    _, said = keys(capsys, "train.optimizer")
+    heads = [line for line in said.splitlines() if line.startswith("train.optimizer")]
+    assert [line for line in heads if "groups[]" in line] == heads[-1:]
 
 
 def test_one_key_is_shown_alone(capsys, monkeypatch):

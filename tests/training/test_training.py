@@ -36,7 +36,13 @@ RECIPES = {
     # all that a recipe can have of its own state or draws
     "everything": {
         "model": {"name": "mobilenet_v3_small", "head_bias": "prior"},
-        "optimizer": {"name": "adamw", "lr": 1e-3, "backbone_lr_factor": 0.3},
+        "optimizer": {
+            "name": "adamw",
+            "lr": 1e-3,
+            "backbone_lr_factor": 0.3,
+            "layer_decay": 0.9,
+            "groups": [{"parameters": "features.1?.*", "lr_factor": 2, "weight_decay": 0.1}],
+        },
         "loss": {"name": "asymmetric", "gamma_negative": 2},
         "sampling": {"name": "repeat_factor", "threshold": 0.3, "negatives": 0.5},
         "augment": {
