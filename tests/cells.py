@@ -89,7 +89,8 @@ def one_cell(spec_path, *overrides):
 def train_task(cell):
     """What trains it."""
     data = (cell.data.packed, cell.data.split)
-    return TrainTask(cell.run, cell.cell.spec, cell.identity, *data, cell.run.path / "weights")
+    code = cell.code and cell.code.freeze(cell.run.path.parent / "code")
+    return TrainTask(cell.run, cell.cell.spec, cell.identity, *data, cell.run.path / "weights", code=code)
 
 
 def start(cell):

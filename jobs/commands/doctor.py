@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.commands.data_lines import all_data, data_lines
+from jobs.commands.doctor_own import own_results
 from jobs.commands.doctor_weights import weights_checks
 from jobs.commands.request import Request
 from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, data_root, make_plan
 from pipeline.data.packed import PackedSet
 from pipeline.errors import PipelineError
-from pipeline.spec import AugmentSpec
+from pipeline.spec import AugmentSpec, is_own
 from pipeline.spec.timm_catalogue import PREFIX
 from pipeline.storage.files import display_path, sha256_file
 
@@ -58,6 +59,7 @@ def checks(request: Request) -> Iterator[Check]:
     yield from (Check(*found) for found in weights_checks(plan))
     yield from _networks(plan) if torch.ok else ()
     yield from _features(plan) if torch.ok else ()
+    yield from (Check("own code", *found) for found in own_results(plan)) if torch.ok else ()
     yield from _artifacts(plan)
     if request.profile.scheduler == "slurm":
         from jobs.commands.doctor_slurm import slurm_checks
@@ -148,6 +150,7 @@ def _networks(plan: Plan) -> Iterator[Check]:
             yield Check("network", True, f"{name}: timm has it, for pictures of {size} px")
         except PipelineError as error:
             yield Check("network", False, str(error))
+    every = [train for train in every if not is_own(train.model.name)]  # which are tried by themselves
     asked = [train for train in every if train.model.trainable != "all" or train.optimizer.groups]
     kinds = {(train.model, train.image_px, train.optimizer.groups): train.optimizer for train in asked}
     for (model, image_px, _), optimizer in kinds.items():
@@ -168,7 +171,7 @@ def _features(plan: Plan) -> Iterator[Check]:
     cells = {}
     for cell in plan.cells:
         train, data = cell.cell.spec.train, cell.data
-        if train.cached_views is not None and data.images:
+        if train.cached_views is not None and data.images and not is_own(train.model.name):
             key = (train.model.name, train.model.trainable, train.model.head.name, train.image_px, data.split)
             cells[(*key, train.cached_views)] = (train, data)
     for train, data in cells.values():

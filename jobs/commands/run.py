@@ -17,6 +17,7 @@ from jobs.local.snapshot import snapshot
 from jobs.local.train_groups import group_process, plan_processes
 from jobs.planning.earlier import forgotten, longer
 from jobs.planning.overlaps import check_test_sets, with_own_test
+from jobs.planning.own_code import freeze_own
 from jobs.planning.plan import Plan, PlannedCell, PlannedData, experiment_dir, make_plan
 from jobs.planning.tasks import (
     evaluate_task,
@@ -199,6 +200,7 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
     """Train the missing cells, once what they need is there; None where that failed."""
     jobs, slots = _processes(plan, missing)
     code = snapshot(plan.experiment.code)
+    freeze_own((cell.code for cell in missing), plan.experiment.code)
     datasets = list({cell.data.split: cell.data for cell in missing}.values())
     tests = {test.packed: test for _, test in with_own_test(plan, datasets)}
     datasets += tests.values()

@@ -18,6 +18,7 @@ from jobs.commands.run import FAILED, fetch_weights, plural, rank, selected, tel
 from jobs.local.snapshot import snapshot
 from jobs.planning.earlier import forgotten, longer
 from jobs.planning.overlaps import check_test_sets
+from jobs.planning.own_code import freeze_own
 from jobs.planning.plan import Plan, data_root, make_plan
 from jobs.planning.status import CellStatus, GridStatus
 from jobs.planning.tasks import resources_for, submission_task
@@ -88,6 +89,7 @@ def _queue(request: Request, plan: Plan, grid_status: GridStatus, batches: Seque
     if status:
         return status
     frozen = snapshot(plan.experiment.code)
+    freeze_own((cell.code for cell in plan.cells), plan.experiment.code)
     plan.experiment.slurm.mkdir(parents=True, exist_ok=True)
     options = options_of(request, plan, frozen)
     launch = Launch(options, cost.of_cells)

@@ -54,7 +54,8 @@ def _devices(plan: Plan) -> dict[str, str]:
 
 def _kind(train: TrainSpec) -> tuple[Any, ...]:
     """Cells of one are about as fast as each other."""
-    return train.model.name, train.model.trainable, train.image_px, train.cached_views is None
+    model = train.model
+    return model.name, str(model.options), model.trainable, train.image_px, train.cached_views is None
 
 
 def _speeds(plan: Plan) -> dict[tuple[Any, ...], float]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from jobs.planning.missing_files import naming_the_key, weights_digest
+from jobs.planning.own_code import OwnCodes
 from pipeline.data.history import changes, known_identity, remember_identity, seen_key, seen_value
 from pipeline.data.layout import is_complete, origin, packed_path, split_identity, split_path
 from pipeline.data.summary import split_sizes
 from pipeline.errors import PipelineError, SpecError
 from pipeline.evaluation.selection import EvaluationInputs
+from pipeline.own.source import OwnFiles
 from pipeline.spec import ColumnSplit, DataSpec, ModelSpec
 from pipeline.spec.grid import Cell, expand_grid
 from pipeline.spec.identity import cell_identity, digest
@@ -76,6 +78,7 @@ class PlannedCell:
     identity: str
     data: PlannedData
     reason: str | None
+    code: OwnFiles | None = None  # the user's own
 
     @property
     def held(self) -> str | None:
@@ -242,7 +245,7 @@ def make_plan(loaded: Loaded, *, every_file: bool = True) -> Plan:
     folders = experiment.folders()
     datasets: dict[DataSpec, PlannedData] = {}
     weights: dict[str, str] = {}
-    planned = []
+    planned, own = [], OwnCodes(loaded)
     for cell in expand_grid(loaded):
         if cell.spec.data not in datasets:
             with naming_the_key(loaded, cell.spec.data, cell.settings):
@@ -252,9 +255,11 @@ def make_plan(loaded: Loaded, *, every_file: bool = True) -> Plan:
         if path is not None and path not in weights:
             place = loaded.place("train.model.weights", cell.settings)
             weights[path] = weights_digest(Path(path), place)
-        identity = cell_identity(cell.spec.train, data.digest, weights.get(path or ""))
+        code = own.of(cell)
+        code_digest = code.digest if code else None
+        identity = cell_identity(cell.spec.train, data.digest, weights.get(path or ""), code_digest)
         run = experiment.cell(cell.slug, identity, folders)
-        planned.append(PlannedCell(cell, run, identity, data, run.why_not_done(identity)))
+        planned.append(PlannedCell(cell, run, identity, data, run.why_not_done(identity), code))
     return Plan(loaded, planned, every_file)
 
 

@@ -19,6 +19,7 @@ from jobs.stages.tasks import (
 )
 from jobs.stages.train import TrainGroupTask, TrainTask
 from pipeline.spec.model_names import CNNS
+from pipeline.spec.own_code import is_own
 from pipeline.spec.timm_catalogue import PREFIX
 from pipeline.training.dynamo_stub import install_dynamo_stub
 
@@ -89,5 +90,6 @@ def needed_imports(task: Task) -> list[str]:
     """The slow imports of a task, which a process can do before it is given the task itself."""
     cells = task.cells if isinstance(task, TrainGroupTask) else (task,) if isinstance(task, TrainTask) else ()
     networks = {cell.spec.train.model.name for cell in cells} - {*CNNS}
+    networks = {name for name in networks if not is_own(name)}  # which say themselves what they need
     packages = {"timm" if name.startswith(PREFIX) else "torchvision.models" for name in networks}
     return ["pipeline.training.loop"][: len(cells)] + sorted(packages)

@@ -29,6 +29,7 @@ class TrainTask:
     features: Path | None = (
         None  # the folder of kept features, where `packed` is a node's copy; None: in `packed`
     )
+    code: Path | None = None  # the frozen copy of the user's own code; None: it has none
 
     def __call__(self) -> int:
         """Exit status."""
@@ -124,6 +125,7 @@ def _build(waiting: list[tuple[TrainTask, Any]], data: list[Any]) -> list[Any]:
     from pipeline.data.splits import read_split
     from pipeline.models.hardware import hardware
     from pipeline.models.weights import fetch_weights, weights_facts
+    from pipeline.own.source import digest_of_zip, kept_copy
     from pipeline.progress import report
     from pipeline.spec.reading import dump
     from pipeline.storage.files import atomic_write, write_json
@@ -141,6 +143,7 @@ def _build(waiting: list[tuple[TrainTask, Any]], data: list[Any]) -> list[Any]:
                 packed = PackedSet.open(task.packed)
                 data.append(CellData(packed, split.train, split.validation, task.features))
             weights = fetch_weights(task.spec.train.model, task.weights_folder)
+            code = kept_copy(task.code, attempt.run.own_code) if task.code else None
             try:
                 learner = Learner(task.spec, attempt, data[0], weights=weights)
             except torch.OutOfMemoryError:
@@ -152,6 +155,7 @@ def _build(waiting: list[tuple[TrainTask, Any]], data: list[Any]) -> list[Any]:
             facts = {"identity": task.identity, "data": data[0].packed.digest, "execution": execution}
             facts["hardware"] = hardware(learner.execution.device)
             facts["weights"] = weights_facts(task.spec.train.model, weights)
+            facts |= {"own_code": digest_of_zip(code)} if code else {}
             write_json(attempt.run.provenance, facts | provenance())
             learners.append(learner)
     return learners

@@ -17,17 +17,39 @@ from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.scoring import Scorer, compute_logits, refuse_divergence
-from pipeline.spec import ModelSpec, Normalisation
+from pipeline.spec import ModelSpec, Normalisation, is_own
 from pipeline.storage.files import atomic_write
 from pipeline.storage.run_dir import RunDir
 
 
-def load_scorer(best: dict[str, Any], device: str) -> Scorer:
-    """The network of a best checkpoint with its weights, on the device, ready to score."""
+def own_code_of(run: RunDir, best: dict[str, Any]) -> Path | None:
+    """The frozen code that makes the network of a cell; None where it is none of its user's own.
+
+    Raises CheckpointError where it is gone or damaged.
+    """
+    name = best["model_spec"]["name"]
+    if not is_own(name):
+        return None
+    if not run.own_code.exists():
+        raise CheckpointError(
+            f"{run.own_code}: is not there, and its code ({name}) makes the network; copy it from where the cell was "
+            "trained"
+        )
+    return run.verify(run.own_code)
+
+
+def load_scorer(best: dict[str, Any], device: str, code: Path | None = None) -> Scorer:
+    """The network of a best checkpoint with its weights, on the device, ready to score.
+
+    `code` is what `own_code_of` gives.
+    """
     execution = ExecutionConfig.for_scoring(device, best["precision"])
     execution.apply()
     model = ModelSpec.model_validate(best["model_spec"] | {"weights": "none", "trainable": "all"})
-    net = build_model(model, len(best["labels"]), best["preprocessing"]["image_px"])
+    built_px = best["preprocessing"]["image_px"]
+    if code is not None:  # a user's function may make another network for another size
+        built_px = best["built_px"]
+    net = build_model(model, len(best["labels"]), built_px, code=code)
     net.load_state_dict(best["model"])
     net = net.to(execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
     preprocessing = best["preprocessing"]
@@ -55,7 +77,9 @@ def _predict(runs: Sequence[RunDir], packed_dir: Path, split_file: Path | None, 
     packed = PackedSet.open(packed_dir)
     rows = test_rows(packed, split_file)
     checkpoints = [_fitting(run, packed) for run in runs]
-    scorers = [load_scorer(best, device) for best in checkpoints]
+    scorers = [
+        load_scorer(best, device, own_code_of(run, best)) for run, best in zip(runs, checkpoints, strict=True)
+    ]
     logits = compute_logits(scorers, packed, rows)
     for run, best, logits_NK in zip(runs, checkpoints, logits, strict=True):
         refuse_divergence(logits_NK, packed, rows)

@@ -17,29 +17,38 @@ from pipeline.models.kind import Kind, replace_module
 from pipeline.models.own_networks import OwnNetworks
 from pipeline.models.timm_networks import TimmNetworks
 from pipeline.models.torchvision_networks import TorchvisionNetworks
+from pipeline.models.users_networks import UsersNetworks
 from pipeline.models.weight_files import load_head, load_weights
-from pipeline.spec import ModelSpec
+from pipeline.own.frozen import telling
+from pipeline.spec import ModelSpec, is_own
 from pipeline.spec.model_names import CNNS
 from pipeline.spec.timm_catalogue import PREFIX
 
 
-def kind_of(name: str) -> Kind:
-    """What builds the networks of this name, and knows their parts."""
+def kind_of(name: str, code: Path | None = None) -> Kind:
+    """What builds the networks of this name, and knows their parts; of a user's own from the frozen copy `code`."""
+    if is_own(name):
+        return UsersNetworks(code)
     if name.startswith(PREFIX):
         return TimmNetworks()
     return OwnNetworks() if name in CNNS else TorchvisionNetworks()
 
 
 def build_model(
-    model: ModelSpec, num_labels: int, image_px: int, weights_file: Path | None = None
+    model: ModelSpec,
+    num_labels: int,
+    image_px: int,
+    weights_file: Path | None = None,
+    code: Path | None = None,
 ) -> nn.Module:
     """A network from (B, 3, image_px, image_px) to logits (B, num_labels), drawn from torch's global seed.
 
     With `weights_file` everything but the head starts from that file (the head too, where its shape
     fits). What comes before `trainable` is frozen. Raises CheckpointError for weights of another network,
-    TrainingError where the network cannot work at `image_px` or has no part of that name.
+    TrainingError where the network cannot work at `image_px` or has no part of that name. `code` is the
+    frozen copy of the user's own.
     """
-    kind = kind_of(model.name)
+    kind = kind_of(model.name, code)
     net = kind.build(model, num_labels, image_px)
     if model.head.name not in ON_MAPS and (model.head_hidden or model.head_dropout):
         plain = head_of(net, model.name)
@@ -53,7 +62,8 @@ def build_model(
             load_head(net, kind, model, weights_file)
     if model.trainable != "all":
         net.requires_grad_(False)
-        trainable_part(net, model).requires_grad_(True)
+        with telling("train.model.trainable"):  # a user's forward, as torch.fx runs it
+            trainable_part(net, model).requires_grad_(True)
     if model.trainable not in ("all", "head"):
         _try_cut(net, model, image_px)
     return net

@@ -62,6 +62,8 @@ class FrozenNetwork:
     ) -> None:
         self.train, self.packed, self.execution = train, packed, execution
         self.folder, self.stopped = folder or packed.path / FEATURES, stopped
+        # of a user's network also its code: what its weights are used for
+        self._made_of = getattr(net, "labelgrid_made_of", None)
         self._net = frozen_part(copy.deepcopy(net), train.model)
 
     @property
@@ -83,7 +85,12 @@ class FrozenNetwork:
 
     def _cached(self, rows: Rows, view: int | None) -> Tensor:
         train = self.train
-        draws = None if view is None else [train.augment.model_dump(mode="json"), train.seed, view]
+        # without `own`, which features exclude: those that are kept keep their names
+        draws = (
+            None
+            if view is None
+            else [train.augment.model_dump(mode="json", exclude={"own"}), train.seed, view]
+        )
         version = _VERSION[self.execution.device]
         parts = [version, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
         versions = pixel_versions(train, is_augmented=view is not None)
@@ -93,6 +100,7 @@ class FrozenNetwork:
             + [versions] * bool(versions)
             + [train.model.head.name]
             * (train.model.head.name in ON_MAPS)  # of the same part, before the pooling
+            + [self._made_of] * bool(self._made_of)
         )
         path = self.folder / f"{key[:32]}.npz"
         features = read_features(path)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+_KNOWN = ("torchvision", "timm")
 _WITH_ACTIVATION = "BatchNormAct2d"  # of timm: a batch norm, then a dropout of maps, then an activation
 
 
@@ -62,7 +63,16 @@ def watching_norms(net: nn.Module) -> Iterator[None]:
         yield
 
 
+def _runs_in_order(module: nn.Module) -> bool:
+    """Whether the parts follow each other as they are listed: not of a network of the user's own but in a sequence."""
+    return (
+        type(module).forward is nn.Sequential.forward or type(module).__module__.partition(".")[0] in _KNOWN
+    )
+
+
 def _pairs(module: nn.Module) -> list[tuple[str, str]]:
+    if not _runs_in_order(module):
+        return []
     children = list(module.named_children())
     return [
         (name, after)

@@ -13,7 +13,7 @@ from pipeline.spec import ModelSpec
 
 
 class Kind(Protocol):
-    """A source of networks: our own, torchvision, timm. All of it is a function of the name and the network."""
+    """A source of networks: our own, torchvision, timm, users' code. A function of the name and the network."""
 
     def build(self, model: ModelSpec, num_labels: int, image_px: int) -> nn.Module:
         """A network (B, 3, image_px, image_px) -> logits (B, num_labels), drawn from torch's global seed.

@@ -21,7 +21,7 @@ from pipeline.data.image_files import HEIC_ENDINGS, REFUSED
 from pipeline.data.inputs import to_input
 from pipeline.data.sources import READ_ERRORS, open_source
 from pipeline.errors import CheckpointError, DataError, PipelineError
-from pipeline.evaluation.prediction import load_scorer
+from pipeline.evaluation.prediction import load_scorer, own_code_of
 from pipeline.evaluation.selection import Selection
 from pipeline.metrics.decision_rule import DecisionRule, Validation, mean_scores
 from pipeline.metrics.multilabel import Scores
@@ -62,7 +62,9 @@ class Predictor:
         self.labels: list[str] = bests[0]["labels"]
         self.members: list[dict[str, Any]] = [best["preprocessing"] for best in bests]
         self._head_names = [best["model_spec"]["name"] for best in bests]
-        scorers = [load_scorer(best, device) for best in bests]
+        scorers = [
+            load_scorer(best, device, own_code_of(run, best)) for run, best in zip(runs, bests, strict=True)
+        ]
         # as scoring fuses them
         self.scorers = [replace(scorer, net=fuse_conv_bn(scorer.net)) for scorer in scorers]
         self.batch_size = 64

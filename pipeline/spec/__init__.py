@@ -24,10 +24,11 @@ from pipeline.spec.labels import (
     ListColumnLabels, OneHotLabels, TableLabels, VectorLabels, VocLabels,
 )
 from pipeline.spec.model_names import IMAGENET, Normalisation
+from pipeline.spec.own_code import OwnCall, OwnCode, is_own
 from pipeline.spec.recipe import (
     Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, CosineRestarts, FocalLoss,
-    LossSpec, OneCycle, OptimizerSpec, Plateau, RmsProp, SamplingSpec, ScheduleSpec, Sgd, SoftF1Loss, SoftmaxF1Loss,
-    Step,
+    LossSpec, OneCycle, OptimizerSpec, OwnLoss, Plateau, RmsProp, SamplingSpec, ScheduleSpec, Sgd, SoftF1Loss,
+    SoftmaxF1Loss, Step,
 )
 from pipeline.spec.run import ResourceRule, RunSpec
 from pipeline.spec.spec import Spec

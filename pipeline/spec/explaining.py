@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from pipeline.spec.fields import TAGS
+from pipeline.spec.fields import OWN, TAGS
 from pipeline.spec.other_words import keys_for
+from pipeline.spec.own_code import is_own
 from pipeline.spec.reference import Part
 from pipeline.spec.renamed import renamed
 from pipeline.spec.strict_yaml import KeyPath, dotted, space_missing
@@ -26,7 +27,7 @@ def plain_key(tree: Any, location: tuple[str | int, ...]) -> KeyPath:
     """pydantic's location without the union tags it holds: `optimizer.adam.lr` -> `optimizer.lr`."""
     key: list[str | int] = []
     for part in location:
-        if isinstance(tree, dict) and part not in tree and part in [tree.get(tag) for tag in TAGS]:
+        if isinstance(tree, dict) and part not in tree and part in [OWN, *(tree.get(tag) for tag in TAGS)]:
             continue
         key.append(part)
         tree = _item(tree, part)
@@ -43,10 +44,10 @@ def explain(item: Mapping[str, Any], tree: Any, key: KeyPath, parts: Sequence[Pa
     if kind == "missing":
         return "is missing; add it"
     if kind == "union_tag_not_found":
-        return _without_tag(context["discriminator"].strip("'"), tree, key, value, parts)
+        return _without_tag(_tag_key(context), tree, key, value, parts)
     if kind == "union_tag_invalid":
         known = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
-        what = context["discriminator"].strip("'")
+        what = _tag_key(context)
         return f"unknown {what} {context['tag']!r}{_did_you_mean(context['tag'], known)}"
     if kind == "literal_error":
         known = re.findall(r"'([^']*)'", context["expected"])
@@ -62,6 +63,12 @@ def explain(item: Mapping[str, Any], tree: Any, key: KeyPath, parts: Sequence[Pa
         return f"expected {_EXPECTED[kind]}, got {_short(value)}{_as_section(tree, key, value, parts)}"
     message = item["msg"].replace("Input should be ", "expected ", 1)
     return f"{message}, got {_short(value)}"
+
+
+def _tag_key(context: Mapping[str, Any]) -> str:
+    """The key that chooses among sections; pydantic names a function where names of users' code are chosen by it."""
+    word = str(context["discriminator"]).strip("'")
+    return "name" if word.endswith("()") else word
 
 
 def unknown_key(tree: Any, key: KeyPath, parts: Sequence[Part]) -> str:
@@ -110,8 +117,14 @@ def sections_at(tree: Any, key: KeyPath, parts: Sequence[Part]) -> tuple[list[Pa
     for part in key:
         tree = _item(tree, part)
     found = [part for part in parts if part.path == path]
-    chosen = [part for part in found if not part.tag or part.choice == f"`{_item(tree, part.tag)}`"] or found
+    chosen = [
+        part for part in found if not part.tag or part.choice == _choice(_item(tree, part.tag))
+    ] or found
     return chosen, [part for part in found if part not in chosen]
+
+
+def _choice(name: Any) -> str:
+    return f"`{OWN if isinstance(name, str) and is_own(name) else name}`"
 
 
 # ---------------------------------------------------------------- parts of a text

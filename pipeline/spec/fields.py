@@ -29,6 +29,9 @@ OUTSIDE: dict[str, Any] = {"identity": False}
 SAME_BATCHES: dict[str, Any] = {"same_batches": "always"}
 # the same, but not of cached features (`train.cached_views`), which depend on it
 SAME_BATCHES_OF_PIXELS: dict[str, Any] = {"same_batches": "pixels"}
+# code of the user's own: how it is named, and what such names look like
+OWN = "package.module:function"
+IMPORT_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 TAGS = ("name", "format", "method")  # the keys that choose between the members of a union
 MARKS = (
     "identity",

@@ -103,9 +103,7 @@ def _leaves(spec: Spec, keys: Iterable[str]) -> dict[str, Any]:
     """What a spec has of these dotted keys."""
     found = {}
     for key in keys:
-        value: Any = spec
-        for part in key.split("."):
-            value = getattr(value, part, _ABSENT)
+        value = _lookup(spec, key, _ABSENT)
         if value is not _ABSENT:
             found[key] = _short(value)
     return found
@@ -201,14 +199,14 @@ def matches(spec: Spec, rule: Mapping[str, Any]) -> bool:
     return all(_holds(_lookup(spec, key), value) for key, value in rule.items())
 
 
-def _lookup(spec: Spec, key: str) -> Any:
-    value: Any = spec
+def _lookup(section: Any, key: str, absent: Any = None) -> Any:
+    value = section
     for part in key.split("."):
-        value = getattr(value, part, None)
+        value = value.get(part, absent) if isinstance(value, dict) else getattr(value, part, absent)
     return value
 
 
 def _holds(value: Any, wanted: Any) -> bool:
     if isinstance(wanted, dict):
-        return all(_holds(getattr(value, name, None), item) for name, item in wanted.items())
+        return all(_holds(_lookup(value, name), item) for name, item in wanted.items())
     return bool(value == wanted)

@@ -87,9 +87,13 @@ def _rule_versions(train: TrainSpec) -> dict[str, Any]:
     return {"monitor_version": 2} if needs_decisions(train.monitor) else {}
 
 
-def cell_identity(train: TrainSpec, data_digest: str, weights_digest: str | None) -> str:
-    """The identity of a cell: its training settings, the content of its data, of its weights file."""
+def cell_identity(
+    train: TrainSpec, data_digest: str, weights_digest: str | None, code_digest: str | None = None
+) -> str:
+    """The identity of a cell: its training settings, the content of its data, its weights file, its user's own code."""
     settings = canonical(train) | pixel_versions(train) | _rule_versions(train)
     if weights_digest is not None:
         settings["model"] = canonical(train.model) | {"weights": f"sha256:{weights_digest}"}
+    if code_digest is not None:
+        settings["own_code"] = code_digest
     return digest({"data": data_digest, "train": settings})

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.spec.model_names import CNNS, MODEL_NAMES
+from pipeline.spec.own_code import checked_path, is_own
 from pipeline.spec.timm_catalogue import PREFIX, TimmModel, catalogue, find, near
 
 PRETRAINED = "pretrained"  # the weights that the tag in a name of timm stands for
@@ -20,6 +21,8 @@ def known_model(name: Any) -> Any:
     """A validator: the name itself; a name that the catalogue lacks is left to a timm that may be newer than it."""
     if not isinstance(name, str) or name in MODEL_NAMES:
         return name
+    if is_own(name):
+        return checked_path(name)
     if not name.startswith(PREFIX):
         close = _closest(name)
         hint = (
@@ -88,6 +91,8 @@ def refuse_weights_of_others(name: str, weights: str, *, is_named: bool) -> None
     if not is_named:
         _refuse_unclear_input(name, weights)
         return
+    if is_own(name):
+        raise ValueError("a network of your own has no published weights; write weights: none or a file")
     if name in CNNS:
         raise ValueError(f"{name} has no published weights; write weights: none or a file")
     if not name.startswith(PREFIX):

@@ -99,20 +99,19 @@ def slug(keys: Sequence[str], settings: Settings) -> str:
     """`adam-lr0.001-seed0`: the values of `keys`, each whole; those beyond the longest name are left to the hash."""
     parts: list[str] = []
     for key in keys:
-        part = (
-            re.sub(r"[^A-Za-z0-9._+-]+", "_", _part(key, settings[key])).strip("_.-")
-            if key in settings
-            else ""
-        )
+        part = _safe(_part(key, settings[key])) if key in settings else ""
         if part and len("-".join([*parts, part])) <= _LONGEST:
             parts.append(part)
     if not any(key in settings for key in keys if not key.startswith((SEED, SPLIT))):
-        parts[:0] = [_part(key, settings[key]) for key in ("train.model.name", "train.optimizer.name")]
+        parts[:0] = [_safe(_part(key, settings[key])) for key in ("train.model.name", "train.optimizer.name")]
     elif "train.model.name" not in keys and any(key.startswith("train.model.") for key in keys):
-        parts.insert(
-            0, _part("train.model.name", settings["train.model.name"])
-        )  # "resnet34-head" says more than "head"
+        # "resnet34-head" says more than "head"
+        parts.insert(0, _safe(_part("train.model.name", settings["train.model.name"])))
     return "-".join(parts)
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_.-")
 
 
 def _part(key: str, value: Any) -> str:

@@ -164,6 +164,8 @@ def is_key(key: str) -> bool:
         ]
         if not found:
             return False
+        if any(field.annotation == dict[str, Any] for field in found):
+            return True  # and whatever the user's own code calls its options
         sections = [section for field in found for section in held(field.annotation)]
     return True
 

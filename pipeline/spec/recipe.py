@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipeline.spec.fields import Count, Decay, NonNegative, Number, Positive, Section, Share
+from pipeline.spec.fields import OWN, Count, Decay, NonNegative, Number, Positive, Section, Share
+from pipeline.spec.own_code import OwnCode, is_own
 
 
 class _PerLabelLoss(Section):
@@ -77,8 +78,25 @@ class SoftmaxF1Loss(Section):
     name: Literal["failed_softmax_f1"]
 
 
+class OwnLoss(OwnCode):
+    """A loss of your own: `function(logits, targets, **options)`, both (B, K), to one number (docs/extending.md)."""
+
+
+def _kind(loss: Any) -> Any:
+    """What chooses the section of a loss: its name, and for all code of users' own one word."""
+    name = loss.get("name") if isinstance(loss, dict) else getattr(loss, "name", None)
+    return OWN if isinstance(name, str) and is_own(name) else name
+
+
 LossSpec = Annotated[
-    BceLoss | FocalLoss | AsymmetricLoss | SoftF1Loss | BceSoftF1Loss | SoftmaxF1Loss, Discriminator("name")
+    Annotated[BceLoss, Tag("bce")]
+    | Annotated[FocalLoss, Tag("focal")]
+    | Annotated[AsymmetricLoss, Tag("asymmetric")]
+    | Annotated[SoftF1Loss, Tag("soft_f1")]
+    | Annotated[BceSoftF1Loss, Tag("bce_soft_f1")]
+    | Annotated[SoftmaxF1Loss, Tag("failed_softmax_f1")]
+    | Annotated[OwnLoss, Tag(OWN)],
+    Discriminator(_kind),
 ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.spec.fields import MARKS, held
+from pipeline.spec.fields import IMPORT_PATH, MARKS, OWN, held
 
 # how pydantic spells the limits of a number inside a list -> JSON Schema
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -128,7 +128,7 @@ def _parts(node: dict[str, Any], definitions: dict[str, Any], path: str) -> Iter
             name, _values(field, definitions), _default(field), name in required, field.get("description", "")
         )
         for name, field in fields.items()
-        if "const" not in field
+        if not _chosen_by(field)
     )
     yield Part(path, *_tag(node), node["description"], keys)
     for name, field in fields.items():
@@ -150,7 +150,7 @@ def _held(node: Any, definitions: dict[str, Any], suffix: str = "") -> Iterator[
 
 def _values(node: dict[str, Any], definitions: dict[str, Any]) -> str:
     """What may be written: type and range in words."""
-    if "discriminator" in node:
+    if "oneOf" in node:
         sections = [definitions[option["$ref"].rsplit("/", 1)[1]] for option in node["oneOf"]]
         return f"section with `{_tag(sections[0])[0]}` {_either([_tag(section)[1] for section in sections])}"
     if options := [*node.get("anyOf", ()), *node.get("allOf", ())]:
@@ -185,7 +185,14 @@ def _literals(node: dict[str, Any]) -> list[Any]:
 def _tag(section: dict[str, Any]) -> tuple[str, str]:
     """The key and value that choose a section of a union; both "" where it is none."""
     fields: dict[str, Any] = section["properties"]
-    return next(((key, f"`{field['const']}`") for key, field in fields.items() if "const" in field), ("", ""))
+    return next(
+        ((key, f"`{name}`") for key, field in fields.items() if (name := _chosen_by(field))), ("", "")
+    )
+
+
+def _chosen_by(field: dict[str, Any]) -> str:
+    """The value of a key that chooses its section, or what such values look like; "" of any other key."""
+    return OWN if field.get("pattern") == IMPORT_PATH else str(field.get("const", ""))
 
 
 def _either(words: Sequence[str]) -> str:
@@ -205,8 +212,9 @@ def _default(field: dict[str, Any]) -> str:
         return "{}" if field.get("type") == "object" else ""
     value = field["default"]
     if isinstance(value, dict):
-        tag = field.get("discriminator", {}).get("propertyName")
-        return str(value[tag]) if tag else ""
+        # where a function chooses, pydantic does not say by which key
+        tag = field.get("discriminator", {}).get("propertyName", "name")
+        return str(value[tag]) if "oneOf" in field else ""
     return _yaml(value)
 
 

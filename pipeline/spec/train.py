@@ -32,6 +32,7 @@ from pipeline.spec.model_choice import (
     with_default_weights,
 )
 from pipeline.spec.model_names import CNNS, IMAGENET, OTHER_NORMALISATIONS, Normalisation
+from pipeline.spec.own_code import Options, OptionsOf, OwnCall, OwnCode, own_calls, refuse_misfits
 from pipeline.spec.recipe import Adam, BceLoss, Constant, LossSpec, OptimizerSpec, SamplingSpec, ScheduleSpec
 from pipeline.spec.timm_catalogue import PREFIX
 
@@ -63,7 +64,10 @@ class ModelSpec(Section):
     resnet, wide_resnet, resnext, regnet, mobilenet, efficientnet, convnext, densenet, vit and swin, e.g.
     `resnet34` or `convnext_tiny`; all names are in `pipeline/spec/model_names.py`. `timm/convnext_tiny.fb_in22k` is
     timm's network with the weights of that tag; timm is installed by `pip install 'labelgrid[timm]'`.
+    `package.module:function` is one of your own (docs/extending.md).
     """
+    options: OptionsOf = Field(default_factory=Options)
+    """Keyword arguments of a function of your own that makes the network."""
     weights: Annotated[str, BeforeValidator(_weights)] = "none"
     """`none` (random), torchvision's name for published weights (`IMAGENET1K_V1`), or the path of a file.
 
@@ -94,6 +98,7 @@ class ModelSpec(Section):
     @model_validator(mode="after")
     def _sensible(self) -> ModelSpec:
         refuse_weights_of_others(self.name, self.weights, is_named=self.named_weights)
+        refuse_misfits(self.name, self.options, self.trainable)
         if self.trainable not in ("all", "head") and self.name in CNNS:
             raise ValueError(f"{self.name} has no stages; write trainable: all or head")
         if self.head.name == "csra" and self.name in CNNS:
@@ -178,6 +183,11 @@ class AugmentSpec(Section):
     """
     mix_fraction: Share = 1.0
     """The fraction of the pictures that `mixup` and `cutmix` mix."""
+    own: OwnCode | None = None
+    """A function of your own on the batch, after crop, flips and colours, before `mixup` and erasing. null: none.
+
+    `function(images, generator, **options)`: RGB (B, 3, S, S) in [0, 1] to the same (docs/extending.md).
+    """
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSpec:
@@ -259,12 +269,17 @@ class TrainSpec(Section):
                 "cached_views needs model.trainable: head, last_stage or another part; "
                 "a network that learns as a whole has no fixed features"
             )
-        mixed = self.augment.mixup or self.augment.cutmix or self.augment.random_erasing
+        mixed = self.augment.mixup or self.augment.cutmix or self.augment.random_erasing or self.augment.own
         if self.cached_views is not None and mixed:
             raise ValueError(
-                "cached_views keeps features of single pictures: it excludes mixup, cutmix and random_erasing; "
+                "cached_views keeps features of single pictures: it excludes mixup, cutmix, random_erasing and own; "
                 "leave them at their defaults, or leave cached_views out"
             )
         if self.eval_image_px is not None and self.model.has_one_size:
             raise ValueError(f"{self.model.name} has one size of input; leave eval_image_px out")
         return self
+
+    @property
+    def own_calls(self) -> tuple[OwnCall, ...]:
+        """The functions of the user's own that it names."""
+        return own_calls(self.model, self.loss, self.augment.own)

@@ -113,6 +113,7 @@ class RunDir:
         "The same metrics, and each under every bootstrap resample: measured once, read again.",
     )
     card = _File("MODEL_CARD.md", "Of the selected cell: its data, recipe, metrics and limits, for people.")
+    own_code = _File("own_code.zip", "The user's own code it was trained with, as it was then.")
     log = _File("log.txt", "What the cell's process printed.")
 
     def read_manifest(self) -> dict[str, Any]:
@@ -136,7 +137,14 @@ class RunDir:
         files = {}
         if state == "done":
             checkpoints = (self.checkpoint_last, self.checkpoint_previous, self.checkpoint_best)
-            for path in (self.spec, self.provenance, *checkpoints, self.metrics, self.scores_val):
+            for path in (
+                self.spec,
+                self.provenance,
+                *checkpoints,
+                self.metrics,
+                self.scores_val,
+                self.own_code,
+            ):
                 if path.exists():
                     files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         manifest = {"version": MANIFEST_VERSION, "identity": identity, "state": state, "files": files}

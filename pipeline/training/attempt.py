@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import DivergedError, PipelineError, TrainingError
+from pipeline.own.frozen import in_own_code
 from pipeline.storage.files import free_space
 from pipeline.storage.run_dir import RunDir
 from pipeline.storage.typed import typed
@@ -82,6 +83,12 @@ class Attempt:
         elif not isinstance(error, PipelineError):
             traceback.print_exception(error)
             text = f"{type(error).__name__}: {error}"[:300]
+        if (
+            (own := in_own_code(error))
+            and not isinstance(error, PipelineError)
+            and not is_out_of_memory(error)
+        ):
+            text = f"your own code: {own}; correct it there"
         state = "diverged" if isinstance(error, DivergedError) else "failed"
         with contextlib.suppress(PipelineError):  # a full disk, or a folder that is another process's by now
             self.run.write_manifest(self.identity, state, error=text.splitlines()[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.data.augment import Augmentation
 from pipeline.data.loading import Rows, Stream
 from pipeline.data.mixing import Mixing
+from pipeline.data.own_augment import OwnAugmentation
 from pipeline.data.pixel_cache import DROPPABLE, fits_on_gpu, pixel_cache
 from pipeline.data.transfer import one_ahead, one_behind, to_device
 from pipeline.models.build import trainable_part
@@ -42,7 +44,8 @@ def build_feed(learner: Learner, stopped: Callable[[], bool] = lambda: False) ->
     """Pixels, or with `train.cached_views` the features of the frozen part; raises Stopped while these are made."""
     data = learner.data
     if learner.train.cached_views is None:
-        return PixelFeed(learner.train, learner.stream, data.validation, learner.execution.device)
+        device, code = learner.execution.device, learner.code
+        return PixelFeed(learner.train, learner.stream, data.validation, device, code)
     frozen = FrozenNetwork(
         learner.net, learner.train, data.packed, learner.execution, folder=data.features, stopped=stopped
     )
@@ -52,8 +55,11 @@ def build_feed(learner: Learner, stopped: Callable[[], bool] = lambda: False) ->
 class PixelFeed:
     """Augmented images of a stream, epoch by epoch."""
 
-    def __init__(self, recipe: TrainSpec, stream: Stream, validation: Rows, device: str) -> None:
+    def __init__(
+        self, recipe: TrainSpec, stream: Stream, validation: Rows, device: str, code: Path | None = None
+    ) -> None:
         self.recipe, self.stream, self.validation, self.device = recipe, stream, validation, device
+        self.code = code
         self.steps_per_epoch = stream.steps_per_epoch
 
     def batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -61,6 +67,9 @@ class PixelFeed:
         recipe, stream, spans = self.recipe, self.stream, self.stream.spans
         pixels = pixel_cache(stream.packed, self.device)
         augmentation = Augmentation(recipe.augment, recipe.seed, epoch, spans)
+        own = (
+            OwnAugmentation(recipe.augment.own, recipe.seed, epoch, self.code) if recipe.augment.own else None
+        )
         mixing = Mixing(recipe.augment, recipe.seed, epoch, spans, recipe.image_px)
 
         def made() -> Iterator[tuple[Tensor, Tensor]]:
@@ -68,6 +77,8 @@ class PixelFeed:
                 inputs_BCHW = augmentation(
                     batch.images_BHWC, batch.span, recipe.image_px, recipe.model.normalisation
                 )
+                if own is not None:
+                    inputs_BCHW = own(inputs_BCHW, batch.span, recipe.model.normalisation)
                 yield mixing(inputs_BCHW, batch.targets_BK, batch.span)
 
         return one_ahead(made, self.device)

@@ -58,6 +58,7 @@ class Learner:
     def __init__(self, spec: Spec, attempt: Attempt, data: CellData, *, weights: Path | None) -> None:
         self.spec, self.train, self.attempt, self.data = spec, spec.train, attempt, data
         self.run, self.identity = attempt.run, attempt.identity
+        self.code = self.run.own_code if self.train.own_calls else None
         state, problems = TrainState.load(self.run, self.identity)
         for problem in problems:
             then = "resuming from the previous one" if state else "training from the start"
@@ -111,7 +112,7 @@ class Learner:
         """Network, batches and weight average; the order of random draws is part of the result."""
         model, data = self.train.model, self.data
         targets_NK = data.packed.labels_NK[data.train]
-        net = build_model(model, len(data.packed.labels), self.train.image_px, weights)
+        net = build_model(model, len(data.packed.labels), self.train.image_px, weights, self.code)
         if self.train.eval_image_px is not None:
             refuse_other_size(net, model.name, self.train.eval_image_px)
         sampling = self.train.sampling
@@ -137,8 +138,8 @@ class Learner:
         )
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = self.execution.scaler()
-        self.loss = build_loss(self.train.loss, targets_NK, self.execution.device)
-        self._cpu_loss = build_loss(self.train.loss, targets_NK)
+        self.loss = build_loss(self.train.loss, targets_NK, self.execution.device, self.code)
+        self._cpu_loss = build_loss(self.train.loss, targets_NK, code=self.code)
         self.watch = Watch(self._cpu_loss, self.train.loss.name, targets_NK.shape[1])
 
     def _description(self) -> dict[str, Any]:
@@ -149,6 +150,7 @@ class Learner:
             "identity": self.identity,
             "model_spec": self.train.model.model_dump(),
             "labels": list(packed.labels),
+            "built_px": self.train.image_px,
             "preprocessing": {
                 "image_px": self.train.eval_image_px or self.train.image_px,
                 "packed_px": packed.size_px,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import assert_never
 
 import numpy as np
@@ -12,23 +13,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.errors import TrainingError
+from pipeline.own.frozen import own_function
 from pipeline.spec import (
     AsymmetricLoss,
     BceLoss,
     BceSoftF1Loss,
     FocalLoss,
     LossSpec,
+    OwnLoss,
     SoftF1Loss,
     SoftmaxF1Loss,
 )
+from pipeline.spec.own_code import Options, OwnCall
 
 # B batch, N images, K labels
 Loss = Callable[[Tensor, Tensor], Tensor]
 _EPS = 1e-12
 
 
-def build_loss(spec: LossSpec, targets_NK: npt.NDArray[np.uint8], device: str = "cpu") -> Loss:
-    """The loss a spec names, on a device; what it weighs with comes from the labels of the training images."""
+def build_loss(
+    spec: LossSpec, targets_NK: npt.NDArray[np.uint8], device: str = "cpu", code: Path | None = None
+) -> Loss:
+    """The loss a spec names, on a device; what it weighs with comes from the labels of the training images.
+
+    `code` is the frozen copy of the user's own.
+    """
+    if isinstance(spec, OwnLoss):
+        return _own(spec, code)
     if isinstance(spec, SoftF1Loss):
         return functools.partial(soft_f1_loss, average=spec.average)
     if isinstance(spec, BceSoftF1Loss):
@@ -53,6 +65,25 @@ def build_loss(spec: LossSpec, targets_NK: npt.NDArray[np.uint8], device: str = 
         return lambda logits_BK, targets_BK: elements(logits_BK, targets_BK).mean()
     label_K = class_balanced_weight(targets_NK, spec.class_balanced_beta).to(device)
     return lambda logits_BK, targets_BK: (elements(logits_BK, targets_BK) * label_K).mean()
+
+
+def _own(spec: OwnLoss, code: Path | None) -> Loss:
+    """The user's own loss, held to a scalar."""
+    key = "train.loss"
+    function = own_function(code, OwnCall(key, spec.name, Options(spec.options)), given=2)
+
+    def loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        value = function(logits_BK, targets_BK)
+        if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
+            found = (
+                f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
+            raise TrainingError(
+                f"{key}: {spec.name} returned {found}; it must return one number as a tensor, e.g. a .mean()"
+            )
+        return value
+
+    return loss
 
 
 def _bce(logits_BK: Tensor, targets_BK: Tensor, smoothing: float, pos_weight: Tensor | None) -> Tensor:

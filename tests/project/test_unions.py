@@ -1,7 +1,7 @@
 """A section added to the spec needs its branch: where types do not demand it, these tables are compared."""
 
 import types
-from typing import get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 import pytest
 
@@ -17,10 +17,13 @@ def tags(union):
     """The names, methods or formats of a discriminated union of the spec."""
     members, discriminator = get_args(union)
     assert isinstance(members, types.UnionType) or get_origin(members)
-    annotations = [
-        member.model_fields[discriminator.discriminator].annotation for member in get_args(members)
-    ]
-    return [tag for annotation in annotations for tag in get_args(annotation)]
+    return [tag for member in get_args(members) for tag in tags_of(member, discriminator)]
+
+
+def tags_of(member, discriminator):
+    if get_origin(member) is Annotated:  # a function chooses
+        return [get_args(member)[1].tag]
+    return get_args(member.model_fields[discriminator.discriminator].annotation)
 
 
 def test_every_optimizer_of_the_spec_can_be_built():

@@ -29,6 +29,7 @@ TRAIN = {
 }
 MODEL = {
     "name": ("resnet34", False),
+    "options": ({"depth": 3}, False),
     "weights": ("IMAGENET1K_V2", False),
     "trainable": ("last_stage", False),
     "head": ({"name": "csra"}, False),
@@ -64,7 +65,9 @@ def test_of_cached_features_the_precision_matters_too(name):
 @pytest.mark.parametrize("name", MODEL)
 def test_of_cached_features_the_network_matters_and_of_its_head_only_what_it_takes(name):
     value, same = MODEL[name]
-    assert (key(CACHED | {"model": CACHED["model"] | {name: value}}) == key(CACHED)) is same
+    own = {"name": "mylab.nets:build", "weights": "w.pth"} if name == "options" else {}
+    model = CACHED["model"] | own
+    assert (key(CACHED | {"model": model | {name: value}}) == key(CACHED | {"model": model})) is same
 
 
 def test_heads_of_one_kind_share_cached_features():
