@@ -8,10 +8,13 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,7 @@ from jobs.cli import main
 from jobs.planning.plan import make_plan
 from jobs.stages import TrainTask, encode
 from pipeline.spec.reading import Loaded, read_spec
+from pipeline.storage.jsonl import read_jsonl
 from tests.conftest import ROOT
 
 # How long a test waits for what must come. Only one that fails waits so long: the machine may be busy.
@@ -139,3 +143,62 @@ def finish(process):
         return process.wait(timeout=PATIENCE_S)
     finally:
         process.stdin.close()
+
+
+# ---------------------------------------------------------------- standing still at the right moment
+
+
+def epochs_of(cell):
+    """How many epochs a cell's folder tells of."""
+    return sum("validation/loss" in row for row in read_jsonl(cell / "metrics.jsonl"))
+
+
+def process_of(cell):
+    """The number of the process that works in a cell's folder; None where none does."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # it is being written
+        return json.loads((cell / ".lock").read_text())["pid"]
+    return None
+
+
+def send(pid, number):
+    """A signal to a process that may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _status(pid, field):
+    """What /proc says of a process; empty where it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return re.search(rf"^{field}:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]
+    return ""
+
+
+def is_signalled(pid):
+    """Whether a signal lies before a process that stands still or blocks it; also of one that is gone."""
+    return _status(pid, "State") in ("", "Z") or int(_status(pid, "ShdPnd") or "1", 16) != 0
+
+
+@contextlib.contextmanager
+def paused(results, name="", *, count=1, when=lambda cell: epochs_of(cell) >= 2):
+    """Stop the processes of `count` cells of names that begin so, each once `when(cell)`, until the block ends.
+
+    What the block does to cells never comes too late, however slow this machine is: `when` holds all the while.
+    """
+    stopped, deadline = {}, time.monotonic() + PATIENCE_S
+    try:
+        while len(stopped) < count:
+            assert time.monotonic() < deadline, "too few cells came so far, or they went on too fast"
+            for cell in {path.parent for path in results.glob(f"{name}*/.lock")} - stopped.keys():
+                if (pid := process_of(cell)) and when(cell):
+                    send(pid, signal.SIGSTOP)
+                    while _status(pid, "State") not in ("T", "Z", ""):
+                        time.sleep(0.001)
+                    if when(cell):
+                        stopped[cell] = pid
+                    else:
+                        send(pid, signal.SIGCONT)
+            time.sleep(0.02)
+        yield tuple(sorted(stopped))
+    finally:
+        for pid in stopped.values():
+            send(pid, signal.SIGCONT)

@@ -16,7 +16,15 @@ import pytest
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import ExperimentDir
-from tests.cells import PATIENCE_S, clean_environment, packed_project, project
+from tests.cells import (
+    PATIENCE_S,
+    clean_environment,
+    epochs_of,
+    is_signalled,
+    packed_project,
+    paused,
+    project,
+)
 from tests.conftest import ROOT
 
 SCRIPT = Path(__file__).parent / "cluster.sh"
@@ -184,8 +192,37 @@ class Lab:
             path.parent for path in self.experiment.path.glob("*/spec.yaml") if path.parent.parent.name == "x"
         )
 
+    def paused(self, name="", **options):
+        """Cells of names that begin so, stopped at a moment: see `paused` in tests/cells.py."""
+        return paused(self.experiment.path, name, **options)
+
+    def warn(self, job, pid):
+        """Send a job the warning of its time limit, and wait until it lies before `pid`, which takes no signal now.
+
+        Slurm drops a signal while it does not call the job's step running yet: then it is sent again.
+        """
+
+        def sent():
+            self.slurm("scancel", "--signal=USR2", job)
+            again = time.monotonic() + 10
+            while not (is_there := is_signalled(pid)) and time.monotonic() < again:
+                time.sleep(0.05)
+            return is_there
+
+        self.until(sent)
+
+    def ends(self, job):
+        """How each start of a job ended, once accounting knows: it hears of an end later than the queue."""
+
+        def states():
+            listed = self.slurm("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").splitlines()
+            found = [line.split(" ")[0] for line in listed]
+            return found if found and not {"PENDING", "RUNNING"} & {*found} else None
+
+        return self.until(states)
+
     def epochs(self, cell):
-        return sum("validation/loss" in row for row in read_jsonl(cell / "metrics.jsonl"))
+        return epochs_of(cell)
 
     def job_of(self, cell):
         events = read_jsonl(self.experiment.ledger)

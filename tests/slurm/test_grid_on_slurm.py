@@ -12,7 +12,7 @@ import torch
 
 from pipeline.evaluation.selection import Selection
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import PATIENCE_S, packed_project
+from tests.cells import PATIENCE_S, is_signalled, packed_project, process_of
 from tests.conftest import ROOT
 from tests.slurm.conftest import SCRIPT, SETTINGS, Lab
 
@@ -25,8 +25,9 @@ THREE = (
     " {train.optimizer: {name: sgd, lr: 0.01}, train.schedule: {name: cosine}}]}"
 )
 TWO = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}]}}"
+HELD = "cluster.train.sbatch={hold: true}"
 LONG = {
-    "epochs": 50,
+    "epochs": 8,
     "optimizer": {"name": "sgd", "lr": 0.01},
     "augment": {"crop": [0.5, 1], "rotate_deg": 10},
 }
@@ -73,11 +74,12 @@ def test_one_command_queues_everything_and_the_submission_appears_by_itself(lab)
 
 
 def test_a_submission_asked_for_later_is_queued_by_itself(lab):
-    later = lab(TWO, epochs=60)  # active until both are asked for
-    later.ok("grid")
-    printed = later.ok("submission")  # while the grid is active: a final job that does more
+    later = lab(TWO, epochs=1)
+    later.ok("grid", HELD)
+    printed = later.ok("submission", HELD)  # while the grid is active: a final job that does more
     assert "queued final" in printed
-    assert "all is queued already" in later.ok("submission")
+    assert "all is queued already" in later.ok("submission", HELD)
+    later.slurm("scontrol", "release", ",".join(sorted({job.split("_")[0] for job in later.mine()})))
     later.settle()
     assert later.experiment.submission.exists(), later.tails()
     later.experiment.submission.unlink()
@@ -117,16 +119,14 @@ def test_one_of_four_fails_is_named_and_only_it_runs_again(lab, tmp_path):
 def test_at_the_warning_a_cell_saves_is_requeued_and_ends_with_the_same_bits(lab, undisturbed):
     two = lab(**LONG)
     two.ok("grid")
-    (cell,) = two.until(two.cells)
-    two.until(lambda: two.epochs(cell) >= 3)
-    job = two.job_of(cell)
-    two.slurm("scancel", "--signal=USR2", job)
-    two.until(lambda: "saved" in (cell / "log.txt").read_text())
-    two.until(lambda: re.search(rf"{job}\|.*(PENDING|RUNNING)", "\n".join(two.queue())))
-    assert "1 active" in two.ok("grid")
+    with two.paused() as (cell,):
+        two.warn(job := two.job_of(cell), warned := process_of(cell))
+    two.until(lambda: not Path(f"/proc/{warned}").exists())
+    assert "saved" in (cell / "log.txt").read_text()
+    with two.paused():  # in its second start
+        assert "1 active" in two.ok("grid")
     two.settle()
-    restarts = two.slurm("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").split()
-    assert restarts[-2:] == ["REQUEUED", "COMPLETED"]
+    assert two.ends(job) == ["REQUEUED", "COMPLETED"]
     assert same(two, cell, *undisturbed)
     assert two.leaderboard()[cell.name]["state"] == "done"
 
@@ -135,8 +135,6 @@ def test_at_the_warning_a_cell_saves_is_requeued_and_ends_with_the_same_bits(lab
 def test_a_preempted_cell_ends_with_the_same_bits(lab, undisturbed):
     low = lab(**LONG)
     low.ok("grid", "cluster.train.qos=preemptible", "cluster.train.gres=gpu:v100:4")
-    (cell,) = low.until(low.cells)
-    low.until(lambda: low.epochs(cell) >= 3)
     urgent = [
         "sbatch",
         "-A",
@@ -149,10 +147,12 @@ def test_a_preempted_cell_ends_with_the_same_bits(lab, undisturbed):
         "-t",
         "5",
     ]
-    low.slurm(*urgent, "--chdir=/tmp", "--output=/dev/null", "--wrap", "sleep 2")
+    with low.paused() as (cell,):
+        pid = process_of(cell)
+        low.slurm(*urgent, "--chdir=/tmp", "--output=/dev/null", "--wrap", "sleep 2")
+        low.until(lambda: is_signalled(pid))
     low.settle()
-    states = low.slurm("sacct", "-X", "-D", "-n", "-P", "-j", low.job_of(cell), "-o", "State").split()
-    assert len(states) > 1, "it was never preempted: this shows nothing"
+    assert len(low.ends(low.job_of(cell))) > 1, "it was never preempted: this shows nothing"
     assert same(low, cell, *undisturbed)
 
 
@@ -160,13 +160,12 @@ def test_a_preempted_cell_ends_with_the_same_bits(lab, undisturbed):
 def test_after_a_node_failure_the_cell_goes_on_elsewhere_with_the_same_bits(lab, undisturbed, cluster):
     fails = lab(**LONG)
     fails.ok("grid")
-    (cell,) = fails.until(fails.cells)
-    fails.until(lambda: fails.epochs(cell) >= 3)
-    job = fails.job_of(cell)
-    node = next(line.split("|")[3] for line in fails.queue() if line.startswith(f"{job}|"))
-    subprocess.run(
-        [str(SCRIPT), "node-fail", node, cluster["CLUSTER_FOLDER"]], check=True, capture_output=True
-    )
+    with fails.paused() as (cell,):
+        job = fails.job_of(cell)
+        node = next(line.split("|")[3] for line in fails.queue() if line.startswith(f"{job}|"))
+        subprocess.run(
+            [str(SCRIPT), "node-fail", node, cluster["CLUSTER_FOLDER"]], check=True, capture_output=True
+        )
     try:
         fails.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
         fails.settle()
@@ -181,27 +180,24 @@ def test_after_a_node_failure_the_cell_goes_on_elsewhere_with_the_same_bits(lab,
 @RESUMED
 @pytest.mark.parametrize("how", ["scancel", "kill"])
 def test_a_cell_that_is_cancelled_or_killed_is_named_and_completed_by_the_next_grid(lab, undisturbed, how):
-    hurt = lab(f"{TWO}", **{**LONG, "epochs": 60})
+    hurt = lab(TWO, **LONG)
     hurt.ok("grid")
-    sgd = hurt.until(
-        lambda: [cell for cell in hurt.cells() if cell.name.startswith("sgd") and hurt.epochs(cell) >= 2]
-    )
-    (cell,) = sgd
-    if how == "scancel":
-        hurt.slurm("scancel", hurt.job_of(cell))
-    else:
-        os.kill(submitit_process(hurt.job_of(cell)), signal.SIGKILL)
+    with hurt.paused("sgd") as (cell,):
+        if how == "scancel":
+            hurt.slurm("scancel", hurt.job_of(cell))
+        else:
+            os.kill(submitit_process(hurt.job_of(cell)), signal.SIGKILL)
     hurt.settle()
     row = hurt.leaderboard()[cell.name]
     assert row["state"] == "failed"
     assert row["error"] == ("cancelled" if how == "scancel" else "killed by SIGKILL (out of memory?)")
     epochs = hurt.epochs(cell)
-    assert 0 < epochs < 60
+    assert 0 < epochs < 8
     assert "2 cells, 1 to submit" in hurt.ok("grid")
     hurt.settle()
     assert hurt.leaderboard()[cell.name]["state"] == "done", hurt.tails()
     rows = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
-    assert rows == list(range(1, 61)), "it went on from where it was"
+    assert rows == list(range(1, 9)), "it went on from where it was"
 
 
 def submitit_process(job):
@@ -221,9 +217,20 @@ def submitit_process(job):
 
 
 def test_out_of_memory_is_named_held_back_and_completed_with_more(lab):
-    small = lab(TWO, epochs=40)  # memory is looked at every few seconds here: it must run that long
+    small = lab(TWO, epochs=2)
     little = "run.resources=[{when: {train.optimizer.name: sgd}, mem_gb: 0.15}]"
     small.ok("grid", little)
+    (cell,) = (
+        small.experiment.path / e["cell"] for e in small.events("submitted") if "sgd" in e.get("cell", "")
+    )
+
+    def over():
+        return small.job_of(cell) not in small.mine()
+
+    small.until(lambda: over() or process_of(cell))
+    if not over():
+        with small.paused("sgd", when=Path.exists):  # memory is looked at every few seconds here
+            small.until(over)
     small.settle()
     rows = small.leaderboard()
     (failed,) = (row for row in rows.values() if row["state"] == "failed")
@@ -356,10 +363,9 @@ def test_cells_share_a_job_side_by_side_and_one_dying_leaves_the_others(lab, tmp
 def test_where_requeue_is_forbidden_a_continuation_goes_on(lab, undisturbed):
     chain = lab(**LONG)
     chain.ok("grid", "cluster.requeue=false", "cluster.continuations=1")
-    (cell,) = chain.until(chain.cells)
-    chain.until(lambda: chain.epochs(cell) >= 3)
-    first = min((job for job in chain.mine() if job != chain.job_of(cell)), key=int)
-    chain.slurm("scancel", "--signal=USR2", first)
+    with chain.paused() as (cell,):
+        first = min((job for job in chain.mine() if job != chain.job_of(cell)), key=int)
+        chain.warn(first, process_of(cell))
     chain.settle()
     assert same(chain, cell, *undisturbed), chain.tails()
     assert chain.leaderboard()[cell.name]["state"] == "done"
@@ -383,25 +389,25 @@ def test_data_is_staged_to_the_node_s_own_disk_once(lab, tmp_path):
 
 
 def test_status_logs_cancel_retry_and_prune(lab):
-    two = lab(TWO, **{**LONG, "epochs": 300})
+    two = lab(TWO, **LONG)
     two.ok("grid")
-    cell = two.until(lambda: [c for c in two.cells() if c.name.startswith("sgd") and two.epochs(c) >= 2])[0]
-    printed = two.ok("status")
-    line = next(line for line in printed.splitlines() if line.startswith(cell.name))
-    assert re.search(
-        rf"running +\d+/300 +0\.\d+ +\d+ +0\.\d+ +0:00:\d\d +~\d:\d\d:\d\d +{two.job_of(cell)}", line
-    ), printed
-    assert re.search(r"evaluate: job \d+ pending", printed)
-    assert "epoch 1/300" in two.ok("logs", run="sgd")
-    assert "cancelled 1 job (1 cell)" in two.ok("cancel", run="sgd")
-    two.until(lambda: two.job_of(cell) not in two.mine())
-    assert "still running as job" in two.run("retry", run="adam")[1]
-    assert "(1 cell)" in two.ok("cancel")
+    with two.paused(count=2) as (_, cell):
+        printed = two.ok("status")
+        line = next(line for line in printed.splitlines() if line.startswith(cell.name))
+        assert re.search(
+            rf"running +\d/8 +0\.\d+ +\d+ +0\.\d+ +0:0\d:\d\d +~\d:\d\d:\d\d +{two.job_of(cell)}", line
+        ), printed
+        assert re.search(r"evaluate: job \d+ pending", printed)
+        assert "epoch 1/8" in two.ok("logs", run="sgd")
+        assert "cancelled 1 job (1 cell)" in two.ok("cancel", run="sgd")
+        two.until(lambda: two.job_of(cell) not in two.mine())
+        assert "still running as job" in two.run("retry", run="adam")[1]
+        assert "(1 cell)" in two.ok("cancel")
     two.until(lambda: not two.mine())
     assert "moved to experiments/x/replaced/sgd" in two.ok("retry", run="sgd")
     assert not cell.exists()
     spec = two.root / "experiments" / "x.yaml"
-    spec.write_text(spec.read_text().replace('"epochs": 300', '"epochs": 1'))
+    spec.write_text(spec.read_text().replace('"epochs": 8', '"epochs": 1'))
     two.ok("grid")
     two.settle()
     assert re.search(r"freed [1-9][\d.]* MB", two.ok("prune"))
@@ -417,7 +423,7 @@ def test_status_logs_cancel_retry_and_prune(lab):
 
 
 def test_doctor_says_what_is_wrong(lab):
-    healthy = lab(TWO)
+    healthy = lab(THREE)
     before = {str(path) for path in healthy.root.rglob("*")}
     printed = healthy.ok("doctor", "cluster.train.gres=gpu:v100:4", more=["--node"])
     assert "ok   slurm: answers; cluster slurmtest, arrays of up to 1000" in printed
@@ -430,18 +436,22 @@ def test_doctor_says_what_is_wrong(lab):
     assert re.search(r"ok +set-up on a node: torch ", printed)
     made = {str(path) for path in healthy.root.rglob("*")} - before
     assert all("/data/digests" in path for path in made), made  # remembered checksums of what it read
-    printed = healthy.ok("doctor", "cluster.requeue=false")
+    status, printed = healthy.run("doctor", "cluster.requeue=false", "cluster.setup=[module load nothing]")
+    assert status == 1
     assert len(re.findall(r"ok +a train-1-more-\d job: .*Job \d+ to start at", printed)) == 3
-    for wrong, said in (
-        ("cluster.train.gres=gpu:a100:1", r"FAIL a train-1 job: .*not available"),
-        ("cluster.train.constraint=nosuch", r"FAIL a train-1 job: .*feature"),
-        ("cluster.train.sbatch={reservation: none}", r"FAIL a train-1 job: .*reservation"),
-        ("cluster.python=/no/python", r"FAIL set-up here: .*/no/python: No such file"),
-        ("cluster.setup=[module load nothing]", r"FAIL set-up here: .*module"),
-    ):
-        status, printed = healthy.run("doctor", wrong)
-        assert status == 1
-        assert re.search(said, printed, re.IGNORECASE), printed
+    assert re.search(r"FAIL set-up here: .*module", printed), printed
+    wrong = {
+        "adam": "gres: 'gpu:a100:1'",
+        "adadelta": "constraint: nosuch",
+        "sgd": "sbatch: {reservation: none}",
+    }
+    rules = [f"{{when: {{train.optimizer.name: {name}}}, {asks}}}" for name, asks in wrong.items()]
+    resources = f"run.resources=[{', '.join(rules)}]"
+    status, printed = healthy.run("doctor", resources, "cluster.python=/no/python")
+    assert status == 1
+    assert re.search(r"FAIL set-up here: .*/no/python: No such file", printed), printed
+    for said in ("not available", "feature", "reservation"):
+        assert len(re.findall(rf"FAIL a train-\d job: .*{said}", printed, re.IGNORECASE)) == 1, printed
 
 
 def test_plan_shows_the_very_scripts_that_grid_and_submission_send(lab):
@@ -488,24 +498,16 @@ def test_a_forgotten_job_is_not_trusted(lab):
 @RESUMED
 def test_the_time_limit_itself_leads_to_a_requeue(lab):
     """Slurm's own warning before a real limit, not a signal of ours."""
-    timed = lab(**{**LONG, "epochs": 600})  # more than a minute of training
+    timed = lab(**LONG)
     timed.ok("grid", "cluster.train.time_min=30", "cluster.signal_s=20")
-    (cell,) = timed.until(timed.cells)
-    timed.until(lambda: timed.epochs(cell) >= 1)
-    job = timed.job_of(cell)
-
-    def states():
-        return timed.slurm("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").split()
-
-    timed.slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-    timed.until(lambda: "REQUEUED" in states() or not timed.mine())
-    assert states()[0] == "REQUEUED", f"{states()}: it ended before its limit: this shows nothing"
-    # one limit shows it; a slow machine would need many more of one minute for the rest
-    timed.slurm("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    with timed.paused() as (cell,):
+        job, pid = timed.job_of(cell), process_of(cell)
+        timed.slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        timed.until(lambda: is_signalled(pid))  # at least half a minute: Slurm counts limits in minutes
     timed.settle()
-    assert states()[-1] == "COMPLETED", timed.tails()
+    assert timed.ends(job) == ["REQUEUED", "COMPLETED"], timed.tails()
     rows = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
-    assert rows == list(range(1, 601))
+    assert rows == list(range(1, 9))
 
 
 def test_cells_that_share_a_process_in_one_job_end_as_alone_and_their_mean_is_submitted(lab):

@@ -1,12 +1,12 @@
 """A job number is believed and cancelled only with proof; nothing of the shell changes what is submitted."""
 
+import contextlib
 import re
-import time
+from pathlib import Path
 
 import pytest
 
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import PATIENCE_S
 from tests.slurm.conftest import SETTINGS, Lab
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm-shared")]
@@ -31,6 +31,15 @@ def stranger(lab, name="theirs"):
 
 def state(lab, job):
     return lab.slurm("squeue", "-h", "-j", job, "-o", "%T").strip()
+
+
+def working_in(folder):
+    """The processes whose current folder it is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found += [process.name] * ((process / "cwd").readlink() == folder)
+    return found
 
 
 def renumbered(lab, job):
@@ -201,21 +210,22 @@ def test_what_a_site_renames_or_rounds_is_said_and_the_job_stays_known(lab):
 
 
 def test_a_submission_whose_final_job_is_queued_is_not_restarted(lab):
-    late = lab("run: {resources: [{stage: final, sbatch: {begin: now+20}}]}", epochs=1)
+    late = lab("run: {resources: [{stage: final, sbatch: {begin: now+1hour}}]}", epochs=1)
     printed = late.ok("submission")
     final = re.search(r"queued final: (\d+)", printed)[1]
-    late.until(lambda: late.mine() == [final], PATIENCE_S)
+    late.until(lambda: late.mine() == [final])
     assert f"all is queued already; evaluate waits as job {final}" in late.ok("submission")
     assert late.mine() == [final]
+    late.slurm("scontrol", "update", f"JobId={final}", "StartTime=now")
     late.settle()
     assert late.experiment.submission.exists(), late.tails()
 
 
 def test_cells_that_are_ending_are_waited_for(lab):
-    two = lab(TWO, epochs=200)
+    two = lab(TWO, epochs=8)
     two.ok("grid")
-    two.until(lambda: len(two.cells()) == 2 and all(two.epochs(cell) for cell in two.cells()))
-    two.ok("cancel")
+    with two.paused(count=2):
+        two.ok("cancel")
     printed = two.ok("grid")  # their processes are still being ended
     assert "2 cells, 2 to submit, 0 active" in printed, printed
     two.ok("cancel")
@@ -259,7 +269,7 @@ echo "sbatch: error: Invalid account" >&2; exit 1
     with two.wrapping(sbatch=broken):
         status, _ = two.run("grid")
     assert status == 2
-    time.sleep(4)  # by when it has written, if it still could
+    two.until(lambda: not working_in(folder))  # by when it has written, if it still could
     assert list(folder.iterdir()) == []
 
 

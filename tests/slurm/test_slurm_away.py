@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.jsonl import read_jsonl
+from tests.cells import process_of, send
 from tests.slurm.conftest import SCRIPT
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm-away")]
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm-away")]
 TWO = "grid: {axes: {train.optimizer: [{name: adam}, {name: sgd, lr: 0.1}]}}"
 HELD = "cluster.train.sbatch={hold: true}"
 DOWN = 'echo "{}: error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
-LONG = {"epochs": 50, "augment": {"crop": [0.5, 1], "rotate_deg": 10}}
+LONG = {"epochs": 8, "augment": {"crop": [0.5, 1], "rotate_deg": 10}}
 
 
 def daemon(cluster, name):
@@ -65,14 +66,13 @@ def test_without_accounting_grid_status_and_the_final_job_do_what_they_can(lab, 
 
 
 def test_the_leaderboard_comes_though_a_cell_s_job_died_while_accounting_was_away(lab, cluster):
-    two = lab(f"{TWO}\nrun: {{resources: [{{stage: final, sbatch: {{hold: true}}}}]}}", epochs=200)
+    two = lab(f"{TWO}\nrun: {{resources: [{{stage: final, sbatch: {{hold: true}}}}]}}", epochs=8)
     two.ok("grid")
-    cell = two.until(lambda: [c for c in two.cells() if c.name.startswith("sgd") and two.epochs(c) >= 2])[0]
-    killed(cluster, "slurmdbd")
     try:
-        two.slurm("scancel", two.job_of(cell))
-        adam = next(c for c in two.cells() if c != cell)
-        two.slurm("scancel", two.job_of(adam))
+        with two.paused(count=2) as cells:
+            killed(cluster, "slurmdbd")
+            for cell in cells:
+                two.slurm("scancel", two.job_of(cell))
         (final,) = two.until(lambda: two.mine() if len(two.mine()) == 1 else None)
         printed = two.ok("status")
         assert "2 missing" in printed, printed
@@ -134,13 +134,10 @@ def test_a_python_that_finds_no_slurm_is_put_back_into_the_queue_by_its_shell(la
     bare.chmod(0o755)
     one = lab(**LONG)
     one.ok("grid", f"cluster.python={bare}")
-    (cell,) = one.until(one.cells)
-    one.until(lambda: one.epochs(cell) >= 3)
-    job = one.job_of(cell)
-    one.slurm("scancel", "--signal=USR2", job)
+    with one.paused() as (cell,):
+        one.warn(job := one.job_of(cell), process_of(cell))
     one.settle()
-    states = one.slurm("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").split()
-    assert states == ["REQUEUED", "COMPLETED"], one.tails()
+    assert one.ends(job) == ["REQUEUED", "COMPLETED"], one.tails()
     assert one.leaderboard()[cell.name]["state"] == "done", one.tails()
 
 
@@ -185,18 +182,22 @@ def test_a_cell_without_a_folder_can_be_retried(lab):
 
 
 def test_a_warning_during_a_slow_start_requeues(lab, tmp_path):
-    slow = tmp_path / "slow.sh"
-    slow.write_text(f'#!/bin/bash\nsleep 4\nexec {sys.executable} "$@"\n')
+    """The start takes as long as it takes until the warning is there."""
+    slow, begun, warned = (tmp_path / name for name in ("slow.sh", "begun", "warned"))
+    slow.write_text(
+        f"#!/bin/bash\necho $$ > {begun}\nuntil [ -e {warned} ]; do sleep 0.1; done\n"
+        f'exec {sys.executable} "$@"\n'
+    )
     slow.chmod(0o755)
     one = lab("", epochs=2)
     one.ok("grid", f"cluster.python={slow}")
     (event,) = (event for event in one.events("submitted") if "cell" in event)
     job = event["jobs"][0]
-    one.until(lambda: subprocess.run(["pgrep", "-f", str(slow)], capture_output=True).stdout)
-    one.slurm("scancel", "--signal=USR2", job)
+    pid = int(one.until(lambda: begun.exists() and begun.read_text()))  # the shell of the step, not srun
+    one.warn(job, pid)
+    warned.touch()
     one.settle()
-    states = one.slurm("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").split()
-    assert states == ["REQUEUED", "COMPLETED"], one.tails()
+    assert one.ends(job) == ["REQUEUED", "COMPLETED"], one.tails()
     assert {row["state"] for row in one.leaderboard().values()} == {"done", "baseline"}, one.tails()
 
 
@@ -204,27 +205,24 @@ def test_a_warning_during_a_slow_start_requeues(lab, tmp_path):
 
 
 def test_every_cell_has_its_own_continuation_and_a_complete_one_releases_the_rest(lab):
-    two = lab(TWO, **{**LONG, "epochs": 150})
+    two = lab(TWO, **LONG)
     printed = two.ok("grid", "cluster.requeue=false", "cluster.continuations=2", "cluster.max_parallel=2")
     assert len(re.findall(r"queued train-1(-more-\d)?: \d+ \(2 cells in 2 jobs\)", printed)) == 3
-    two.until(lambda: len(two.cells()) == 2 and all(two.epochs(cell) >= 2 for cell in two.cells()))
-    adam, sgd = two.cells()
-    first = {
-        event["cell"]: event["jobs"][0] for event in reversed(two.events("submitted")) if "cell" in event
-    }
-    two.slurm("scancel", "--signal=USR2", first[adam.name])
-    more = two.until(lambda: [line for line in two.queue() if "train-1-more-1" in line and "RUNNING" in line])
-    assert len(more) == 1
-    assert any(line.startswith(f"{first[sgd.name]}|") for line in two.queue()), (
-        "the other cell is not waited for"
-    )
-    two.slurm("scancel", first[sgd.name])  # a hard end: it goes on once its array is over
+    with two.paused(count=2) as (adam, sgd):
+        first = {e["cell"]: e["jobs"][0] for e in reversed(two.events("submitted")) if "cell" in e}
+        two.warn(first[adam.name], process_of(adam))
+        send(process_of(adam), signal.SIGCONT)
+        more = two.until(lambda: [line for line in two.queue() if re.search("train-1-more-1.*RUNNING", line)])
+        assert len(more) == 1
+        assert any(line.startswith(f"{first[sgd.name]}|") for line in two.queue()), (
+            "the other is not waited for"
+        )
+        two.slurm("scancel", first[sgd.name])  # a hard end: it goes on once its array is over
     two.settle()
     assert {row["state"] for row in two.leaderboard().values()} == {"done", "baseline"}, two.tails()
     for cell in (adam, sgd):
         rows = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
-        assert rows == list(range(1, 151))
+        assert rows == list(range(1, 9))
     last = [e["jobs"][0] for e in two.events("submitted") if "cell" in e and "more-2" in e["proof"]["name"]]
     assert len(last) == 2
-    states = two.slurm("sacct", "-X", "-n", "-P", "-j", ",".join(last), "-o", "State").splitlines()
-    assert [state.split(" ")[0] for state in states] == ["CANCELLED"] * 2, "nothing was left to do"
+    assert [two.ends(job) for job in last] == [["CANCELLED"]] * 2, "nothing was left to do"
