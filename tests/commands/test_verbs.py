@@ -28,7 +28,7 @@ from pipeline.spec import IMAGENET, ModelSpec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.ownership import owned
-from tests.cells import PATIENCE_S, clean_environment, jobs, packed_project, project
+from tests.cells import PATIENCE_S, clean_environment, is_signalled, jobs, packed_project, paused, project
 from tests.conftest import ROOT
 
 ONE_WORKER = pytest.mark.xdist_group("verbs")  # that which makes `finished`
@@ -226,11 +226,11 @@ def test_doctor_refuses_groups_of_parameters_that_the_network_does_not_have(tmp_
 
 @pytest.mark.slow
 def test_a_killed_cell_says_so_and_is_gone_on_with(tmp_path, drawn_zip):
-    spec = packed_project(tmp_path, drawn_zip, epochs=40)
+    spec = packed_project(tmp_path, drawn_zip, epochs=4)
     process = background("grid", spec, cwd=tmp_path)
-    cell = wait_for_cell(tmp_path, process)
-    (child,) = children(process.pid)
-    os.kill(child, signal.SIGKILL)
+    with paused(tmp_path / "experiments" / "x") as (cell,):
+        (child,) = children(process.pid)
+        os.kill(child, signal.SIGKILL)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "killed by SIGKILL (out of memory?)" in printed
@@ -239,12 +239,14 @@ def test_a_killed_cell_says_so_and_is_gone_on_with(tmp_path, drawn_zip):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
-    spec = packed_project(tmp_path, drawn_zip, GRID, epochs=60)
+    spec = packed_project(tmp_path, drawn_zip, f"{GRID}\nrun: {{parallel: 2, threads: 1}}", epochs=4)
     process = background("grid", spec, cwd=tmp_path)
-    cell = wait_for_cell(tmp_path, process)
-    running = children(process.pid)
-    assert running
-    process.send_signal(signal.SIGINT)
+    with paused(tmp_path / "experiments" / "x", count=2) as (cell, _):
+        running = children(process.pid)
+        assert len(running) == 2
+        process.send_signal(signal.SIGINT)
+        while not all(map(is_signalled, running)):
+            time.sleep(0.02)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert re.search(r"\.\.\.\. 1/\d \S+: paused, resumes at epoch \d+  ", printed)
@@ -256,7 +258,7 @@ def test_ctrl_c_saves_stops_and_leaves_no_process(tmp_path, drawn_zip):
     status, printed = jobs("grid", spec, "--set", "run.save_every_min=5", cwd=tmp_path)
     assert status == 0, printed
     epochs = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
-    assert epochs == list(range(1, 61))
+    assert epochs == list(range(1, 5))
 
 
 @ONE_WORKER
@@ -354,10 +356,10 @@ def test_each_cell_predicts_the_test_images_of_its_own_data(tmp_path, drawn_zip,
 def test_when_the_starter_is_killed_its_cells_save_and_stop(tmp_path, drawn_zip):
     spec = packed_project(tmp_path, drawn_zip, epochs=500)
     process = background("grid", spec, cwd=tmp_path)
-    cell = wait_for_cell(tmp_path, process)
-    (child,) = children(process.pid)
-    process.kill()
-    process.communicate(timeout=PATIENCE_S)
+    with paused(tmp_path / "experiments" / "x") as (cell,):
+        (child,) = children(process.pid)
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
     deadline = time.monotonic() + PATIENCE_S
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -374,17 +376,6 @@ def background(*arguments, cwd):
         cwd=cwd,
         env=clean_environment(),
     )
-
-
-def wait_for_cell(root, process):
-    """The first cell's folder, once it has finished an epoch."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        for metrics in root.glob("experiments/x/*/metrics.jsonl"):
-            if any("validation/loss" in row for row in read_jsonl(metrics)):
-                return metrics.parent
-        time.sleep(0.02)
-    raise AssertionError(process.communicate()[0])
 
 
 def children(pid):

@@ -4,7 +4,6 @@ import fcntl
 import re
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from pipeline.spec import ModelSpec, TrainSpec
 from pipeline.training.feeds import build_feed
 from pipeline.training.loop import train
 from pipeline.training.stop_signal import StopFlag
-from tests.cells import PATIENCE_S, finish, one_cell, packed_project, start
+from tests.cells import finish, one_cell, packed_project, paused, start
 
 MODEL = ModelSpec(name="mobilenet_v3_small", weights="net.pth", trainable="head")
 ROWS = np.arange(40)
@@ -192,26 +191,21 @@ def test_features_leave_a_gpu_that_has_no_room(learner, weights, monkeypatch):
 
 @pytest.mark.slow
 def test_a_signal_ends_a_process_that_makes_features(tmp_path, drawn_zip, weights):
-    torch.save(build_model(ModelSpec(name="resnet50"), 14, 32).state_dict(), weights)
-    model = {"name": "resnet50", "weights": str(weights), "trainable": "head"}
+    torch.save(build_model(ModelSpec(name="resnet18"), 14, 32).state_dict(), weights)
+    model = {"name": "resnet18", "weights": str(weights), "trainable": "head"}
     spec = packed_project(
         tmp_path,
         drawn_zip,
-        image_px=224,
+        image_px=96,
         model=model,
         cached_views=1,
         augment={"hflip": 0.5},
         precision="fp32",
     )
     cell = one_cell(spec, "run.threads=1")
-    process = start(cell)
-    folder, deadline = cell.data.packed / "features", time.monotonic() + PATIENCE_S
-    while not [*folder.glob(".*.lock")]:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(2)
-    process.send_signal(signal.SIGTERM)
+    process, folder = start(cell), cell.data.packed / "features"
+    with paused(cell.run.path.parent, when=lambda _: [*folder.glob(".*.lock")]):  # they have begun
+        process.send_signal(signal.SIGTERM)
     assert finish(process) == EXIT_STOPPED
     assert "What is made of its features is kept; run the same command" in cell.run.log.read_text()
     assert cell.run.manifest_state(cell.identity) == "started"

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ from jobs.local.train_groups import group_tasks, plan_processes
 from jobs.planning.plan import make_plan
 from jobs.planning.tasks import train_task
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED, TrainGroupTask, TrainTask, encode
-from pipeline.models.checkpoint import load_checkpoint
+from pipeline.models.checkpoint import load_checkpoint, load_newest
 from pipeline.spec import RunSpec, Spec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
-from tests.cells import PATIENCE_S, clean_environment, finish, jobs, packed_project, run_here
+from tests.cells import clean_environment, finish, jobs, packed_project, paused, run_here
 from tests.conftest import ROOT
 
 # different networks (one with dropout), optimizers, schedules and lengths; one stream of batches
@@ -99,30 +98,26 @@ def test_together_gives_the_bits_each_cell_has_alone_and_each_its_own_files(tmp_
 @SHARED
 def test_killed_at_different_steps_they_catch_up_and_end_with_the_same_bits(tmp_path, drawn_zip, alone):
     plan, tasks = planned(tmp_path, drawn_zip)
-    ahead = start(tasks[1])  # one goes ahead alone
-    wait_for_step(plan.cells[1], 5, ahead)
-    ahead.send_signal(signal.SIGTERM)
-    assert finish(ahead) == EXIT_STOPPED
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        process = start(TrainGroupTask(tuple(tasks)))
-        wait_for_step(plan.cells[0], 4 if number == signal.SIGKILL else 14, process)
-        process.send_signal(number)
-        assert finish(process) == (EXIT_STOPPED if number == signal.SIGTERM else -number)
+    group = TrainGroupTask(tuple(tasks))
+    # one goes ahead alone
+    assert stopped(tasks[1], plan.cells[1], range(5, 36), signal.SIGTERM) == EXIT_STOPPED
+    assert stopped(group, plan.cells[0], range(4, 24), signal.SIGKILL) == -signal.SIGKILL
+    assert stopped(group, plan.cells[0], range(14, 36), signal.SIGTERM) == EXIT_STOPPED
     assert run_here(TrainGroupTask(tuple(tasks))) == 0
     assert_equal(results(plan), alone)
 
 
-def wait_for_step(cell, step, process):
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if cell.run.checkpoint_previous.exists():
-            try:
-                if load_checkpoint(cell.run.checkpoint_last)["step"] >= step:
-                    return
-            except Exception:  # noqa: BLE001 - it is being replaced
-                pass
-        time.sleep(0.005)
-    raise AssertionError("it never came so far")
+def stopped(task, cell, steps, number):
+    """The exit status of a process that is sent a signal when the cell has been saved at one of these steps."""
+
+    def there(folder):
+        last = folder / "checkpoint_last.pt", folder / "checkpoint_previous.pt"
+        return all(map(Path.exists, last)) and load_newest(*last, cell.identity)[0]["step"] in steps
+
+    process = start(task)
+    with paused(cell.run.path.parent, cell.run.name, when=there):
+        process.send_signal(number)
+    return finish(process)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -26,18 +27,9 @@ from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.learner import CellData, Learner
 from pipeline.training.loop import backward, train
 from pipeline.training.stop_signal import StopFlag
-from tests.cells import (
-    PATIENCE_S,
-    clean_environment,
-    finish,
-    one_cell,
-    packed_project,
-    project,
-    start,
-    train_task,
-)
+from tests.cells import PATIENCE_S, clean_environment, one_cell, packed_project, project, train_task
 from tests.cells import train as train_cell
-from tests.training.test_training import OFTEN, wait_for_epoch
+from tests.training.test_training import OFTEN, stopped
 
 
 @pytest.fixture
@@ -209,13 +201,10 @@ shutil.copytree(run, kept)
 )
 @pytest.mark.slow
 def test_a_full_or_read_only_disk_loses_nothing_that_was_saved(tmp_path, drawn_zip, disk, error):
-    straight = one_cell(packed_project(tmp_path / "a", drawn_zip, epochs=6), "run.threads=1")
+    straight = one_cell(packed_project(tmp_path / "a", drawn_zip, epochs=3), "run.threads=1")
     assert train_cell(straight) == 0
-    cell = one_cell(packed_project(tmp_path / "b", drawn_zip, epochs=6), "run.threads=1", *OFTEN)
-    process = start(cell)
-    wait_for_epoch(cell, 1, process)
-    process.terminate()
-    assert finish(process) == EXIT_STOPPED
+    cell = one_cell(packed_project(tmp_path / "b", drawn_zip, epochs=3), "run.threads=1", *OFTEN)
+    assert stopped(cell, 1, signal.SIGTERM) == EXIT_STOPPED
     saved = load_checkpoint(cell.run.checkpoint_last)["step"]
     (tmp_path / "run.py").write_text(_ON_SMALL_DISK)
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """A cell from its first step to its complete artifacts; killed anywhere, it gives the undisturbed weights."""
 
+import json
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from jobs.stages import EXIT_FAILED, EXIT_STOPPED
 from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from pipeline.models.scoring import compute_logits
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import PATIENCE_S, finish, one_cell, packed_project, start, train
+from tests.cells import epochs_of, finish, one_cell, packed_project, paused, start, train
 
 OFTEN = (
     "run.save_every_min=1e-9",
@@ -57,6 +57,7 @@ RECIPES = {
         "clip_grad_norm": 1.0,
         "freeze_backbone_epochs": 1,
         "tta_hflip": True,
+        "batch_size": 32,
         "epochs": 3,
     },
 }
@@ -66,20 +67,28 @@ def weights(cell):
     return load_checkpoint(cell.run.checkpoint_last)["model"]
 
 
-def wait_for_epoch(cell, epoch, process):
-    """Until `epoch` epochs are logged; the steps of the next one are then under way."""
-    deadline = time.monotonic() + PATIENCE_S
-    while sum("validation/loss" in row for row in read_jsonl(cell.run.metrics)) < epoch:
-        assert process.poll() is None, cell.run.log.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    seen = {saved_at(cell)}
-    while len(seen) < 4 and process.poll() is None:  # the epoch's own save, and some of the next one's steps
-        seen.add(saved_at(cell))
+def inside(epoch, steps=12):
+    """Whether a cell was saved inside an epoch of so many steps, after `epoch` whole ones."""
+
+    def found(cell):
+        if epochs_of(cell) < epoch:
+            return False
+        state, _ = load_newest(cell / "checkpoint_last.pt", cell / "checkpoint_previous.pt", _identity(cell))
+        return state is not None and state["step"] > epoch * steps and state["step"] % steps > 0
+
+    return found
 
 
-def saved_at(cell):
-    return cell.run.checkpoint_last.stat().st_mtime_ns
+def _identity(cell):
+    return json.loads((cell / "manifest.json").read_text())["identity"]
+
+
+def stopped(cell, epoch, number, steps=12):
+    """Train it in a process of its own until that is sent a signal inside an epoch, after `epoch` whole ones."""
+    process = start(cell)
+    with paused(cell.run.path.parent, cell.run.name, when=inside(epoch, steps)):
+        process.send_signal(number)
+    return finish(process)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -92,19 +101,11 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     killed_spec = packed_project(tmp_path / "b", drawn_zip, **RECIPES[recipe])
     killed = one_cell(killed_spec, "run.threads=1", *OFTEN)
     assert killed.identity == straight.identity
-    process = start(killed)
-    wait_for_epoch(killed, 1, process)
-    process.send_signal(signal.SIGKILL)
-    assert finish(process) == -signal.SIGKILL
-    state, _ = load_newest(killed.run.checkpoint_last, killed.run.checkpoint_previous, killed.identity)
-    steps_per_epoch = read_jsonl(straight.run.metrics)[-1]["step"] // RECIPES[recipe]["epochs"]
-    assert state["step"] % steps_per_epoch, "the kill came at an epoch's end: it shows nothing"
-
+    steps = read_jsonl(straight.run.metrics)[-1]["step"] // RECIPES[recipe]["epochs"]
+    assert stopped(killed, 1, signal.SIGKILL, steps) == -signal.SIGKILL
     # another number of threads would give other bits: the one it was begun with is kept
-    process = start(one_cell(killed_spec, "run.threads=2", *OFTEN))
-    wait_for_epoch(killed, 2, process)
-    process.send_signal(signal.SIGTERM)
-    assert finish(process) == EXIT_STOPPED
+    again = one_cell(killed_spec, "run.threads=2", *OFTEN)
+    assert stopped(again, 2, signal.SIGTERM, steps) == EXIT_STOPPED
     assert "Interrupted by SIGTERM" in killed.run.log.read_text()
     assert train(killed) == 0, killed.run.log.read_text()
 
@@ -248,11 +249,8 @@ def test_a_run_that_diverges_keeps_its_last_good_state_and_is_not_begun_again(tm
 
 @pytest.mark.slow
 def test_a_state_of_another_batch_order_is_refused(tmp_path, drawn_zip):
-    cell = one_cell(packed_project(tmp_path, drawn_zip, epochs=20), *OFTEN)
-    process = start(cell)
-    wait_for_epoch(cell, 1, process)
-    process.send_signal(signal.SIGTERM)
-    assert finish(process) == EXIT_STOPPED
+    cell = one_cell(packed_project(tmp_path, drawn_zip, epochs=3), *OFTEN)
+    assert stopped(cell, 1, signal.SIGTERM) == EXIT_STOPPED
     for path in (cell.run.checkpoint_last, cell.run.checkpoint_previous):
         save_checkpoint(path, load_checkpoint(path) | {"stream_version": 0})
     assert finish(start(cell)) == EXIT_FAILED
