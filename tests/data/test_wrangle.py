@@ -19,6 +19,7 @@ from pipeline.data.references import ImageRef
 from pipeline.data.wrangle import wrangle
 from pipeline.data.wrangle_report import _ROWS, build_report
 from pipeline.errors import DataError, PipelineError
+from tests.cells import PATIENCE_S
 from tests.conftest import ROOT, data_spec, jpeg, write_zip
 
 
@@ -335,7 +336,7 @@ def test_a_full_or_read_only_disk_is_an_error_and_nothing_is_half_written(photos
         capture_output=True,
         text=True,
         env=os.environ,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     lines = [line for line in done.stdout.splitlines() if "images/s" not in line]
     assert f"cannot be written: {error}" in lines[0], done.stderr
@@ -385,7 +386,9 @@ def test_a_script_may_wrangle_at_its_top_level_without_starting_itself_again(tmp
     (tmp_path / "a.yaml").write_text(
         f"data: {{source: {photos}, images: 'images/im{{id}}.jpg', size_px: 16}}\n"
     )
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("began") == 1
 

@@ -85,14 +85,13 @@ def test_a_paused_owner_of_this_host_is_no_dead_one(tmp_path):
     end(started)
 
 
-def test_a_killed_owner_of_this_host_is_followed_at_once(tmp_path):
+def test_a_killed_owner_of_this_host_is_followed_at_once(tmp_path, capsys):
     started = process(tmp_path, "time.sleep(60)")
     end(started)
     assert (tmp_path / ".lock").exists()
-    before = time.monotonic()
     with owned(tmp_path):
         pass
-    assert time.monotonic() - before < ownership.STALE_S + 5
+    assert "waiting" not in capsys.readouterr().out  # for no heartbeat
 
 
 def test_a_pid_that_was_given_out_again_is_not_its_owner(tmp_path):
@@ -111,7 +110,8 @@ def test_another_host_without_a_heartbeat_is_believed_dead_after_watching_it(tmp
     assert "on r02c99 (Slurm job 77) may still be running; waiting 0.6 s for its heartbeat" in said
 
 
-def test_another_host_that_beats_is_left_alone_whatever_its_clock_says(tmp_path):
+def test_another_host_that_beats_is_left_alone_whatever_its_clock_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(ownership, "STALE_S", PATIENCE_S)  # a beat may come late on a busy machine
     foreign(tmp_path)
     os.utime(tmp_path / ".lock", (1, 1))
     ended = threading.Event()
@@ -236,11 +236,13 @@ def test_who_waits_for_a_lock_gets_it_in_turn_without_flock(tmp_path, monkeypatc
     with owned_in_turn(path, "a submission"):
         waiting = threading.Thread(target=second)
         waiting.start()
-        time.sleep(0.5)
+        deadline = time.monotonic() + PATIENCE_S
+        while "waiting: " not in capsys.readouterr().out:
+            assert time.monotonic() < deadline, "it does not say that it waits"
+            time.sleep(0.01)
         order.append("first")
     waiting.join(timeout=PATIENCE_S)
     assert order == ["first", "second"]
-    assert "waiting: " in capsys.readouterr().out
     assert not path.exists()
     with owned_in_turn(path, "a submission"):
         again = owned_in_turn(path, "a submission", wait_s=0)
