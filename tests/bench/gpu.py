@@ -81,6 +81,8 @@ def _measure(bench: Bench, chosen: list[str], gpu: dict[str, str | None]) -> int
     hardware = _prepare(bench, variables)
     spent["pictures"] = time.monotonic() - started
     print(f"{hardware}\n", flush=True)
+    if bench.smoke:  # nothing is timed: one process for all; what did not come to its end there gets its own
+        _run(bench, chosen, variables)
     for name in chosen:
         begun = time.monotonic()
         if begun - started > _LATEST_S and not bench.smoke:
@@ -130,47 +132,54 @@ def _prepare(bench: Bench, variables: dict[str, str]) -> str:
 
 def _section(bench: Bench, name: str, variables: dict[str, str]) -> Result:
     """A section's result, by a process of its own; one that breaks off is a failed check."""
-    settings = json.dumps({"root": str(bench.root), "profile": str(bench.profile), "smoke": bench.smoke})
-    command, log = (
-        [sys.executable, str(Path(__file__).resolve()), "--child", name, settings],
-        bench.root / "log.txt",
-    )
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=bench.root, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            status: int | str = process.wait(timeout=_MOST_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)  # and what it started
-            process.wait()
-            status = f"more than {_MOST_S} s"
+    path = bench.root / f"{name}.json"
+    status = 0 if path.exists() else _run(bench, [name], variables)
     if status == 0:
-        found = json.loads((bench.root / f"{name}.json").read_text())
+        found = json.loads(path.read_text())
         return Result(found["tables"], found["figures"], [Check(**one) for one in found["checks"]])
-    said = log.read_text(errors="replace")[-6000:]
+    said = (bench.root / "log.txt").read_text(errors="replace")[-6000:]
     print(f"section {name}: {status}\n{said}", file=sys.stderr, flush=True)
     last = (said.strip().splitlines() or [""])[-1].replace("|", "/")[:200]
     return Result({name: "Broke off."}, checks=[Check(f"section {name} ends", False, f"{status}: {last}")])
 
 
-def _child(name: str, settings: str) -> int:
-    """The section itself; its result goes to a file, as what it calls prints."""
+def _run(bench: Bench, names: list[str], variables: dict[str, str]) -> int | str:
+    """Run sections in a process, which keeps the result of each in a file; how it ended, 0 if well."""
+    settings = json.dumps({"root": str(bench.root), "profile": str(bench.profile), "smoke": bench.smoke})
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", ",".join(names), settings]
+    with (bench.root / "log.txt").open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=bench.root, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(timeout=_MOST_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)  # and what it started
+            process.wait()
+            return f"more than {_MOST_S} s"
+
+
+def _child(names: str, settings: str) -> int:
+    """The sections themselves; the result of each goes to a file, as what it calls prints."""
     given: dict[str, Any] = json.loads(settings)
     bench = Bench(Path(given["root"]), Path(given["profile"]), given["smoke"])
-    if name == "hardware":
-        result = Result({"hardware": hardware()})
-    else:
-        import torch
-
-        from pipeline.training.dynamo_stub import install_dynamo_stub
-
-        install_dynamo_stub()  # as in a training process; it gives way where it must
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        result = getattr(importlib.import_module(SECTIONS[name]), name)(bench)
-    (bench.root / f"{name}.json").write_text(json.dumps(asdict(result)))
+    for name in names.split(","):
+        (bench.root / f"{name}.json").write_text(json.dumps(asdict(_result(bench, name))))
     return 0
+
+
+def _result(bench: Bench, name: str) -> Result:
+    if name == "hardware":
+        return Result({"hardware": hardware()})
+    import torch
+
+    from pipeline.training.dynamo_stub import install_dynamo_stub
+
+    install_dynamo_stub()  # as in a training process; it gives way where it must
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    result: Result = getattr(importlib.import_module(SECTIONS[name]), name)(bench)
+    return result
 
 
 def hardware() -> str:

@@ -67,7 +67,7 @@ class Bench:
     @property
     def norm_network(self) -> str:
         """A network with batch norm."""
-        return "resnet34" if not self.smoke else "mobilenet_v3_small"
+        return "resnet34" if not self.smoke else "cnn3"
 
     @property
     def batch_sizes(self) -> tuple[int, int]:
