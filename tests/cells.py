@@ -153,7 +153,7 @@ def epochs_of(cell):
     return sum("validation/loss" in row for row in read_jsonl(cell / "metrics.jsonl"))
 
 
-def process_of(cell):
+def pid_in(cell):
     """The number of the process that works in a cell's folder; None where none does."""
     with contextlib.suppress(FileNotFoundError, ValueError):  # it is being written
         return json.loads((cell / ".lock").read_text())["pid"]
@@ -189,7 +189,7 @@ def paused(results, name="", *, count=1, when=lambda cell: epochs_of(cell) >= 2)
         while len(stopped) < count:
             assert time.monotonic() < deadline, "too few cells came so far, or they went on too fast"
             for cell in {path.parent for path in results.glob(f"{name}*/.lock")} - stopped.keys():
-                if (pid := process_of(cell)) and when(cell):
+                if (pid := pid_in(cell)) and when(cell):
                     send(pid, signal.SIGSTOP)
                     while _status(pid, "State") not in ("T", "Z", ""):
                         time.sleep(0.001)

@@ -36,7 +36,7 @@ settings.load_profile("labelgrid")
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes longest begins first, so that no worker is left alone with it: Slurm, then what is slow."""
+    """What takes longest begins first, so that no worker is left alone with it: Slurm, other groups, what is slow."""
 
     def group(item):
         mark = item.get_closest_marker("xdist_group")
@@ -49,7 +49,13 @@ def pytest_collection_modifyitems(config, items):
             "install the versions of requirements.lock"
         )
     slow = {group(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not group(item).startswith("slurm"), group(item) not in slow))
+    several = {group(item) for item in items if item.get_closest_marker("xdist_group")}
+
+    def place(item):
+        name = group(item)
+        return not name.startswith("slurm"), name not in several, name not in slow
+
+    items.sort(key=place)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ STRANGER = (
 
 
 def stranger(lab, name="theirs"):
-    return lab.slurm(*STRANGER, f"--job-name={name}", "--wrap", "sleep 300").strip()
+    return lab.slurm(*STRANGER, f"--job-name={name}", "--wrap", "sleep 3600").strip()
 
 
 def state(lab, job):
@@ -131,26 +131,26 @@ HOSTILE = {
 
 
 def test_nothing_of_the_shell_reaches_what_is_submitted_and_what_was_dropped_is_said(lab):
-    two = lab(TWO, epochs=1)
-    with two.surrounded(**HOSTILE):
-        printed = two.ok("grid")
+    one = lab(epochs=1)
+    with one.surrounded(**HOSTILE):
+        printed = one.ok("grid")
     assert re.search(
         r"note: of this shell, jobs are submitted without .*SBATCH_ACCOUNT=project_9999999", printed
     )
     assert "this runs inside job 77" in printed
     assert "project_2000000 (--set cluster.account=project_2000000)" in printed
-    listed = two.slurm("squeue", "-h", "-o", "%a|%j|%l|%P|%Z").splitlines()
-    mine = [line.split("|") for line in listed if str(two.root) in line]
+    listed = one.slurm("squeue", "-h", "-o", "%a|%j|%l|%P|%Z").splitlines()
+    mine = [line.split("|") for line in listed if str(one.root) in line]
     assert mine
     assert {line[0] for line in mine} == {"project_2000000"}
     assert {line[3] for line in mine} <= {"gpu", "small"}
     assert all(line[1].startswith("labelgrid-x-") for line in mine)
-    with two.surrounded(**HOSTILE):
-        assert "unknown" not in two.ok("status")
-    two.settle()
-    with two.surrounded(**HOSTILE):
-        assert "2 done" in two.ok("status")
-    assert {row["state"] for row in two.leaderboard().values()} == {"done", "baseline"}, two.tails()
+    with one.surrounded(**HOSTILE):
+        assert "unknown" not in one.ok("status")
+    one.settle()
+    with one.surrounded(**HOSTILE):
+        assert "1 done" in one.ok("status")
+    assert {row["state"] for row in one.leaderboard().values()} == {"done", "baseline"}, one.tails()
 
 
 def test_a_grid_from_an_allocation_and_from_an_array_task_is_as_from_a_login_node(lab):
@@ -242,19 +242,19 @@ def test_cancelling_one_cell_of_a_shared_job_names_the_others(lab):
 
 
 def test_an_sbatch_that_breaks_off_leaves_nothing_queued(lab):
-    two = lab(TWO, packed=False, epochs=1)
+    one = lab(packed=False, epochs=1)
     broken = 'n=$(ls -d "$0".* 2>/dev/null | wc -l); touch "$0.$n"; real "$@" > "$0.said" || exit 1\n'
     broken += 'if [ "$n" -ge 1 ]; then echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1; fi\n'
-    with two.wrapping(sbatch=broken + 'cat "$0.said"'):
-        status, printed = two.run("grid")  # Slurm has the second job, and we do not know its number
+    with one.wrapping(sbatch=broken + 'cat "$0.said"'):
+        status, printed = one.run("grid")  # Slurm has the second job, and we do not know its number
     assert status == 2
     assert "Slurm does not answer" in printed
-    assert two.mine() == []
-    assert {event["event"] for event in read_jsonl(two.experiment.ledger)} == {"intent", "withdrawn"}
-    assert list(two.experiment.slurm.iterdir()) == []
-    two.ok("grid")
-    two.settle()
-    assert {row["state"] for row in two.leaderboard().values()} == {"done", "baseline"}
+    assert one.mine() == []
+    assert {event["event"] for event in read_jsonl(one.experiment.ledger)} == {"intent", "withdrawn"}
+    assert list(one.experiment.slurm.iterdir()) == []
+    one.ok("grid")
+    one.settle()
+    assert {row["state"] for row in one.leaderboard().values()} == {"done", "baseline"}
 
 
 def test_a_job_that_had_begun_leaves_no_file_after_the_launch_broke_off(lab):

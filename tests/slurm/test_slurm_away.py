@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import process_of, send
+from tests.cells import pid_in, send
 from tests.slurm.conftest import SCRIPT
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm-away")]
@@ -135,7 +135,7 @@ def test_a_python_that_finds_no_slurm_is_put_back_into_the_queue_by_its_shell(la
     one = lab(**LONG)
     one.ok("grid", f"cluster.python={bare}")
     with one.paused() as (cell,):
-        one.warn(job := one.job_of(cell), process_of(cell))
+        one.warn(job := one.job_of(cell), pid_in(cell))
     one.settle()
     assert one.ends(job) == ["REQUEUED", "COMPLETED"], one.tails()
     assert one.leaderboard()[cell.name]["state"] == "done", one.tails()
@@ -210,8 +210,8 @@ def test_every_cell_has_its_own_continuation_and_a_complete_one_releases_the_res
     assert len(re.findall(r"queued train-1(-more-\d)?: \d+ \(2 cells in 2 jobs\)", printed)) == 3
     with two.paused(count=2) as (adam, sgd):
         first = {e["cell"]: e["jobs"][0] for e in reversed(two.events("submitted")) if "cell" in e}
-        two.warn(first[adam.name], process_of(adam))
-        send(process_of(adam), signal.SIGCONT)
+        two.warn(first[adam.name], pid_in(adam))
+        send(pid_in(adam), signal.SIGCONT)
         more = two.until(lambda: [line for line in two.queue() if re.search("train-1-more-1.*RUNNING", line)])
         assert len(more) == 1
         assert any(line.startswith(f"{first[sgd.name]}|") for line in two.queue()), (

@@ -78,7 +78,7 @@ def test_a_live_owner_is_named_and_the_lock_goes_with_it(tmp_path):
 
 
 def test_a_paused_owner_of_this_host_is_no_dead_one(tmp_path):
-    started = process(tmp_path, "time.sleep(60)")
+    started = process(tmp_path, "time.sleep(600)")
     started.send_signal(signal.SIGSTOP)
     with pytest.raises(TrainingError, match="works on this cell already"), owned(tmp_path):
         pass
@@ -86,7 +86,7 @@ def test_a_paused_owner_of_this_host_is_no_dead_one(tmp_path):
 
 
 def test_a_killed_owner_of_this_host_is_followed_at_once(tmp_path, capsys):
-    started = process(tmp_path, "time.sleep(60)")
+    started = process(tmp_path, "time.sleep(600)")
     end(started)
     assert (tmp_path / ".lock").exists()
     with owned(tmp_path):

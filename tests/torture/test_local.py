@@ -27,7 +27,7 @@ def test_whatever_is_killed_whenever_the_outcome_is_the_same(straight, tmp_path,
     hits, project = Counter(), 0
     while hits.total() < KILLS:
         root = tmp_path / f"p{project}"
-        hits += torture(root, drawn_zip, min(PER_PROJECT, KILLS), seed=1000 * SEED + project)
+        hits += torture(root, drawn_zip, min(PER_PROJECT, KILLS - hits.total()), seed=1000 * SEED + project)
         assert differences(straight, outcome(root)) == [], f"project {project} of seed {SEED}"
         project += 1
     print(f"\n{hits.total()} kills in {project} projects survived: {dict(hits)}")
