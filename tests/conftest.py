@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,10 @@ settings.load_profile("labelgrid")
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes longest begins first, so that no worker is left alone with it: Slurm, other groups, what is slow."""
+    """What takes longest begins first, so that no worker is left alone with it: Slurm, other groups, what is slow.
+
+    Of groups, those of most tests.
+    """
 
     def group(item):
         mark = item.get_closest_marker("xdist_group")
@@ -49,11 +53,11 @@ def pytest_collection_modifyitems(config, items):
             "install the versions of requirements.lock"
         )
     slow = {group(item) for item in items if item.get_closest_marker("slow")}
-    several = {group(item) for item in items if item.get_closest_marker("xdist_group")}
+    sizes = Counter(group(item) for item in items if item.get_closest_marker("xdist_group"))
 
     def place(item):
         name = group(item)
-        return not name.startswith("slurm"), name not in several, name not in slow
+        return not name.startswith("slurm"), name not in sizes, name not in slow, -sizes[name]
 
     items.sort(key=place)
 
