@@ -58,12 +58,14 @@ def expand_grid(loaded: Loaded) -> list[Cell]:
     unused = set(range(len(grid.exclude)))
     for entries in itertools.product(*_columns(grid)):
         settings = {key: value for entry in entries for key, value in entry.assignments}
-        spec = _resolve(loaded, base, entries)
-        if spec is None:
-            continue
-        excluded = {i for i, rule in enumerate(grid.exclude) if matches(spec, rule)}
+        tree, assigned_at = _assigned_tree(loaded, base, entries)
+        # as it is written, so that a combination that cannot be is left out without a mistake
+        excluded = {i for i, rule in enumerate(grid.exclude) if matches(tree, rule)}
+        spec = None if excluded else check(tree, loaded.document, loaded.root, assigned_at)
+        if spec is not None:
+            excluded = {i for i, rule in enumerate(grid.exclude) if matches(spec, rule)}
         unused -= excluded
-        if excluded:
+        if spec is None or excluded:
             continue
         same = digest([canonical(spec.data), canonical(spec.train)])
         written = ", ".join(f"{key} {shown(value)}" for key, value in settings.items())
@@ -129,15 +131,18 @@ def _columns(grid: GridSpec) -> Iterator[list[_Entry]]:
         yield [_Entry((), ("train",))]
 
 
-def _resolve(loaded: Loaded, base: dict[str, Any], entries: tuple[_Entry, ...]) -> Spec | None:
+def _assigned_tree(
+    loaded: Loaded, base: dict[str, Any], entries: tuple[_Entry, ...]
+) -> tuple[dict[str, Any], dict[KeyPath, Place]]:
+    """A cell's document, not yet checked; a mistake in what the grid assigned points at the grid's line."""
     tree = copy.deepcopy(base)
-    assigned_at: dict[KeyPath, Place] = {}  # a mistake in what the grid assigned points at the grid's line
+    assigned_at: dict[KeyPath, Place] = {}
     for entry in entries:
         for key, value in entry.assignments:
             path = tuple(key.split("."))
             assign(tree, path, copy.deepcopy(value))
             assigned_at[path] = loaded.document.place((*entry.place_of, key))
-    return check(tree, loaded.document, loaded.root, assigned_at)
+    return tree, assigned_at
 
 
 def _check_keys(loaded: Loaded) -> None:
@@ -194,8 +199,8 @@ def _assigned(key: str, settings: Mapping[str, Any]) -> bool:
     return any(key == other or key.startswith(other + ".") for other in settings)
 
 
-def matches(spec: Spec, rule: Mapping[str, Any]) -> bool:
-    """Whether every dotted key of `rule` has its value in `spec`."""
+def matches(spec: Spec | Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+    """Whether every dotted key of `rule` has its value in `spec`, which may be a document as it is written."""
     return all(_holds(_lookup(spec, key), value) for key, value in rule.items())
 
 

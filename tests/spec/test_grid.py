@@ -71,6 +71,20 @@ grid:
     assert [cell.slug for cell in cells(text)] == ["cnn3-adam-lr0.0001", "cnn2-sgd-lr0.1", "cnn3-sgd-lr0.1"]
 
 
+def test_a_combination_that_cannot_be_is_left_out_where_it_is_excluded(cells):
+    text = """
+grid:
+  axes:
+    train.model: [{name: resnet18}]
+    train.model.head: [{name: linear}, {name: csra}]
+    train.model.head_hidden: [null, 64]
+"""
+    refused(cells, text)
+    rule = "  exclude: [{train.model.head: {name: csra}, train.model.head_hidden: 64}]\n"
+    found = [(c.spec.train.model.head.name, c.spec.train.model.head_hidden) for c in cells(text + rule)]
+    assert found == [("linear", None), ("linear", 64), ("csra", None)]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
