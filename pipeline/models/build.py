@@ -72,7 +72,13 @@ def build_model(
 def _try_cut(net: nn.Module, model: ModelSpec, image_px: int) -> None:
     """Whether both parts of a network make of pictures what the whole makes, whatever its code does between them."""
     pictures = torch.randn(2, 3, image_px, image_px, generator=torch.Generator().manual_seed(0))
-    net.eval()
+    in_training, as_scored = (trainable_part(net.train(mode), model) for mode in (True, False))
+    if in_training.code != as_scored.code:  # a part has the mode of its modules; the network's own is frozen
+        raise TrainingError(
+            f"train.model.trainable: {model.name} does something else in training than in scoring outside of its "
+            f"modules, which would be lost behind {_part(net, model)!r}; make a module of it (nn.Dropout, not "
+            "functional.dropout), or write all or head"
+        )
     with torch.inference_mode():
         try:
             features = frozen_part(net, model)(pictures)

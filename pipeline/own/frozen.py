@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from pipeline.errors import CheckpointError, PipelineError, TrainingError
 from pipeline.own.source import late_import
@@ -122,9 +122,9 @@ def _refuse_late_imports(key: str, module: ModuleType) -> None:
     path = getattr(module, "__file__", None)
     if path is None:
         return  # a folder without __init__.py
-    line = late_import(inspect.getsource(module), module.__name__.partition(".")[0])
+    top, loader = module.__name__.partition(".")[0], cast(Any, module.__loader__)
+    line = late_import(loader.get_source(module.__name__), top)  # inspect has none of an empty __init__.py
     if line is not None:
-        top = module.__name__.partition(".")[0]
         raise TrainingError(
             f"{key}: {_inside(path)}:{line}: imports {top} inside a function; import it at the top of the file"
         )

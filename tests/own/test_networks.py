@@ -117,6 +117,11 @@ WRONG = [
         lab.NETS,
         "the network has no part 'bdy'; did you mean `body`?",
     ),
+    (
+        {"trainable": "body.1", "weights": "w.pth"},
+        lab.NETS.replace("self.body(images)", "nn.functional.dropout(self.body(images), 0.5, self.training)"),
+        "which would be lost behind 'body.1'; make a module of it (nn.Dropout, not functional.dropout)",
+    ),
 ]
 
 
@@ -127,6 +132,13 @@ def test_what_a_network_lacks_is_said_in_one_sentence(build, settings, nets, sai
     assert str(caught.value).startswith("train.model")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_package_may_have_an_empty_init(build, tmp_path):
+    (tmp_path / "mylab").mkdir()
+    (tmp_path / "mylab" / "__init__.py").touch()
+    net, _ = build()
+    assert net(PICTURES).shape == (5, 6)
 
 
 def test_the_head_may_have_any_name_where_it_is_the_only_one(build):
