@@ -95,11 +95,12 @@ class FrozenNetwork:
         parts = [version, STREAM_VERSION, torch.__version__, self.packed.digest, _sha256(rows), draws]
         versions = pixel_versions(train, is_augmented=view is not None)
         execution = [self.execution.device, self.execution.precision, self.execution.threads]
+        # of the same part, before the pooling; a last stage begins before it in any case
+        takes_maps = train.model.head.name in ON_MAPS and train.model.trainable != "last_stage"
         key = digest(
             [*parts, train.model.name, train.model.trainable, self._weights, train.image_px, execution]
             + [versions] * bool(versions)
-            + [train.model.head.name]
-            * (train.model.head.name in ON_MAPS)  # of the same part, before the pooling
+            + [train.model.head.name] * takes_maps
             + [self._made_of] * bool(self._made_of)
         )
         path = self.folder / f"{key[:32]}.npz"

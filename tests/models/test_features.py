@@ -198,6 +198,19 @@ def test_features_are_those_of_one_frozen_network(tmp_path, drawn_zip, weights):
     assert {task.spec.train.precision for task in tasks} == {"fp32", "bf16"}
 
 
+@pytest.mark.parametrize(("trainable", "kept"), [("last_stage", 1), ("head", 2)])
+def test_heads_share_the_features_of_the_same_frozen_part(tmp_path, drawn_zip, weights, trainable, kept):
+    model = HEAD | {"weights": str(weights), "trainable": trainable}
+    text = "grid: {axes: {train.model.head: [{name: linear}, {name: csra}, {name: csra, heads: 4}]}}\n"
+    plan, _ = planned(tmp_path / "p", drawn_zip, weights, text, cached_views=1, model=model, image_px=32)
+    execution = ExecutionConfig.choose("cpu", "fp32", 1)
+    for cell in plan.cells:
+        recipe = cell.cell.spec.train
+        net, packed = build_model(recipe.model, 14, 32, weights), PackedSet.open(cell.data.packed)
+        FrozenNetwork(net, recipe, packed, execution, folder=tmp_path / "kept").plain(np.arange(4))
+    assert len(list((tmp_path / "kept").glob("*.npz"))) == kept
+
+
 def test_features_of_pixels_that_changed_since_are_not_taken_from_before(
     tmp_path, drawn_zip, weights, monkeypatch
 ):
