@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from jobs.planning.earlier import longer
+from jobs.planning.plan import make_plan
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED
 from pipeline.models.checkpoint import load_checkpoint
+from pipeline.spec.reading import read_spec
 from tests.cells import one_cell, packed_project, run_here, train, train_task
 from tests.own import lab
 
@@ -39,6 +42,14 @@ def test_a_loss_of_ones_own_trains_as_the_same_loss_of_ours(cell_of):
     assert same(weights(ours), weights(own))
     assert own.run.own_code.name in own.run.read_manifest()["files"]
     assert not ours.run.own_code.exists()
+
+
+def test_after_an_edit_of_the_code_alone_the_plan_says_why_cells_are_new(cell_of, tmp_path):
+    cell = cell_of({"loss": lab.LOSS})
+    assert train(cell) == 0
+    lab.write(tmp_path / "a", losses=f"{lab.LOSSES}# edited\n")
+    (said,) = longer(make_plan(read_spec(tmp_path / "a" / "experiments" / "x.yaml")))
+    assert f"{cell.run.name} is of other code in mylab, so this is another cell and starts anew" in said
 
 
 def test_options_reach_the_loss(cell_of):
