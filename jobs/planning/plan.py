@@ -79,6 +79,7 @@ class PlannedCell:
     data: PlannedData
     reason: str | None
     code: OwnFiles | None = None  # the user's own
+    weights_digest: str = ""  # of its file of weights
 
     @property
     def held(self) -> str | None:
@@ -259,7 +260,8 @@ def make_plan(loaded: Loaded, *, every_file: bool = True) -> Plan:
         code_digest = code.digest if code else None
         identity = cell_identity(cell.spec.train, data.digest, weights.get(path or ""), code_digest)
         run = experiment.cell(cell.slug, identity, folders)
-        planned.append(PlannedCell(cell, run, identity, data, run.why_not_done(identity), code))
+        reason, of_weights = run.why_not_done(identity), weights.get(path or "", "")
+        planned.append(PlannedCell(cell, run, identity, data, reason, code, of_weights))
     return Plan(loaded, planned, every_file)
 
 

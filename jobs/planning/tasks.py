@@ -67,6 +67,7 @@ def train_task(plan: Plan, cell: PlannedCell) -> TrainTask:
         weights_folder=weights_folder(plan.root),
         stream=stream_key(spec.train, data.digest) if shares else "",
         code=cell.code.frozen_in(plan.experiment.code) if cell.code else None,
+        weights_digest=cell.weights_digest,
     )
 
 

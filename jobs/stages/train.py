@@ -30,6 +30,7 @@ class TrainTask:
         None  # the folder of kept features, where `packed` is a node's copy; None: in `packed`
     )
     code: Path | None = None  # the frozen copy of the user's own code; None: it has none
+    weights_digest: str = ""  # of a file of weights, which is not frozen; "": of none
 
     def __call__(self) -> int:
         """Exit status."""
@@ -123,12 +124,13 @@ def _build(waiting: list[tuple[TrainTask, Any]], data: list[Any]) -> list[Any]:
 
     from pipeline.data.packed import PackedSet
     from pipeline.data.splits import read_split
+    from pipeline.errors import CheckpointError
     from pipeline.models.hardware import hardware
     from pipeline.models.weights import fetch_weights, weights_facts
     from pipeline.own.source import digest_of_zip, kept_copy
     from pipeline.progress import report
     from pipeline.spec.reading import dump
-    from pipeline.storage.files import atomic_write, write_json
+    from pipeline.storage.files import atomic_write, sha256_file, write_json
     from pipeline.storage.provenance import provenance
     from pipeline.training.learner import CellData, Learner
 
@@ -143,6 +145,10 @@ def _build(waiting: list[tuple[TrainTask, Any]], data: list[Any]) -> list[Any]:
                 packed = PackedSet.open(task.packed)
                 data.append(CellData(packed, split.train, split.validation, task.features))
             weights = fetch_weights(task.spec.train.model, task.weights_folder)
+            if weights and task.weights_digest and sha256_file(weights) != task.weights_digest:
+                raise CheckpointError(
+                    f"{weights}: has changed since the cell was planned; run the same command again"
+                )
             code = kept_copy(task.code, attempt.run.own_code) if task.code else None
             try:
                 learner = Learner(task.spec, attempt, data[0], weights=weights)

@@ -258,3 +258,16 @@ def test_where_memory_runs_out_features_are_made_of_half_as_many(
     assert sizes[:3] == [30, 30, 16]  # of 64, 32, 16 asked for
     assert max(sizes[3:]) == 8
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_changed_while_a_cell_waited_are_not_those_it_is_of(tmp_path, drawn_zip, weights):
+    waits = tmp_path / "net.pth"
+    shutil.copy(weights, waits)
+    plan, (task,) = planned(tmp_path / "p", drawn_zip, waits, "", epochs=1, image_px=32)
+    plan.cells[0].run.path.mkdir(parents=True)
+    state = torch.load(waits)
+    torch.save(
+        {name: value + 1 if name == "features.0.0.weight" else value for name, value in state.items()}, waits
+    )
+    assert run_here(task, plan.cells[0].run.log) != 0
+    assert f"{waits}: has changed since the cell was planned" in plan.cells[0].run.read_manifest()["error"]
