@@ -5,6 +5,7 @@ its imports are looked at, or two must work at the same time.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -151,6 +152,20 @@ def finish(process):
 def epochs_of(cell):
     """How many epochs a cell's folder tells of."""
     return sum("validation/loss" in row for row in read_jsonl(cell / "metrics.jsonl"))
+
+
+def saved_step(cell, identity):
+    """The step a cell's folder would be gone on from, 0 for none; read again only where a file has changed."""
+    paths = cell / "checkpoint_last.pt", cell / "checkpoint_previous.pt"
+    return _newest_step(paths, identity, tuple(path.exists() and path.stat().st_mtime_ns for path in paths))
+
+
+@functools.lru_cache(maxsize=1)
+def _newest_step(paths, identity, _changed):
+    from pipeline.models.checkpoint import load_newest  # torch
+
+    state, _ = load_newest(*paths, identity)
+    return state["step"] if state else 0
 
 
 def pid_in(cell):

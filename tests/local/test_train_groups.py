@@ -13,12 +13,12 @@ from jobs.local.train_groups import group_tasks, plan_processes
 from jobs.planning.plan import make_plan
 from jobs.planning.tasks import train_task
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED, TrainGroupTask, TrainTask, encode
-from pipeline.models.checkpoint import load_checkpoint, load_newest
+from pipeline.models.checkpoint import load_checkpoint
 from pipeline.spec import RunSpec, Spec
 from pipeline.spec.reading import read_spec
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
-from tests.cells import clean_environment, finish, jobs, packed_project, paused, run_here
+from tests.cells import clean_environment, finish, jobs, packed_project, paused, run_here, saved_step
 from tests.conftest import ROOT
 
 # different networks (one with dropout), optimizers, schedules and lengths; one stream of batches
@@ -110,12 +110,10 @@ def test_killed_at_different_steps_they_catch_up_and_end_with_the_same_bits(tmp_
 def stopped(task, cell, steps, number):
     """The exit status of a process that is sent a signal when the cell has been saved at one of these steps."""
 
-    def there(folder):
-        last = folder / "checkpoint_last.pt", folder / "checkpoint_previous.pt"
-        return all(map(Path.exists, last)) and load_newest(*last, cell.identity)[0]["step"] in steps
-
     process = start(task)
-    with paused(cell.run.path.parent, cell.run.name, when=there):
+    with paused(
+        cell.run.path.parent, cell.run.name, when=lambda folder: saved_step(folder, cell.identity) in steps
+    ):
         process.send_signal(number)
     return finish(process)
 

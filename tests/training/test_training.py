@@ -1,6 +1,5 @@
 """A cell from its first step to its complete artifacts; killed anywhere, it gives the undisturbed weights."""
 
-import json
 import signal
 
 import numpy as np
@@ -9,10 +8,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs.stages import EXIT_FAILED, EXIT_STOPPED
-from pipeline.models.checkpoint import load_checkpoint, load_newest, save_checkpoint
+from pipeline.models.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.models.scoring import compute_logits
 from pipeline.storage.jsonl import read_jsonl
-from tests.cells import epochs_of, finish, one_cell, packed_project, paused, start, train
+from tests.cells import epochs_of, finish, one_cell, packed_project, paused, saved_step, start, train
 
 OFTEN = (
     "run.save_every_min=1e-9",
@@ -67,26 +66,15 @@ def weights(cell):
     return load_checkpoint(cell.run.checkpoint_last)["model"]
 
 
-def inside(epoch, steps=12):
-    """Whether a cell was saved inside an epoch of so many steps, after `epoch` whole ones."""
-
-    def found(cell):
-        if epochs_of(cell) < epoch:
-            return False
-        state, _ = load_newest(cell / "checkpoint_last.pt", cell / "checkpoint_previous.pt", _identity(cell))
-        return state is not None and state["step"] > epoch * steps and state["step"] % steps > 0
-
-    return found
-
-
-def _identity(cell):
-    return json.loads((cell / "manifest.json").read_text())["identity"]
-
-
 def stopped(cell, epoch, number, steps=12):
     """Train it in a process of its own until that is sent a signal inside an epoch, after `epoch` whole ones."""
+
+    def inside(folder):
+        step = saved_step(folder, cell.identity) if epochs_of(folder) >= epoch else 0
+        return step > epoch * steps and step % steps > 0
+
     process = start(cell)
-    with paused(cell.run.path.parent, cell.run.name, when=inside(epoch, steps)):
+    with paused(cell.run.path.parent, cell.run.name, when=inside):
         process.send_signal(number)
     return finish(process)
 
@@ -110,8 +98,9 @@ def test_killed_inside_an_epoch_and_started_again_it_gives_the_same_bits(tmp_pat
     assert train(killed) == 0, killed.run.log.read_text()
 
     assert load_checkpoint(killed.run.checkpoint_last)["execution"]["threads"] == 1
+    found = weights(killed)
     for name, value in weights(straight).items():
-        assert torch.equal(value, weights(killed)[name]), name
+        assert torch.equal(value, found[name]), name
     assert straight.run.scores_val.read_bytes() == killed.run.scores_val.read_bytes()
     untimed = [
         [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(cell.run.metrics)]
