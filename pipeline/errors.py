@@ -5,7 +5,8 @@ PipelineError            anything below; its text names the place, the value and
 ├── DataError            images, label files, splits, packed sets, downloads
 ├── CheckpointError      a checkpoint or another artifact that is damaged, foreign or missing
 ├── TrainingError        a run that cannot go on (wrong shapes, no memory)
-│   └── DivergedError    its loss, weights or scores are no longer finite: it would end so again
+│   ├── DivergedError    its loss, weights or scores are no longer finite: it would end so again
+│   └── LostRankError    of several processes that train a cell, another one is gone
 ├── SubmissionError      nothing to select from, or a submission file that fails its check
 └── LaunchError          a cell or stage that could not be started
 """
@@ -35,6 +36,10 @@ class TrainingError(PipelineError):
 
 class DivergedError(TrainingError):
     """Loss, weights or scores stopped being finite; the same steps would do so again, so nothing retries it."""
+
+
+class LostRankError(TrainingError):
+    """Another process of the cell ended or fell silent; what is saved stays, and another start goes on."""
 
 
 class SubmissionError(PipelineError):

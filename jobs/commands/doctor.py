@@ -14,10 +14,11 @@ from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.doctor_own import own_results
 from jobs.commands.doctor_weights import weights_checks
 from jobs.commands.request import Request
+from jobs.local.slots import Slots
 from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, data_root, make_plan
 from pipeline.data.packed import PackedSet
-from pipeline.errors import PipelineError
+from pipeline.errors import LaunchError, PipelineError
 from pipeline.spec import AugmentSpec, is_own
 from pipeline.spec.timm_catalogue import PREFIX
 from pipeline.storage.files import display_path, sha256_file
@@ -53,6 +54,7 @@ def checks(request: Request) -> Iterator[Check]:
         "decision rule", True, evaluate.mismatch or f"tuned and ranked by one metric, {evaluate.select_by}"
     )
     yield (torch := _torch())
+    yield from _gpus(request, plan)
     yield from _places(request, plan)
     yield from _quota(plan)
     yield from _data(plan)
@@ -71,6 +73,22 @@ def _torch() -> Check:
     done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True)
     output = done.stdout.strip() or (done.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
     return Check("python", done.returncode == 0, f"{sys.executable}: {output}")
+
+
+def _gpus(request: Request, plan: Plan) -> Iterator[Check]:
+    """Where several train a cell, whether this machine has as many; a cluster's are checked with its jobs."""
+    run = plan.loaded.spec.run
+    if run.gpus_per_cell == 1 or request.profile.scheduler != "local":
+        return
+    try:
+        slots = Slots.for_cells(
+            len(plan.cells), run.parallel, run.threads, run.device, ranks=run.gpus_per_cell
+        )
+    except LaunchError as error:
+        yield Check("GPUs of a cell", False, str(error))
+        return
+    kind = "GPUs" if slots.gpus else "processes on the CPU"
+    yield Check("GPUs of a cell", True, f"{run.gpus_per_cell} {kind}, {slots.count} cells at once")
 
 
 def _places(request: Request, plan: Plan) -> Iterator[Check]:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs import ledger
 from jobs.commands.data_lines import data_lines
@@ -212,11 +213,13 @@ def _train(plan: Plan, missing: Sequence[PlannedCell]) -> Outcome | None:
         if packs:  # now by their pixels
             tell(check_test_sets(plan))
         where = f"{len(slots.gpus)} GPUs" if slots.gpus else f"{plural(slots.threads, 'thread')} each"
+        where += f", {slots.ranks} processes a cell" if slots.ranks > 1 else ""
         shared = f" in {plural(len(jobs), 'process', 'es')}" if len(jobs) < len(missing) else ""
         at_once = min(slots.count, len(jobs))
         print(f"train: {plural(len(missing), 'cell')}{shared}, {at_once} at once, {where}", flush=True)
         for planned in missing:
-            facts = {"cell": planned.run.name, "cluster": "local", "packed": planned.data.packed.name}
+            facts: dict[str, Any] = {} if slots.ranks == 1 else {"gpus": slots.ranks}
+            facts |= {"cell": planned.run.name, "cluster": "local", "packed": planned.data.packed.name}
             ledger.append(plan.experiment.ledger, "queued", **facts)
         progress = Progress("cells", len(missing), plan.loaded.spec.train.monitor)
         outcome = run_jobs(jobs, slots, progress, code=code, early=early)

@@ -14,7 +14,8 @@ from jobs.commands import run, submit
 from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
 from jobs.local.progress import clock, last_epoch, seconds_left
-from jobs.planning.cost import cell_hours
+from jobs.local.slots import Slots
+from jobs.planning.cost import better_apart, cell_hours
 from jobs.planning.earlier import forgotten, longer
 from jobs.planning.overlaps import check_test_sets
 from jobs.planning.plan import Plan, PlannedCell, find_cell, make_plan
@@ -156,6 +157,11 @@ def plan(request: Request) -> int:
     if profile.scheduler == "local":
         for cell in planned.cells:
             print(f"  {cell.run.name}: {cell.reason or 'complete'}")
+        settings = planned.loaded.spec.run
+        if (ranks := settings.gpus_per_cell) > 1:
+            few = settings.parallel, settings.threads, settings.device
+            slots = Slots.for_cells(len(planned.cells), *few, ranks=ranks)
+            run.tell(filter(None, [better_apart(settings, len(planned.missing), slots.count)]))
         _print_hours(request, planned, planned.missing)
     else:
         _print_batches(request, planned)
@@ -185,7 +191,11 @@ def _print_batches(request: Request, planned: Plan) -> None:
     if not batches and request.for_submission and not grid_status.of("active"):
         batches = submit.build_all(request, planned, grid_status, submission=True)
     refuse_early(profile, request.cluster, batches, experiment.slurm)
-    run.tell(submit.idle_gpus(batches))
+    pending = len(grid_status.of("pending"))
+    at_once = min(pending, profile.max_parallel) or 1
+    run.tell(
+        [*submit.idle_gpus(batches), *filter(None, [better_apart(request.loaded.spec.run, pending, at_once)])]
+    )
     frozen = experiment.code / f"code-{code()['digest'][:12]}.zip"
     options = submit.options_of(request, planned, frozen)
     for batch in batches:

@@ -143,15 +143,15 @@ def environment_notes() -> list[str]:
 
 
 def idle_gpus(batches: Iterable[Batch]) -> list[str]:
-    """GPUs that a job reserves and none of its cells uses: a cell trains on one."""
+    """GPUs that a job reserves and none of its cells uses."""
     return list(
         dict.fromkeys(
-            f"{batch.key}: a job reserves {gpus} GPUs and trains {at_once} at once, on one GPU each: "
-            f"{gpus - at_once} stay idle (cluster.concurrent_cells, or fewer GPUs)"
+            f"{batch.key}: a job reserves {gpus} GPUs and trains {task.concurrent_cells} at once, on "
+            f"{plural(task.gpus, 'GPU')} each: {gpus - at_once} stay idle (cluster.concurrent_cells, fewer GPUs)"
             for batch in batches
             for task in batch.tasks
             if isinstance(task, CellJob)
-            and (gpus := requested(batch.resources).gpus) > (at_once := task.concurrent_cells)
+            and (gpus := requested(batch.resources).gpus) > (at_once := task.concurrent_cells * task.gpus)
         )
     )
 

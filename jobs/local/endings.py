@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.local.progress import last_epoch
-from jobs.stages import EXIT_DEVICE_FAILED, EXIT_FAILED, EXIT_STOPPED
+from jobs.stages import EXIT_DEVICE_FAILED, EXIT_FAILED, EXIT_RANK_LOST, EXIT_STOPPED
 from pipeline.errors import PipelineError
 from pipeline.storage.ownership import owner
 from pipeline.storage.run_dir import RunDir
@@ -61,7 +61,10 @@ def cell_ending(
     if status == EXIT_DEVICE_FAILED:
         epoch = last_epoch(run.metrics).get("epoch", 0) + 1
         return status, f"the GPU failed, not the cell; resumes at epoch {epoch} with the same command"
-    if status == EXIT_STOPPED or (status < 0 and stopped):
+    if status == EXIT_RANK_LOST and not stopped:
+        epoch = last_epoch(run.metrics).get("epoch", 0) + 1
+        return status, f"{reason}; resumes at epoch {epoch} with the same command"
+    if status in (EXIT_STOPPED, EXIT_RANK_LOST) or (status < 0 and stopped):
         # the state is saved at every epoch's end where that is cheap, and on a stop
         return EXIT_STOPPED, f"paused, resumes at epoch {last_epoch(run.metrics).get('epoch', 0) + 1}"
     record_failure(run, identity, reason)

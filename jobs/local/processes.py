@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,19 @@ from pathlib import Path
 from types import FrameType
 
 from jobs.local.endings import Mark, cell_ending, death_reason, record_failure, stage_ending
-from jobs.local.gpus import gpu_environment
 from jobs.local.progress import Progress
+from jobs.local.ranks import Environment, Ranks, rank_environments, rank_log, start_rank
 from jobs.local.slots import Slots
-from jobs.stages import EXIT_DEVICE_FAILED, EXIT_FAILED, EXIT_STOPPED, Task, TrainTask, encode, needed_imports
-from jobs.stages.reports import REPORTS_TO, Reports
+from jobs.stages import (
+    EXIT_DEVICE_FAILED,
+    EXIT_FAILED,
+    EXIT_RANK_LOST,
+    EXIT_STOPPED,
+    Task,
+    TrainTask,
+    encode,
+)
+from jobs.stages.reports import Reports
 from pipeline.errors import LaunchError
 
 _POLL_S = 0.1
@@ -117,7 +124,7 @@ def run_jobs(
                 progress.follow(job.name, child.reports.read)
                 child.begin()
             for name, child in list(running.items()):
-                status = child.process.poll()
+                status = child.ranks.poll()
                 if status is not None:
                     child.close()
                     if status != EXIT_DEVICE_FAILED:  # what began there next would fail likewise
@@ -157,30 +164,33 @@ class Process:
 
     def __init__(self, job: Job, gpu: str | None, slots: Slots, code: Path | None) -> None:
         self.job, self.gpu, self.begun = job, gpu, False
-        own = {} if gpu is None else gpu_environment(gpu, slots.sharing(gpu))
-        given = {**ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(slots.threads), **own}
-        environment = {name: value for name, value in given.items() if value is not None}
         root = str(code or Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        shared: Environment = {
+            **ENVIRONMENT,
+            **os.environ,
+            "OMP_NUM_THREADS": str(slots.threads),
+            "PYTHONPATH": path,
+        }
+        environments = [shared | own for own in rank_environments(job.task, gpu, slots)]
         logs = [part.log for part in job.reported]
         self._new = [log for log in logs if not log.parent.exists()]
         try:
             self.marks = [Mark.of(log) for log in logs]
             for log in logs:
                 log.parent.mkdir(parents=True, exist_ok=True)
-            with job.log.open("ab") as output, contextlib.ExitStack() as if_it_fails:
+            with contextlib.ExitStack() as if_it_fails:
                 self.reports = if_it_fails.enter_context(Reports())
-                # a session of its own: Ctrl-C in the terminal reaches only us, and we pass it on in order
-                self.process = subprocess.Popen(
-                    # -P: not from the current folder
-                    [sys.executable, "-u", "-P", "-m", "jobs.stages", *needed_imports(job.task)],
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env=environment | {REPORTS_TO: str(self.reports.descriptor)},
-                    pass_fds=(self.reports.descriptor,),
-                )
+                started: list[subprocess.Popen[bytes]] = []
+                if_it_fails.callback(Ranks.kill, started)
+                outputs = [rank_log(job.log, slots.first_rank + i) for i in range(len(environments))]
+                for environment, output in zip(environments, outputs, strict=True):
+                    started.append(
+                        start_rank(
+                            job.task, environment, output, None if started else self.reports.descriptor
+                        )
+                    )
+                self.ranks = Ranks(started, outputs, leads=not slots.first_rank)
                 self.reports.given()
                 if_it_fails.pop_all()
         except OSError as error:
@@ -189,20 +199,31 @@ class Process:
                 "see to free memory and disk space, then run the same command"
             ) from error
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The only one, or the first of a cell's several ones."""
+        return self.ranks.processes[0]
+
     def begin(self) -> None:
         """Give it the task."""
         self.begun = True
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status tells
-            self.process.stdin.write(encode(self.job.task).encode())
-            self.process.stdin.flush()  # and stays open: when we die, it notices
+        for process in self.ranks.processes:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it died at once; its exit status tells
+                process.stdin.write(encode(self.job.task).encode())
+                process.stdin.flush()  # and stays open: when we die, it notices
 
     def endings(self, status: int, *, stopped: bool) -> Iterator[tuple[str, int, str]]:
         """(name, exit status, words) of each of its jobs, once it has ended; its last words are in the first's log."""
-        reason = death_reason(status, self.job.log, self.marks[0].log_bytes)
+        reason = self.ranks.first_bad or death_reason(status, self.job.log, self.marks[0].log_bytes)
         for part, mark in zip(self.job.reported, self.marks, strict=True):
             task = part.task
             if isinstance(task, TrainTask):
+                if not self.ranks.leads:  # the node of the first process says it
+                    yield part.name, status, stage_ending(status, part.log, mark.log_bytes)
+                    continue
+                if status == EXIT_RANK_LOST and self.process.returncode < 0 and not stopped:
+                    self.ranks.record_loss(task)
                 ending = cell_ending(
                     task.run, task.identity, status, mark=mark, reason=reason, stopped=stopped
                 )
@@ -215,21 +236,24 @@ class Process:
     def close(self) -> None:
         """Let go of one that has ended."""
         self.reports.close()
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+        for process in self.ranks.processes:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
 
     def discard(self) -> None:
         """End one that has not begun, and take the folders away that it made and nobody else uses."""
         if self.begun:
             return
-        self.process.kill()
-        self.process.wait()
+        Ranks.kill(self.ranks.processes)
         self.close()
         for log in self._new:
             with contextlib.suppress(OSError):  # gone already
-                if {*log.parent.iterdir()} <= {log} and (not log.exists() or not log.stat().st_size):
-                    log.unlink(missing_ok=True)
+                if {*log.parent.iterdir()} <= {log, *self.ranks.logs} and (
+                    not log.exists() or not log.stat().st_size
+                ):
+                    for each in {log, *self.ranks.logs}:
+                        each.unlink(missing_ok=True)
                     log.parent.rmdir()
 
 
@@ -273,8 +297,7 @@ class Stop:
             self._since = time.monotonic()
             number = signal.SIGTERM if self._passed_on == 1 else signal.SIGKILL
             for child in running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.process.pid, number)
+                child.ranks.send(number)
 
 
 def _leave(waiting: list[Job], outcome: Outcome, progress: Progress) -> None:

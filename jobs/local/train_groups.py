@@ -9,6 +9,7 @@ from typing import Literal
 from jobs.local.processes import Job
 from jobs.local.slots import Slots
 from jobs.stages import TrainGroupTask, TrainTask
+from pipeline.errors import LaunchError
 from pipeline.spec import RunSpec
 from pipeline.storage.host import cores
 
@@ -40,7 +41,15 @@ def plan_processes(
     later gets the same threads, and so the same bits. `features`: it is made of kept ones, whose single
     computation wants the threads that as many processes would split.
     """
-    alone = Slots.for_cells(len(tasks), run.parallel, run.threads, run.device)
+    ranks = run.gpus_per_cell
+    if run.nodes_per_cell > 1:
+        raise LaunchError(
+            f"run.nodes_per_cell: {run.nodes_per_cell}: this machine is one node; set it to 1, or name a cluster by "
+            "CLUSTER="
+        )
+    alone = Slots.for_cells(len(tasks), run.parallel, run.threads, run.device, ranks=ranks)
+    if ranks > 1:  # a cell has all of its GPUs for itself
+        return [(task,) for task in tasks], alone
     few = 1 if features else min(_MAX_PROCESSES, cores())
     processes = max(few, cores() // _CORES_PER_PROCESS) if choice == "auto" else 1
     at_once = run.parallel or len(alone.gpus) or processes

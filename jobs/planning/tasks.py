@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from jobs.clusters.billing import gpu_count
 from jobs.clusters.profile import Profile, Resources
 from jobs.planning.plan import Plan, PlannedCell, PlannedData, data_root, planned_data, weights_folder
 from jobs.stages import (
@@ -22,7 +25,7 @@ from jobs.stages import (
 )
 from pipeline.errors import PipelineError
 from pipeline.evaluation.selection import TestImages
-from pipeline.spec import ModelSpec, ResourceRule, TrainSpec
+from pipeline.spec import ModelSpec, ResourceRule, RunSpec, TrainSpec
 from pipeline.spec.grid import matches
 from pipeline.spec.identity import digest
 from pipeline.storage.run_dir import RunDir
@@ -31,12 +34,29 @@ _PACKING = {"cells_per_job", "concurrent_cells"}
 
 
 def resources_for(cell: PlannedCell, profile: Profile) -> Profile:
-    """The profile as this cell wants it: changed by the spec's `run.resources` that match the cell."""
+    """The profile as this cell wants it: changed by the spec's `run.resources` that match the cell, and by its GPUs."""
     for rule in cell.cell.spec.run.resources:
         if rule.stage == "train" and matches(cell.cell.spec, rule.when):
             packing = rule.model_dump(include=_PACKING, exclude_none=True)
             profile = profile.model_copy(update={"train": _changed(profile.train, rule), **packing})
-    return profile
+    return _with_gpus(profile, cell.cell.spec.run)
+
+
+def _with_gpus(profile: Profile, run: RunSpec) -> Profile:
+    """Where several GPUs train a cell, as many on each node; cores and memory come with them."""
+    if run.gpus_per_cell == 1:
+        return profile
+    train, nodes = profile.train, run.nodes_per_cell
+    gpus = run.gpus_per_cell // nodes * profile.concurrent_cells
+    update: dict[str, Any] = {"sbatch": train.sbatch | ({"nodes": nodes} if nodes > 1 else {})}
+    times = gpus / max(1, gpu_count(train.gres, train.gpus_per_node))
+    if times > 1:
+        update |= {"cpus": math.ceil(train.cpus * times), "mem_gb": train.mem_gb and train.mem_gb * times}
+        if train.gpus_per_node:
+            update["gpus_per_node"] = gpus
+        elif train.gres:
+            update["gres"] = re.sub(r"gpu((?::[\w.]+)??)(?::\d+)?(?=,|$)", rf"gpu\1:{gpus}", train.gres)
+    return profile.model_copy(update={"train": train.model_copy(update=update)})
 
 
 def stage_resources(plan: Plan, given: Resources, stage: Literal["wrangle", "final"]) -> Resources:

@@ -139,11 +139,19 @@ def warning_s(profile: Profile, resources: Resources) -> int:
 
 
 def _cell_job(plan: Plan, profile: Profile, cells: Sequence[PlannedCell]) -> CellJob:
+    run = plan.loaded.spec.run
+    if run.nodes_per_cell > 1 and profile.concurrent_cells > 1:
+        raise SpecError(
+            f"cluster.concurrent_cells: {profile.concurrent_cells}: cells over several nodes (run.nodes_per_cell: "
+            f"{run.nodes_per_cell}) train one after another; set it to 1"
+        )
     return CellJob(
         tasks=tuple(train_task(plan, cell) for cell in cells),
         concurrent_cells=min(profile.concurrent_cells, len(cells)),
         cores=profile.train.cpus,
-        device=plan.loaded.spec.run.device,
+        device=run.device,
+        ranks=run.gpus_per_cell // run.nodes_per_cell,
+        nodes=run.nodes_per_cell,
         scratch=profile.scratch,
         requeue=profile.requeue,
         grace_s=max((warning := warning_s(profile, profile.train)) - 30.0, warning / 2),

@@ -28,6 +28,7 @@ from jobs.slurm.stage_in import stage_in
 from jobs.slurm.status import last_jobs
 from jobs.stages import (
     EXIT_DEVICE_FAILED,
+    EXIT_RANK_LOST,
     EXIT_STOPPED,
     EvaluateTask,
     SubmissionTask,
@@ -97,6 +98,18 @@ class CellJob:
     limit_s: float = 0.0  # the time limit; 0: none
     warning_s: float = 0.0  # how long before it the warning comes
     max_restarts: int = 50  # how often the job may go back into the queue
+    ranks: int = 1  # processes of a cell on a node
+    nodes: int = 1  # of a cell: this runs on each of them, and starts its part of every cell
+
+    @property
+    def gpus(self) -> int:
+        """Of a cell."""
+        return self.ranks * self.nodes
+
+    @property
+    def node(self) -> int:
+        """Which of the nodes this is; what concerns the whole job is done on node 0."""
+        return int(os.environ.get("SLURM_PROCID") or 0) if self.nodes > 1 else 0
 
     def __call__(self) -> None:
         """Raises CellsFailedError when a cell failed; the others were still finished."""
@@ -104,6 +117,9 @@ class CellJob:
         if all(task.run.why_not_done(task.identity) is None for task in self.tasks):
             release()
             return  # a continuation with nothing left to do
+        if self.node:
+            self._take_part()
+            return
         requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's: pickle, `scontrol requeue`, exit
         requeue = _requeueing(requeue, self.max_restarts) if self.requeue else _leave_to_continuation
         signal.signal(signal.SIGUSR2, requeue)
@@ -113,7 +129,8 @@ class CellJob:
         timer = _warn_at(self.limit_s - self.warning_s / 2 if self.limit_s else 0.0)
         outcome = self._train()
         timer.cancel()
-        if outcome.stopped or EXIT_DEVICE_FAILED in outcome.status.values():  # another node's may be whole
+        again = {EXIT_DEVICE_FAILED, EXIT_RANK_LOST}  # another node's GPU may be whole
+        if outcome.stopped or again & {*outcome.status.values()}:
             requeue(signal.SIGUSR2, None)
         if EXIT_STOPPED in outcome.status.values() and not outcome.stopped:
             # SIGTERM reached the cells and not us: Slurm is about to kill this job (scancel, a limit, a
@@ -125,6 +142,12 @@ class CellJob:
             )
         release()
 
+    def _take_part(self) -> None:
+        """This node's processes of every cell; how cells end, and whether the job comes again, node 0 says."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        self._train()
+
     def _train(self) -> Any:
         gpus = self._gpus()
         packed = {task.packed: stage_in(task.packed, self.scratch) for task in self.tasks}
@@ -133,18 +156,27 @@ class CellJob:
             replace(task, packed=packed[task.packed], features=task.features or task.packed / FEATURES)
             for task in self.tasks
         ]
-        groups = group_tasks(tasks, -(-len(tasks) // self.concurrent_cells))
-        threads = max(1, self.cores // self.concurrent_cells)
-        slots = Slots(min(self.concurrent_cells, len(groups)), threads, gpus)
+        alone = [(task,) for task in tasks]
+        groups = alone if self.gpus > 1 else group_tasks(tasks, -(-len(tasks) // self.concurrent_cells))
+        threads = max(1, self.cores // (self.concurrent_cells * self.ranks))
+        word = f"{os.environ.get('SLURM_JOB_ID')}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+        at_once = min(self.concurrent_cells, len(groups))
+        slots = Slots(at_once, threads, gpus, self.ranks, self.node * self.ranks, word)
         jobs = [group_process([Job(task.run.name, task, task.run.log) for task in group]) for group in groups]
         stop = Stop((signal.SIGUSR2,), grace_s=self.grace_s, insist=False)
         return run_jobs(jobs, slots, Progress("cells", len(tasks)), stop=stop)
 
     def _gpus(self) -> tuple[str, ...]:
         try:
-            return usable_gpus(self.device)
+            gpus = usable_gpus(self.device)
+            if gpus and len(gpus) < self.ranks:
+                raise LaunchError(
+                    f"run.gpus_per_cell: {self.gpus} over {self.nodes} nodes: this node has {len(gpus)} GPUs, not "
+                    f"{self.ranks}; see `{typed('plan')}` for what its jobs ask for"
+                )
+            return gpus
         except LaunchError as error:
-            for task in self.tasks:
+            for task in self.tasks if self.node == 0 else ():
                 reason = task.run.why_not_done(task.identity)
                 if reason is not None and not reason.startswith("diverged: "):
                     record_failure(task.run, task.identity, str(error))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.clusters.billing import requested
 from jobs.clusters.profile import Profile
 from jobs.planning.status import Want
 from jobs.slurm.batches import Batch
@@ -59,6 +60,7 @@ class Options:
         theirs = own.pop("dependency", None)
         first = batch.condition != "each"  # a continuation waits for a job that has waited for theirs
         depends = ",".join(filter(None, [_dependency(batch, ids), theirs if first else None]))
+        several = requested(resources).nodes > 1
         extra: dict[str, Any] = {"chdir": str(self.folder)}
         extra["requeue" if batch.requeue else "no-requeue"] = True
         if depends:
@@ -82,9 +84,12 @@ class Options:
             "dependency": depends or None,
             "array_parallelism": batch.throttle,
             "stderr_to_stdout": True,
+            # one on each node, which starts the processes there: those of a node then see each other's GPUs
+            "ntasks_per_node": 1 if several else None,
             "srun_args": [
-                f"--cpus-per-task={resources.cpus}"
-            ],  # newer Slurm no longer hands them on by itself
+                f"--cpus-per-task={resources.cpus}",  # newer Slurm no longer hands them on by itself
+                *(["--kill-on-bad-exit=1"] if several else []),
+            ],
             "additional_parameters": extra,
         }
         kept = {n: v for n, v in settings.items() if v is not None and n.replace("_", "-") not in dropped}

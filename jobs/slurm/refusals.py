@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jobs.clusters.billing import gpu_count
+from jobs.clusters.billing import gpu_count, requested
 from jobs.clusters.profile import Partition, Profile, Resources
 from jobs.slurm.batches import Batch
 from jobs.slurm.commands import SlurmSilentError, ask
@@ -105,15 +105,19 @@ def _impossible(resources: Resources, profile: Profile) -> Iterator[str]:
     listed = resources.partition in profile.partitions
     if listed and "gpu" in gres and (allowed.gres is None or not gres.startswith(allowed.gres)):
         yield f"gres {gres}; {resources.partition} has {allowed.gres or 'no GPUs'}"
-    gpus = gpu_count(resources.gres, resources.gpus_per_node)
-    most = allowed.max_gpus or profile.gpus_per_node
-    if most and gpus > most:
-        yield f"{gpus} GPUs; {resources.partition if allowed.max_gpus else 'a node'} has {most}"
+    on_node = gpu_count(resources.gres, resources.gpus_per_node)
+    gpus = requested(resources).gpus
+    if allowed.max_gpus and gpus > allowed.max_gpus:
+        yield f"{gpus} GPUs; {resources.partition} has {allowed.max_gpus}"
+    elif profile.gpus_per_node and on_node > profile.gpus_per_node:
+        yield (
+            f"{on_node} GPUs; a node has {profile.gpus_per_node}: a cell is spread over several by run.nodes_per_cell"
+        )
     if allowed.min_gpus and gpus < allowed.min_gpus:
         yield f"{gpus} GPUs; {resources.partition} gives no fewer than {allowed.min_gpus}"
-    share = gpus * (profile.cores_per_gpu or resources.cpus)
-    if gpus and resources.cpus > share:
-        yield f"{resources.cpus} cores; {gpus} GPUs come with {share}; lower cpus"
+    share = on_node * (profile.cores_per_gpu or resources.cpus)
+    if on_node and resources.cpus > share:
+        yield f"{resources.cpus} cores; {on_node} GPUs come with {share}; lower cpus"
 
 
 def _misplaced(resources: Resources) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs import ledger
 from jobs.clusters.billing import cost_per_hour, unit_of
+from jobs.planning.cost import device_of
 from jobs.planning.tasks import resources_for
 from jobs.slurm.batches import Batch
 from jobs.slurm.commands import SlurmSilentError, own_environment, this_cluster
@@ -201,7 +202,7 @@ class Launch:
         """What an hour of one of so many cells costs, where the site's prices are known, and on what it runs."""
         hourly = cost_per_hour(own.train, own)
         device = {
-            "device": own.train.gres or own.train.gpus_per_node or "cpu",
+            "device": device_of(own.train),
             "partition": own.train.partition,
         }
         if hourly is None:

@@ -8,7 +8,12 @@ from typing import get_args
 
 from pydantic import TypeAdapter
 
-from jobs.stages.exit_status import EXIT_DEVICE_FAILED, EXIT_FAILED, EXIT_STOPPED
+from jobs.stages.exit_status import (
+    EXIT_DEVICE_FAILED,
+    EXIT_FAILED,
+    EXIT_RANK_LOST,
+    EXIT_STOPPED,
+)
 from jobs.stages.tasks import (
     EvaluateTask,
     FetchWeightsTask,
@@ -26,6 +31,7 @@ from pipeline.training.dynamo_stub import install_dynamo_stub
 __all__ = [
     "EXIT_DEVICE_FAILED",
     "EXIT_FAILED",
+    "EXIT_RANK_LOST",
     "EXIT_STOPPED",
     "EvaluateTask",
     "FetchWeightsTask",

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.data.colour import Colour
+from pipeline.data.colour import Colour, drawn
 from pipeline.data.cropping import crop_sides
 from pipeline.data.inputs import on_threads, to_input
+from pipeline.data.loading import Rows
 from pipeline.data.transfer import EpochTable
 from pipeline.data.warping import Maps, warp
 from pipeline.seeding import seeded
@@ -25,14 +26,24 @@ from pipeline.spec import AugmentSpec, Normalisation
 
 
 class Augmentation:
-    """The random changes of one epoch of one stream, whose batches are `spans` of its positions."""
+    """The random changes of one epoch of one stream, whose batches are `spans` of its positions.
 
-    def __init__(self, spec: AugmentSpec, seed: int, epoch: int, spans: Sequence[slice]) -> None:
+    With `positions_N`, of these in their order: a process that makes some pictures of the epoch draws what one
+    that makes all of them would.
+    """
+
+    def __init__(
+        self,
+        spec: AugmentSpec,
+        seed: int,
+        epoch: int,
+        spans: Sequence[slice],
+        positions_N: Rows | None = None,
+    ) -> None:
         self.spec = spec
-        self.colour = Colour(spec, seed, epoch, spans)
-        images = spans[-1].stop if spans else 0
+        self.colour = Colour(spec, seed, epoch, spans, positions_N)
         # all draws of the epoch at once, so that the draw of a position depends on nothing else
-        self.draws_N7 = seeded(seed, "augment", epoch).random((images, 7), dtype=np.float32)
+        self.draws_N7 = drawn(seeded(seed, "augment", epoch), 7, spans, positions_N)
         self._maps: Maps | None = None
         self._flips_N2 = EpochTable(self.draws_N7[:, :2] < np.array([spec.hflip, spec.vflip], np.float32))
 

@@ -6,10 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.data.loading import Rows
 from pipeline.data.transfer import EpochTable, to_device
 from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec
@@ -21,7 +23,14 @@ Operation = Callable[[Tensor, Tensor], Tensor]  # float (B, C, H, W) in [0, 255]
 class Colour:
     """The changes of colour of one epoch of one stream; draws are a function of (seed, epoch, position)."""
 
-    def __init__(self, spec: AugmentSpec, seed: int, epoch: int, spans: Sequence[slice]) -> None:
+    def __init__(
+        self,
+        spec: AugmentSpec,
+        seed: int,
+        epoch: int,
+        spans: Sequence[slice],
+        positions_N: Rows | None = None,
+    ) -> None:
         self.spec = spec
         self.jitter = {
             "brightness": spec.brightness,
@@ -31,13 +40,12 @@ class Colour:
         self.active = spec.trivial_augment or any(self.jitter.values())
         if not self.active:
             return
-        images = spans[-1].stop if spans else 0
-        draws_N6 = seeded(seed, "colour", epoch).random((images, 6), dtype=np.float32)
+        draws_N6 = drawn(seeded(seed, "colour", epoch), 6, spans, positions_N)
         self._draws_N6 = EpochTable(draws_N6)
         # the last choice changes nothing
         self._chosen_N = (draws_N6[:, 0] * np.float32(len(_TRIVIAL) + 1)).astype(np.int64)
         # sorted here and not on a device, where asking which pictures take an operation waits for the answer
-        order_N = np.empty(images, np.int64)
+        order_N = np.empty(len(draws_N6), np.int64)
         for span in spans:
             order_N[span] = np.argsort(self._chosen_N[span], kind="stable")
         self._order_N = EpochTable(order_N)
@@ -58,6 +66,18 @@ class Colour:
                 factor = 1 + amount * (2 * draws_B6[:, column] - 1)
                 images = OPERATIONS[name](images, factor[:, None, None, None].clamp_(min=0))
         return images.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def drawn(
+    rng: np.random.Generator, numbers: int, spans: Sequence[slice], positions_N: Rows | None
+) -> npt.NDArray[np.float32]:
+    """(N, numbers) in [0, 1): a row for each position of an epoch up to the last span, or for `positions_N` of it.
+
+    Rows are drawn in order, so that those of positions do not depend on how many follow them.
+    """
+    if positions_N is None:
+        return rng.random((spans[-1].stop if spans else 0, numbers), dtype=np.float32)
+    return rng.random((int(positions_N.max(initial=-1)) + 1, numbers), dtype=np.float32)[positions_N]
 
 
 def trivial(images: Tensor, rows: Sequence[Tensor], strength_B: Tensor, down_B: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.data.loading import Rows
+from pipeline.data.shares import Share
 from pipeline.data.transfer import EpochTable
 from pipeline.seeding import seeded
 from pipeline.spec import AugmentSpec
@@ -27,6 +29,7 @@ class Mixing:
         self, spec: AugmentSpec, seed: int, epoch: int, spans: Sequence[slice], image_px: int
     ) -> None:
         self.spec = spec
+        self.partner_N: Rows | None = None  # the position that each one is mixed with; None: nothing is
         images = spans[-1].stop if spans else 0
         rng = seeded(seed, "mixing", epoch)
         if spec.mixup or spec.cutmix:
@@ -42,6 +45,10 @@ class Mixing:
             self._pasted_N4 = EpochTable(boxes_N4)
             own_N = blend_N * (1 - _fraction(boxes_N4, image_px))
             self._shares_N2 = EpochTable(np.stack([blend_N, own_N], axis=1).astype(np.float32))
+            # without a mixture none is needed
+            self.partner_N = np.where(
+                mixed_N, _positions(self._partner_N.values_NX, spans), np.arange(images)
+            )
         if spec.random_erasing:
             draws_N5 = seeded(seed, "erasing", epoch).random((images, 5), dtype=np.float32)
             low, high = spec.random_erasing_area
@@ -50,28 +57,45 @@ class Mixing:
             self._erased_N4 = EpochTable(_boxes(areas_N, ratios_N, draws_N5[:, 3:], image_px))
 
     def __call__(self, inputs_BCSS: Tensor, targets_BK: Tensor, span: slice) -> tuple[Tensor, Tensor]:
-        """Mix the normalised pictures of a batch and their targets; a mixed target lies anywhere in [0, 1]."""
-        device = inputs_BCSS.device
-        if self.spec.mixup or self.spec.cutmix:
-            inputs_BCSS, targets_BK = self._mix(inputs_BCSS, targets_BK, span)
-        if self.spec.random_erasing:
-            box_BSS = _mask(self._erased_N4.at(span, device), inputs_BCSS.shape[-1])
-            inputs_BCSS = inputs_BCSS.masked_fill(box_BSS[:, None], 0)  # 0 is the mean colour
-        return inputs_BCSS, targets_BK
+        """Mix the normalised pictures of a batch and their targets; a mixed target lies anywhere in [0, 1].
 
-    def _mix(self, inputs_BCSS: Tensor, targets_BK: Tensor, span: slice) -> tuple[Tensor, Tensor]:
-        """Mix each picture with its successor in a random cyclic order of the batch.
-
-        mixup (Zhang et al. 2018) blends the two, cutmix (Yun et al. 2019) pastes a rectangle of the
-        other; with both, each picture takes one of them.
+        Each picture is mixed with its successor in a random cyclic order of the batch. mixup (Zhang et al.
+        2018) blends the two, cutmix (Yun et al. 2019) pastes a rectangle of the other; with both, each
+        picture takes one of them.
         """
-        device = inputs_BCSS.device
-        other_B, shares_B2 = self._partner_N.at(span, device), self._shares_N2.at(span, device)
-        box_BSS = _mask(self._pasted_N4.at(span, device), inputs_BCSS.shape[-1])
-        others_BCSS = inputs_BCSS[other_B]
+        if self.partner_N is None:
+            return self._erased(inputs_BCSS, span), targets_BK
+        other_B = self._partner_N.at(span, inputs_BCSS.device)
+        mixed_BCSS = self._mixed(inputs_BCSS, inputs_BCSS[other_B], span)
+        return self._erased(mixed_BCSS, span), self._mixed_targets(targets_BK, span)
+
+    def of_share(
+        self, made_MCSS: Tensor, targets_BK: Tensor, span: slice, share: Share, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same of batch `number` where a process has made its share of it: its own pictures, all targets."""
+        own = share.own[number]
+        if self.partner_N is None:
+            return self._erased(made_MCSS, own), targets_BK
+        other_B = share.others(number, made_MCSS.device)
+        mixed_BCSS = self._mixed(made_MCSS[: len(other_B)], made_MCSS[other_B], own)
+        return self._erased(mixed_BCSS, own), self._mixed_targets(targets_BK, span)
+
+    def _mixed(self, inputs_BCSS: Tensor, others_BCSS: Tensor, span: slice) -> Tensor:
+        shares_B2 = self._shares_N2.at(span, inputs_BCSS.device)
+        box_BSS = _mask(self._pasted_N4.at(span, inputs_BCSS.device), inputs_BCSS.shape[-1])
         blended = torch.lerp(others_BCSS, inputs_BCSS, shares_B2[:, 0, None, None, None])
-        inputs_BCSS = torch.where(box_BSS[:, None], others_BCSS, blended)
-        return inputs_BCSS, torch.lerp(targets_BK[other_B], targets_BK, shares_B2[:, 1, None])
+        return torch.where(box_BSS[:, None], others_BCSS, blended)
+
+    def _mixed_targets(self, targets_BK: Tensor, span: slice) -> Tensor:
+        device = targets_BK.device
+        shares_B2 = self._shares_N2.at(span, device)
+        return torch.lerp(targets_BK[self._partner_N.at(span, device)], targets_BK, shares_B2[:, 1, None])
+
+    def _erased(self, inputs_BCSS: Tensor, span: slice) -> Tensor:
+        if not self.spec.random_erasing:
+            return inputs_BCSS
+        box_BSS = _mask(self._erased_N4.at(span, inputs_BCSS.device), inputs_BCSS.shape[-1])
+        return inputs_BCSS.masked_fill(box_BSS[:, None], 0)  # 0 is the mean colour
 
 
 def _partners(draws_N: npt.NDArray[np.float32], spans: Sequence[slice]) -> npt.NDArray[np.int64]:
@@ -81,6 +105,14 @@ def _partners(draws_N: npt.NDArray[np.float32], spans: Sequence[slice]) -> npt.N
         circle = np.argsort(draws_N[span], kind="stable")
         partner_N[span][circle] = np.roll(circle, 1)
     return partner_N
+
+
+def _positions(partner_N: Rows, spans: Sequence[slice]) -> Rows:
+    """The same places counted from the begin of the epoch."""
+    position_N = partner_N.copy()
+    for span in spans:
+        position_N[span] += span.start
+    return position_N
 
 
 def _boxes(areas_N: Floats, ratios_N: Floats, centre_N2: npt.NDArray[np.float32], image_px: int) -> Floats:

@@ -62,7 +62,11 @@ class PixelCache:
         rows_N = to_device(order_N, self.device)
         pixels = self._resident if self.resident is not None else self._read
         for span, images_BHWC in zip(spans, pixels(order_N, rows_N, spans), strict=True):
-            yield Batch(span, images_BHWC, self._labels_NK[rows_N[span]].float())
+            yield Batch(span, images_BHWC, self.targets(rows_N[span]))
+
+    def targets(self, rows_B: Tensor) -> Tensor:
+        """(B, K) float32 of rows on the device."""
+        return self._labels_NK[rows_B].float()
 
     def drop(self) -> bool:
         """Give the GPU's memory back; whether there was any. Pixels are read from then on."""

@@ -17,6 +17,7 @@ class _Execution:
     run: RunDir
     precision: str
     device: str
+    ranks: int = 1
 
     @property
     def chosen(self) -> bool:
@@ -25,8 +26,27 @@ class _Execution:
 
 
 def mixed_hardware(runs: Sequence[RunDir]) -> str:
-    """What finished cells were computed on where that differs, and what names one for all; "" where it does not."""
+    """What finished cells were computed on where that differs, and what names one for all; "" where it does not.
+
+    By how many processes, where it is not one: what a network draws itself depends on it.
+    """
     executions = [found for run in runs if (found := _execution(run)) is not None]
+    return "; ".join(filter(None, [_different(executions), _by_ranks(executions)]))
+
+
+def _by_ranks(executions: Sequence[_Execution]) -> str:
+    numbers = sorted({one.ranks for one in executions})
+    if numbers in ([], [1]):
+        return ""
+    groups = [[one for one in executions if one.ranks == number] for number in numbers]
+    parts = [f"{group[0].ranks} ({_count(group)})" for group in groups]
+    return (
+        f"cells were trained by several processes each: {', '.join(parts)}; what networks draw themselves (dropout) "
+        "depends on that number, run.gpus_per_cell"
+    )
+
+
+def _different(executions: Sequence[_Execution]) -> str:
     differ = len({one.precision for one in executions}) > 1  # a thousand specs are not read for nothing
     chosen = [one for one in executions if one.chosen] if differ else []
     precisions = dict.fromkeys(one.precision for one in chosen)
@@ -53,7 +73,7 @@ def _execution(run: RunDir) -> _Execution | None:
     if not execution:
         return None
     device = _CPU if execution.get("device") == "cpu" else str(hardware.get("name", _UNNAMED))
-    return _Execution(run, str(execution.get("precision")), device)
+    return _Execution(run, str(execution.get("precision")), device, int(execution.get("ranks", 1)))
 
 
 def _devices(group: Sequence[_Execution]) -> str:

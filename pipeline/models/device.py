@@ -29,6 +29,7 @@ class ExecutionConfig:
     micro_batch: int | None = None  # images at a time, where the GPU has no room for the whole batch
     deterministic: bool = False  # of a GPU; a CPU is in any case
     compiled: bool = False
+    ranks: int = 1  # processes that share a batch; another number rounds differently
 
     @classmethod
     def choose(

@@ -6,6 +6,7 @@ others wait and use it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -23,6 +24,7 @@ from pipeline.data.loading import STREAM_VERSION, Rows, Stream, spans_in_order
 from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_cache import forget_pixels, pixel_cache
 from pipeline.data.transfer import one_ahead, one_behind
+from pipeline.distributed.group import SOLO, Group
 from pipeline.models.build import frozen_part
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
@@ -65,6 +67,12 @@ class FrozenNetwork:
         # of a user's network also its code: what its weights are used for
         self._made_of = getattr(net, "labelgrid_made_of", None)
         self._net = frozen_part(copy.deepcopy(net), train.model)
+        self.group = SOLO
+
+    def shared_by(self, group: Group) -> FrozenNetwork:
+        """Itself, features being made by all ranks of a cell; every method is then called by all of them."""
+        self.group = group
+        return self
 
     @property
     def views(self) -> int:
@@ -105,17 +113,49 @@ class FrozenNetwork:
         )
         path = self.folder / f"{key[:32]}.npz"
         features = read_features(path)
-        if features is not None:
+        if not self.group.any(features is None):
+            assert features is not None
             return features
-        with locked(path, self.stopped):
+        with self._locked(path):
             features = read_features(path)  # perhaps another process has made them meanwhile
-            if features is None:
+            if self.group.any(features is None):
                 work = functools.partial(self._compute, rows, view, path)
-                features = shrink_batch_to_fit(work, FEATURE_BATCH)
+                # smaller batches for one rank alone would not fit those of the others
+                features = (
+                    shrink_batch_to_fit(work, FEATURE_BATCH) if self.group.size == 1 else work(FEATURE_BATCH)
+                )
                 forget_pixels()  # the GPU's memory is for training now
-                if write_features(path, features):
+                if self.group.leads and write_features(path, features):
                     Parts(path).clear()
+        assert features is not None
         return features
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        """The lock is rank 0's; the others wait with it, and all are stopped together."""
+        if not self.group.leads:
+            while self.group.from_leader(None):
+                if self.group.any(self.stopped()):
+                    raise Stopped
+            yield
+            return
+
+        def still_waits() -> bool:
+            self.group.from_leader(True)
+            return self.group.any(self.stopped())
+
+        with locked(path, still_waits):
+            self.group.from_leader(False)
+            yield
+
+    def _in_turn(self, order: Rows, spans: list[slice], view: int | None) -> Iterator[Tensor]:
+        """The features of each span on the host; ranks make one each at a time, and all get those of all."""
+        size, rank = self.group.size, self.group.rank
+        own = one_behind(self._made(order, spans[rank::size], view))
+        for start in range(0, len(spans), size):
+            some = spans[start : start + size]
+            mine = next(own) if rank < len(some) else None
+            yield from self.group.each(mine, [span.stop - span.start for span in some])
 
     @torch.inference_mode()
     def _compute(self, rows: Rows, view: int | None, path: Path, batch_size: int) -> Tensor:
@@ -137,17 +177,18 @@ class FrozenNetwork:
             into[place[start : start + len(found)]] = found
             return into
 
-        for found in parts.read():
+        for found in parts.read() if self.group.size == 1 else self.group.from_leader(list(parts.read())):
             features, done = put(found, done), done + len(found)
         if done:
             print(f"features of {what}: going on behind the {done} pictures that are done", flush=True)
         progress = FeatureProgress(len(rows), done, what)
         spans = [slice(max(span.start, done), span.stop) for span in spans if span.stop > done]
-        for span, found in zip(spans, one_behind(self._made(order, spans, view)), strict=True):
+        for span, found in zip(spans, self._in_turn(order, spans, view), strict=True):
             features = put(found, span.start)
-            stopped = self.stopped() and span.stop < len(rows)
+            stopped = self.group.any(self.stopped()) and span.stop < len(rows)
             if stopped or parts.is_due:
-                parts.write(done, features[place[done : span.stop]])
+                if self.group.leads:
+                    parts.write(done, features[place[done : span.stop]])
                 done = span.stop
             if stopped:
                 raise Stopped

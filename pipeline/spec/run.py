@@ -51,12 +51,27 @@ class ResourceRule(Section):
 class RunSpec(Section):
     """How cells are run here; never changes what they are."""
 
+    @model_validator(mode="after")
+    def _divides(self) -> RunSpec:
+        if self.gpus_per_cell % self.nodes_per_cell:
+            raise ValueError(
+                f"gpus_per_cell: {self.gpus_per_cell} cannot be spread evenly over nodes_per_cell: "
+                f"{self.nodes_per_cell}; write a multiple of it"
+            )
+        if self.compile and self.gpus_per_cell > 1:
+            raise ValueError("compile: true is of cells on one GPU; leave it out, or set gpus_per_cell: 1")
+        return self
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run. `auto` is the GPU if there is one, else the CPU."""
     parallel: Count | None = None
     """Cells at once on this machine. null: one for each GPU, without GPUs one for each core."""
     threads: Count | None = None
     """CPU threads of each cell on this machine. null: the cores divided by the cells at once."""
+    gpus_per_cell: Count = 1
+    """GPUs that train one cell together, each with a part of every batch. On a CPU: processes."""
+    nodes_per_cell: Count = 1
+    """Nodes of a cluster over which the GPUs of a cell are spread evenly."""
     deterministic: bool = False
     """`true` holds a GPU to algorithms that repeat their bits, if torch has any (the log names others). Slower."""
     compile: bool = False

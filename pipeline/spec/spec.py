@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.spec.data import DataSpec
 from pipeline.spec.evaluate import EvaluateSpec, SubmissionSpec
@@ -31,3 +31,23 @@ class Spec(Section):
     """Whose scores become the submission."""
     run: RunSpec = RunSpec()
     """How cells are run: device, saves, cluster resources. It never changes a result."""
+
+    @model_validator(mode="after")
+    def _shared_batches(self) -> Spec:
+        ranks = self.run.gpus_per_cell
+        if self.train.batch_size < ranks:
+            raise ValueError(
+                f"train.batch_size: {self.train.batch_size} has not a picture for each of run.gpus_per_cell: {ranks}; "
+                "write a larger batch, or fewer GPUs"
+            )
+        if self.train.augment.own is not None and ranks > 1:
+            raise ValueError(
+                f"train.augment.own draws for a whole batch, and run.gpus_per_cell: {ranks} gives each GPU a part; "
+                "leave one of them out"
+            )
+        if self.grid.share_process is True and ranks > 1:
+            raise ValueError(
+                f"grid.share_process: true trains cells together on one GPU, run.gpus_per_cell: {ranks} one cell on "
+                "several; leave one of them out"
+            )
+        return self

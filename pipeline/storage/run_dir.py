@@ -115,6 +115,11 @@ class RunDir:
     card = _File("MODEL_CARD.md", "Of the selected cell: its data, recipe, metrics and limits, for people.")
     own_code = _File("own_code.zip", "The user's own code it was trained with, as it was then.")
     log = _File("log.txt", "What the cell's process printed.")
+    meeting = _File("meeting.json", "Where the processes find each other that train the cell together.")
+
+    def rank_log(self, rank: int) -> Path:
+        """What a further one of these processes printed; the first one's is the cell's log."""
+        return self.path / f"log-rank{rank}.txt"
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or {} where there is none or it cannot be read."""

@@ -7,13 +7,14 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import DivergedError, PipelineError, TrainingError
+from pipeline.errors import DivergedError, LostRankError, PipelineError, TrainingError
 from pipeline.own.frozen import in_own_code
 from pipeline.storage.files import free_space
 from pipeline.storage.run_dir import RunDir
 from pipeline.storage.typed import typed
 
 GPU_FAILED_UNDER = "the GPU failed under it"
+RANKS_LOST = "processes that train it were lost"
 MOST_FAULTS = 3  # of a GPU under one cell, before the cell counts as failed
 
 
@@ -29,7 +30,12 @@ _NO_FAULTS = ("no kernel image", "invalid configuration argument", "invalid devi
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether the GPU itself failed (its memory, its bus, an assert in a kernel): this process cannot use it again."""
+    """Whether the GPU itself failed (its memory, its bus, an assert in a kernel): this process cannot use it again.
+
+    A process of the same cell that is gone is the same for the others: no cell is to blame, and none goes on here.
+    """
+    if isinstance(error, LostRankError):
+        return True
     text = str(error)
     # torch has a class for it since 2.8, and a plain RuntimeError before
     by_device = type(error).__name__ == "AcceleratorError" or (
@@ -48,13 +54,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 class Attempt:
     """One cell being trained by this process. What goes wrong under `isolated` ends this cell alone.
 
-    `log`: the file its words go to, where several cells share a process; None: this process's output.
+    `log`: the file its words go to, where several cells share a process; None: this process's output. Where several
+    processes train the cell, the one that `leads` alone writes the manifest.
     """
 
-    def __init__(self, run: RunDir, identity: str, log: Path | None = None) -> None:
-        self.run, self.identity, self.log = run, identity, log
+    def __init__(self, run: RunDir, identity: str, log: Path | None = None, *, leads: bool = True) -> None:
+        self.run, self.identity, self.log, self.leads = run, identity, log, leads
         self.error: Exception | None = None
         self.is_done = self.has_saved = False
+        self.lost_rank = False  # another process that trains it is gone
 
     @contextlib.contextmanager
     def isolated(self) -> Iterator[None]:
@@ -91,7 +99,7 @@ class Attempt:
             text = f"your own code: {own}; correct it there"
         state = "diverged" if isinstance(error, DivergedError) else "failed"
         with contextlib.suppress(PipelineError):  # a full disk, or a folder that is another process's by now
-            self.run.write_manifest(self.identity, state, error=text.splitlines()[0])
+            self._record(state, error=text.splitlines()[0])
         print(f"error: {text}", flush=True)
 
     def device_failed(self, error: Exception) -> None:
@@ -99,20 +107,22 @@ class Attempt:
         # one that has come further since is not stuck
         faults = 1 if self.has_saved else self.run.faults(self.identity) + 1
         reason = str(error).splitlines()[0]
+        is_lost = self.lost_rank = isinstance(error, LostRankError)
         if faults == MOST_FAULTS:
+            what = RANKS_LOST if is_lost else GPU_FAILED_UNDER
             self.fail(
                 TrainingError(
-                    f"{GPU_FAILED_UNDER} {faults} times, last: {reason}; look for what the cells share (a "
+                    f"{what} {faults} times, last: {reason}; look for what the cells share (a "
                     f"driver, a node, a label out of range), then `{typed('grid')}` goes on from the last save"
                 )
             )
             return
         with contextlib.suppress(PipelineError, OSError):
-            self.run.write_manifest(self.identity, "started", faults=faults)
+            self._record("started", faults=faults)
         with self.isolated():
+            what = reason if is_lost else f"the GPU failed ({reason}), and no cell can go on in this process"
             print(
-                f"error: the GPU failed ({reason}), and no cell can go on in this process; the next start resumes "
-                f"from the last save (attempt {faults} of {MOST_FAULTS})",
+                f"error: {what}; the next start resumes from the last save (attempt {faults} of {MOST_FAULTS})",
                 flush=True,
             )
 
@@ -122,5 +132,9 @@ class Attempt:
 
     def done(self) -> None:
         """Every artifact is in place."""
-        self.run.write_manifest(self.identity, "done")
+        self._record("done")
         self.is_done = True
+
+    def _record(self, state: str, *, error: str | None = None, faults: int = 0) -> None:
+        if self.leads:
+            self.run.write_manifest(self.identity, state, error=error, faults=faults)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from pipeline.data.loading import Rows, Stream
 from pipeline.data.packed import PackedSet
 from pipeline.data.sampling import expected_repeats, label_shares
-from pipeline.errors import TrainingError
+from pipeline.distributed.group import SOLO, Group
+from pipeline.distributed.rounds import Rounds
 from pipeline.metrics.multilabel import all_metrics
 from pipeline.metrics.thresholds import decide
 from pipeline.models.build import (
@@ -24,18 +25,18 @@ from pipeline.models.build import (
     set_training_mode,
     trainable_part,
 )
-from pipeline.models.device import ExecutionConfig
 from pipeline.models.scoring import Scored, Scorer
 from pipeline.spec import SamplingSpec, Spec, needs_decisions
 from pipeline.spec.identity import flatten
 from pipeline.storage.write_behind import Writer
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import SilentTracker, Tracker
 from pipeline.training.attempt import Attempt
 from pipeline.training.batch_norm import Statistics, refuse_single_images
 from pipeline.training.compiling import compiled
 from pipeline.training.divergence import Watch
 from pipeline.training.early_stopping import BestEpoch, BestKeeper
 from pipeline.training.ema import WeightAverage
+from pipeline.training.execution import execution_of
 from pipeline.training.losses import build_loss
 from pipeline.training.optim import build_optimizer
 from pipeline.training.schedules import PlateauState, lr_scale, momentum_at
@@ -55,15 +56,19 @@ class CellData:
 class Learner:
     """One cell in training. `step` and `epoch` count what is done; both start at 0."""
 
-    def __init__(self, spec: Spec, attempt: Attempt, data: CellData, *, weights: Path | None) -> None:
+    def __init__(
+        self, spec: Spec, attempt: Attempt, data: CellData, *, weights: Path | None, group: Group = SOLO
+    ) -> None:
         self.spec, self.train, self.attempt, self.data = spec, spec.train, attempt, data
-        self.run, self.identity = attempt.run, attempt.identity
+        self.run, self.identity, self.group = attempt.run, attempt.identity, group
         self.code = self.run.own_code if self.train.own_calls else None
-        state, problems = TrainState.load(self.run, self.identity)
+        # read once: on a shared disk, nodes may see files of different age
+        found = TrainState.load(self.run, self.identity) if group.leads else None
+        state, problems = group.from_leader(found)
         for problem in problems:
             then = "resuming from the previous one" if state else "training from the start"
             print(f"Ignoring damaged checkpoint: {problem}; {then}.", flush=True)
-        self.execution = self._execution(state)
+        self.execution = execution_of(spec.run, self.train.precision, state, self.run, group)
         self.execution.apply()
         torch.manual_seed(self.train.seed)
         self._build_network(weights)
@@ -79,34 +84,10 @@ class Learner:
         if state:
             self._restore(state)
         settings = flatten(spec.model_dump(include={"data", "train"}))
-        self.tracker = Tracker(
+        self.tracker = (Tracker if group.leads else SilentTracker)(
             self.run, self.step, settings, state.metrics if state else None,
             monitor=self.train.monitor, ranked_by=spec.evaluate.select_by,
         )  # fmt: skip
-
-    def _execution(self, state: TrainState | None) -> ExecutionConfig:
-        """As it was begun. A CPU in a job that has a GPU is refused: hours of it would be paid for nothing."""
-        run = self.spec.run
-        chosen = ExecutionConfig.choose(
-            run.device,
-            self.train.precision,
-            run.threads,
-            deterministic=run.deterministic,
-            compiled=run.compile,
-        )
-        if state is None:
-            return chosen
-        begun = ExecutionConfig(**state.execution)
-        for name in ("precision", "deterministic", "compiled"):
-            if getattr(begun, name) != getattr(chosen, name):
-                print(f"goes on with {name} {getattr(begun, name)}, as it was begun", flush=True)
-        if begun.device == "cpu" and chosen.device == "cuda":
-            raise TrainingError(
-                f"was begun on a CPU (step {state.step}), and here is a GPU: to go on on the CPU set run.device=cpu, "
-                f"to begin anew on the GPU delete {self.run.path}"
-            )
-        # another start may find more memory; only with the same parts of a batch are the bits the same
-        return begun if begun.deterministic else replace(begun, micro_batch=None)
 
     def _build_network(self, weights: Path | None) -> None:
         """Network, batches and weight average; the order of random draws is part of the result."""
@@ -128,6 +109,8 @@ class Learner:
         if self.execution.compiled:
             self.trained = compiled(self.trained)
         self.statistics = Statistics(self._trainable)
+        alone = self.group.size == 1
+        self.rounds = None if alone else Rounds(self.group, self._trainable, self.execution.device)
         horizon = self.train.ema_epochs * self.stream.steps_per_epoch
         self.average = WeightAverage(self.net, horizon) if horizon else None
 
@@ -211,6 +194,11 @@ class Learner:
         """Scores of the best weights, where an epoch's validation scored them just as the final pass would."""
         return self.best_keeper.scored if self.scorer(final=True) == self.scorer(final=False) else None
 
+    def seed_step(self) -> None:
+        """What a network draws itself (dropout) is a function of seed, step and rank."""
+        own = self.group.rank * 0x9E3779B97F4A7C15  # far from the numbers of other steps and seeds
+        torch.manual_seed(((self.train.seed << 32) + self.step + own) % 2**64)
+
     def record_step(self, loss: Tensor, images: int) -> None:
         """Take a finished step into the epoch's mean loss."""
         self.loss_sum += loss.detach().double() * images
@@ -231,8 +219,8 @@ class Learner:
         """Mean training loss of the epoch so far; a DivergedError once it is not finite."""
         return self.watch.loss(float(self.loss_sum) / max(self.images, 1), self.step, self.epoch + 1)
 
-    def end_epoch(self, scored: Scored, images_per_s: float, seconds_per_step: float) -> dict[str, float]:
-        """Take the epoch's validation in: log it, keep the best. Returns what was logged."""
+    def end_epoch(self, scored: Scored, speeds: dict[str, float]) -> dict[str, float]:
+        """Take the epoch's validation in: log it beside `speeds`, keep the best. Returns what was logged."""
         decisions_NK = decide(scored.scores_NK, np.full(scored.scores_NK.shape[1], 0.5, np.float32))
         metrics = all_metrics(scored.scores_NK, decisions_NK, scored.targets_NK)
         targets = torch.from_numpy(scored.targets_NK).float()
@@ -240,8 +228,7 @@ class Learner:
         values = {
             "train/loss": self.mean_loss(),
             "train/lr": float(self.optimizer.param_groups[0]["lr"]),
-            "train/images_per_s": round(images_per_s, 1),
-            "train/seconds_per_step": round(seconds_per_step, 6),
+            **speeds,
             "validation/loss": loss,
             **{f"validation/{name}": value for name, value in metrics.items()},
         }
@@ -263,8 +250,11 @@ class Learner:
 
         One never goes ahead of the other: after a kill both are those of the last save. Raises
         DivergedError instead of replacing a good state by one that is not finite. Beside a GPU the disk is
-        not waited for, but by the next save, which raises what this one has met.
+        not waited for, but by the next save, which raises what this one has met. Of several ranks the first one
+        saves, for all.
         """
+        if not self.group.leads:
+            return
         self.writer.wait()
         self.run.check_owned()
         self.mean_loss()

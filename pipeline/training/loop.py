@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.data.inputs import as_pictures
 from pipeline.data.transfer import wait_for_copies
+from pipeline.errors import TrainingError
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.kept_features import Stopped
 from pipeline.models.scoring import Scored, release_memory
@@ -21,6 +22,7 @@ from pipeline.storage.files import atomic_write
 from pipeline.tracking.tracker import SHOWN_IMAGES
 from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.feeds import Feed, build_feed
+from pipeline.training.gradients import backward
 from pipeline.training.learner import Learner
 from pipeline.training.memory import make_room, postpone, update_weights
 from pipeline.training.stop_signal import StopFlag
@@ -42,6 +44,11 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
         for group in groups:
             train(group, stop)
         return
+    together = learners[0].group
+    if together.size > 1 and len(learners) > 1:
+        raise TrainingError(
+            f"{together.size} processes train one cell at a time, not {len(learners)}: set grid.share_process: false"
+        )
     checkpointer = Checkpointer(learners[0].spec.run)
     try:
         feed = build_feed(learners[0], lambda: bool(stop))
@@ -64,7 +71,8 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
         for learner in running:
             learner.training_mode()
         begin_epoch(epoch + 1, epochs)
-        started, images_seen, steps = time.monotonic(), 0, 0
+        started, images_seen, steps, stopping = time.monotonic(), 0, 0, False
+        together.exchanged_s = 0.0
 
         # ------------------------------------------------------------ one step of each
         for inputs_BCHW, targets_BK in _batches(feed, position, running, learners):
@@ -86,12 +94,16 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
             report(BATCH, position - epoch * steps_per_epoch, steps_per_epoch, images_seen)
 
             # -------------------------------------------------------- save; at an epoch's end after validation
-            if stop and position < end:
+            stopping = together.any(bool(stop))
+            if stopping and position < end:
                 break
             if checkpointer.due and position < end:
                 checkpointer.save(_still_training(active))
 
-        if stop and running and position < end:  # perhaps while features were being made
+        if together.size > 1 and not running:
+            return  # what has gone wrong here, the others notice
+        stopping = stopping or together.any(bool(stop))  # perhaps while features were being made
+        if stopping and running and position < end:
             checkpointer.save(running)
             _report_interruption(running, stop)
             return
@@ -100,14 +112,19 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
         running = _still_training(running)
         wait_for_copies()  # a GPU may be steps behind
         seconds = max(time.monotonic() - started, 1e-9)
+        shares = {"train/exchange_share": together.exchanged_s / seconds} if together.size > 1 else {}
         for learner, logits_NK in zip(running, _validate(running, feed), strict=True):
             with learner.attempt.isolated():
                 scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
-                values = learner.end_epoch(scored, images_seen / seconds, seconds / max(steps, 1))
+                speeds = {
+                    "train/images_per_s": round(images_seen / seconds, 1),
+                    "train/seconds_per_step": round(seconds / max(steps, 1), 6),
+                }
+                values = learner.end_epoch(scored, speeds | shares)
                 print(_epoch_line(learner, values), flush=True)
 
         # ------------------------------------------------------------ save, and finish those that have ended
-        stopped = bool(stop)
+        stopped = stopping or together.any(bool(stop))
         running = [learner for learner in running if learner.attempt.error is None]
         ended = [learner for learner in running if learner.has_ended]
         checkpointer.save(running if stopped or checkpointer.affordable else ended)
@@ -173,15 +190,14 @@ def _step(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor, running: Se
     rate = learner.set_learning_rate()
     learner.statistics.keep()
     tries = 0
-    # what a network draws itself (dropout) is a function of seed and step, like the batch
-    torch.manual_seed((recipe.seed << 32) + learner.step)
+    learner.seed_step()
     while (loss := backward(learner, inputs_BCHW, targets_BK)) is None:
         learner.statistics.restore()
         if not make_room(learner, running, len(targets_BK), tries):
             return
         running = [each for each in running if not each.postponed]
         tries += 1
-        torch.manual_seed((recipe.seed << 32) + learner.step)
+        learner.seed_step()
     if recipe.clip_grad_norm:
         learner.scaler.unscale_(learner.optimizer)
         nn.utils.clip_grad_norm_(learner.net.parameters(), recipe.clip_grad_norm)
@@ -200,35 +216,6 @@ def _step(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor, running: Se
         learner.tracker.log(learner.step, learner.epoch + 1, values)
 
 
-def backward(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor) -> Tensor | None:
-    """Leave the gradients of a batch in the network, and return its loss; None where memory ran out.
-
-    Each micro-batch weighs by its fraction of the images: the sum is the mean over the batch, as
-    without them. That holds for losses that are means over images; soft F1 becomes the mean of the
-    micro-batches' F1, and batch norm sees their statistics.
-    """
-    learner.optimizer.zero_grad(set_to_none=True)
-    images = len(targets_BK)
-    parts = -(-images // (learner.execution.micro_batch or images))
-    parts = min(
-        parts, max(1, images // learner.statistics.least_images)
-    )  # none of fewer: parts are as even as can be
-    losses = []
-    try:
-        for inputs, targets in zip(
-            inputs_BCHW.tensor_split(parts), targets_BK.tensor_split(parts), strict=True
-        ):
-            with learner.execution.autocast():
-                logits = learner.trained(inputs)
-            loss = learner.loss(logits.float(), targets)
-            loss = loss if parts == 1 else loss * (len(targets) / len(targets_BK))
-            learner.scaler.scale(loss).backward()
-            losses.append(loss.detach())
-    except torch.OutOfMemoryError:
-        return None
-    return torch.stack(losses).sum()
-
-
 def _validate(learners: Sequence[Learner], feed: Feed, *, final: bool = False) -> list[Tensor]:
     """Logits of the validation images under each, in one pass over them."""
     return feed.logits([learner.scorer(final=final) for learner in learners])
@@ -238,16 +225,23 @@ def _finish(learner: Learner, feed: Feed) -> None:
     """Score validation under the best weights; with that the cell's artifacts are complete."""
     with learner.attempt.isolated():
         learner.writer.wait()
-        keeper = learner.best_keeper
+        group, keeper = learner.group, learner.best_keeper
         if learner.epoch < learner.train.epochs and keeper.best is not None:
             print(f"stopped early after epoch {learner.epoch}: the best is {keeper.best.epoch}", flush=True)
         scored = learner.final_scores
-        if scored is None or not keeper.thresholds_saved:
+        model = None
+        if group.leads and (scored is None or not keeper.thresholds_saved):
             model = load_checkpoint(learner.run.checkpoint_best, learner.execution.device)["model"]
-            if scored is None:
+        if scored is None:
+            if model is not None:
                 learner.scored_net.load_state_dict(model)
-                (logits_NK,) = _validate([learner], feed, final=True)
-                scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
+            group.weights_from_leader(learner.scored_net)
+            (logits_NK,) = _validate([learner], feed, final=True)
+            scored = Scored.of(logits_NK, learner.data.packed, learner.data.validation)
+        if not group.leads:
+            learner.attempt.done()
+            return
+        if model is not None:
             keeper.save(model, scored)
         learner.show_result(scored)
         write_scores(learner.run.scores_val, scored, learner.data.packed.labels)

@@ -41,7 +41,8 @@ def make_room(learner: Learner, running: Sequence[Learner], batch: int, tries: i
 
 def _halve_micro_batch(learner: Learner, batch: int) -> None:
     """Half as many images at a time, until the end of this process."""
-    before, least = min(learner.execution.micro_batch or batch, batch), learner.statistics.least_images
+    before = min(learner.execution.micro_batch or batch, batch)
+    least = max(learner.statistics.least_images, learner.group.size)  # of all ranks together
     if before <= least:
         number = "one image" if before == 1 else f"{before} images"
         raise TrainingError(

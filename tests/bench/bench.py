@@ -22,6 +22,7 @@ from on_cpus import cpus
 from on_growth import growth
 from on_labels import labels
 from on_report import report
+from on_scaling import scaling
 from on_slurm import slurm
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -33,6 +34,7 @@ SECTIONS = {
     "train": sections.train,
     "cpus": cpus,
     "grid": sections.grid,
+    "scaling": scaling,
     "head": sections.head,
     "quality": sections.quality,
     "slurm": slurm,

@@ -26,6 +26,17 @@ def test_a_cell_names_what_it_was_trained_on(trained):
     assert facts["packages"]["opencv"]
 
 
+def test_several_processes_a_cell_are_said(runs):
+    one, two = runs(*[("fp32", "fp32", None)] * 2)
+    facts = read_json(two.provenance)
+    facts["execution"]["ranks"] = 4
+    write_json(two.provenance, facts)
+    said = mixed_hardware([one, two])
+    assert said.startswith(
+        "cells were trained by several processes each: 1 (1 cell), 4 (1 cell); what networks draw"
+    )
+
+
 @pytest.fixture
 def runs(trained, tmp_path):
     """A maker of cells from (precision that the spec asks for, precision, GPU; None: a CPU, "": not known)."""

@@ -339,7 +339,7 @@ def test_idle_gpus_and_a_percent_sign_are_said(plan, tmp_path):
     planned = plan("grid: {seeds: [1, 2, 3, 4]}")
     four = load_profile("slurm", ["cluster.train.gres=gpu:v100:4"])
     (note,) = idle_gpus(drafted(planned, four))
-    assert "reserves 4 GPUs and trains 1 at once, on one GPU each: 3 stay idle" in note
+    assert "reserves 4 GPUs and trains 1 at once, on 1 GPU each: 3 stay idle" in note
     shared = ["cluster.train.gres=gpu:v100:4", "cluster.cells_per_job=4", "cluster.concurrent_cells=4"]
     assert idle_gpus(drafted(planned, load_profile("slurm", shared))) == []
     with pytest.raises(SpecError, match=r"Slurm would expand the % in this path"):
