@@ -50,7 +50,7 @@ def test_rows_hold_the_numbers_of_the_tables(finished):
             for name, value in row.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     assert value == float(texts[name])
-    best = experiment.leaderboard[0]
+    best = next(row for row in experiment.leaderboard if row["state"] == "done")
     assert type(best["f1_micro"]) is float
     assert (best["in_grid"], type(best["set/train.seed"]), best["error"]) == (True, int, None)
     assert best["set/train.optimizer.lr"] == experiment.settings(best["cell"])["train.optimizer.lr"]
@@ -198,7 +198,7 @@ def test_the_shipped_notebook_runs_from_top_to_bottom(copy, monkeypatch):
     shown = [run_cell(source, names) for source in sources]
     selected = Experiment(copy).selected
     assert f"* {selected}" in shown[0]
-    assert shown[1].startswith(f"[('{selected}', 0.")
+    assert f"('{selected}', 0." in shown[1]
     assert len(names["plt"].gca().lines) == 2
     assert "circle: mean score" in shown[3]
     assert shown[4].startswith("<iframe")
