@@ -60,7 +60,7 @@ def test_plan_and_wrangle_say_what_was_understood_in_ten_lines_at_most(tmp_path,
 
 
 def test_a_line_to_write_is_yaml_whatever_the_names_are(tmp_path):
-    spec, source = spec_of(tmp_path, "f,dog,a: b\nim1.jpg,1,x\nim2.jpg,0,y\n")
+    spec, source = spec_of(tmp_path, "f,dog,a: b\nim1.jpg,1,p\nim2.jpg,0,q\n")
     with pytest.raises(DataError, match=r'labels.ignore: \["a: b"\]'):
         read_data(data_spec(source, labels={"format": "onehot_csv", "file": "y.csv"}))
     status, printed = jobs("doctor", spec, cwd=tmp_path)
