@@ -73,10 +73,12 @@ def told(finished, tmp_path_factory):
         "retry": ("retry", spec, "--run", cell),
         "predict": ("predict", spec, "--run", cell),
     }
+    for page in (results / "report.html", *results.glob("*/MODEL_CARD.md")):
+        page.unlink()  # others that share the experiment may have written them in the checkout
+    found = {name: jobs(*call, cwd=root)[1] for name, call in calls.items()}
     pages = {
         page.name: page.read_text() for page in (results / "report.html", *results.glob("*/MODEL_CARD.md"))
     }
-    found = {name: jobs(*call, cwd=root)[1] for name, call in calls.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         found["Predictor"] = repr(Predictor.load(finished, device="cpu"))

@@ -80,7 +80,7 @@ def test_killed_in_any_rank_or_stopped_in_one_it_ends_with_the_same_bits(tmp_pat
     steps = read_jsonl(undisturbed.run.metrics)[-1]["step"] // RECIPE["epochs"]
     for epoch, rank in enumerate((1, 0), 1):
         process = started(cell)
-        with paused(cell.run.path.parent, cell.run.name, when=inside(epoch, steps)):
+        with paused(cell.run.path.parent, cell.run.name, when=inside(cell, epoch, steps)):
             epoch = epochs_of(cell.run.path)
             os.kill(process.ranks.processes[rank].pid, signal.SIGKILL)
         status, words = ended(process)
@@ -90,7 +90,7 @@ def test_killed_in_any_rank_or_stopped_in_one_it_ends_with_the_same_bits(tmp_pat
         assert "the next start resumes from the last save (attempt 1 of 3)" in cell.run.log.read_text()
         assert cell.run.read_manifest()["faults"] == 1  # it has come further since the one before
     process = started(cell)
-    with paused(cell.run.path.parent, cell.run.name, when=inside(3, steps)):
+    with paused(cell.run.path.parent, cell.run.name, when=inside(cell, 3, steps)):
         os.kill(process.ranks.processes[1].pid, signal.SIGTERM)
     assert ended(process) == (EXIT_STOPPED, "paused, resumes at epoch 4")
     assert ended(started(cell)) == (0, "done")

@@ -66,15 +66,20 @@ def weights(cell):
     return load_checkpoint(cell.run.checkpoint_last)["model"]
 
 
-def stopped(cell, epoch, number, steps=12):
-    """Train it in a process of its own until that is sent a signal inside an epoch, after `epoch` whole ones."""
+def inside(cell, epoch, steps=12):
+    """Whether a cell's folder tells that it was saved inside an epoch of so many steps, after `epoch` whole ones."""
 
-    def inside(folder):
+    def found(folder):
         step = saved_step(folder, cell.identity) if epochs_of(folder) >= epoch else 0
         return step > epoch * steps and step % steps > 0
 
+    return found
+
+
+def stopped(cell, epoch, number, steps=12):
+    """Train it in a process of its own until that is sent a signal inside an epoch, after `epoch` whole ones."""
     process = start(cell)
-    with paused(cell.run.path.parent, cell.run.name, when=inside):
+    with paused(cell.run.path.parent, cell.run.name, when=inside(cell, epoch, steps)):
         process.send_signal(number)
     return finish(process)
 
