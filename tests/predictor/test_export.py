@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -52,19 +53,34 @@ def test_the_rule_in_the_graph_decides_as_the_rule(calibrate, threshold):
     np.testing.assert_array_equal(found, rule(scores))
 
 
-@pytest.fixture(scope="module", params=["per_label", "expected_f1"])
-def model(request, shared, tmp_path_factory):
-    """Two cells on 300 real photographs, together."""
-    root = tmp_path_factory.mktemp("real")
-    (root / "listed.txt").write_text("\n".join(map(str, range(1, 301))))
-    folder = root / "experiments"
-    folder.mkdir()
-    spec = folder / "real.yaml"
+def ranked(root, rule, shared):
+    """The grid, its cells decided by this rule."""
+    spec = root / "experiments" / "real.yaml"
     text = SPEC.format(source=shared / "data" / "mirflickr-10k.zip", listed=root / "listed.txt")
-    spec.write_text(text.replace("RULE", request.param))
+    spec.write_text(text.replace("RULE", rule))
     status, printed = jobs("grid", spec, cwd=root)
     assert status == 0, printed
-    return Predictor.load(folder / "real", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(shared, tmp_path_factory):
+    """A project with two cells on 300 real photographs."""
+    root = tmp_path_factory.mktemp("real")
+    (root / "listed.txt").write_text("\n".join(map(str, range(1, 301))))
+    (root / "experiments").mkdir()
+    ranked(root, "per_label", shared)
+    return root
+
+
+@pytest.fixture(scope="module", params=["per_label", "expected_f1"])
+def model(request, trained, shared, tmp_path_factory):
+    """Both cells together, decided by a rule."""
+    root = trained
+    if request.param != "per_label":
+        root = tmp_path_factory.mktemp("again")
+        shutil.copytree(trained, root, dirs_exist_ok=True)
+        ranked(root, request.param, shared)
+    return Predictor.load(root / "experiments" / "real", device="cpu")
 
 
 @pytest.fixture(scope="module")
