@@ -38,6 +38,7 @@ from pipeline.models.kept_features import (
     write_features,
 )
 from pipeline.models.scoring import shrink_batch_to_fit
+from pipeline.models.slices import in_slices
 from pipeline.spec import AugmentSpec, TrainSpec
 from pipeline.spec.identity import digest, pixel_versions
 
@@ -214,7 +215,7 @@ class FrozenNetwork:
 
         for inputs_BCHW in one_ahead(inputs, device):
             with self.execution.autocast():  # only the network: in bf16 a crop would be off by a pixel
-                yield _channels_last(net(inputs_BCHW))
+                yield _channels_last(in_slices(net, inputs_BCHW))
 
     @functools.cached_property
     def _weights(self) -> str:

@@ -21,6 +21,7 @@ from pipeline.data.transfer import one_ahead, one_behind
 from pipeline.errors import DivergedError
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
+from pipeline.models.slices import in_slices
 from pipeline.progress import report
 from pipeline.spec import Normalisation
 
@@ -83,7 +84,7 @@ class Scorer:
         """(B, K) float32 of inputs of its size, on its device."""
         views = [inputs_BCHW, inputs_BCHW.flip(3)] if self.flips else [inputs_BCHW]
         with self.execution.autocast():
-            return torch.stack([self.net(view).float() for view in views]).mean(dim=0)
+            return torch.stack([in_slices(self.net, view).float() for view in views]).mean(dim=0)
 
 
 @torch.inference_mode()
