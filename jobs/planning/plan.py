@@ -243,7 +243,7 @@ def make_plan(loaded: Loaded, *, every_file: bool = True) -> Plan:
     Whoever only shows it does without a look at every file of a large folder (`packed_identity`).
     """
     experiment = experiment_dir(loaded)
-    folders = experiment.folders()
+    folders, submitted = experiment.folders(), experiment.submitted()
     datasets: dict[DataSpec, PlannedData] = {}
     weights: dict[str, str] = {}
     planned, own = [], OwnCodes(loaded)
@@ -259,7 +259,7 @@ def make_plan(loaded: Loaded, *, every_file: bool = True) -> Plan:
         code = own.of(cell)
         code_digest = code.digest if code else None
         identity = cell_identity(cell.spec.train, data.digest, weights.get(path or ""), code_digest)
-        run = experiment.cell(cell.slug, identity, folders)
+        run = experiment.cell(cell.slug, identity, folders, submitted)
         reason, of_weights = run.why_not_done(identity), weights.get(path or "", "")
         planned.append(PlannedCell(cell, run, identity, data, reason, code, of_weights))
     return Plan(loaded, planned, every_file)

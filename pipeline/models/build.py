@@ -53,10 +53,13 @@ def build_model(
     if model.head.name not in ON_MAPS and (model.head_hidden or model.head_dropout):
         plain = head_of(net, model.name)
         replace_module(net, plain, _head(model, plain, num_labels))
-    if weights_file is not None:
-        load_weights(net, kind, model, image_px, weights_file)
+    whole, features = set(net.state_dict()), None
     if model.head.name in ON_MAPS:
         features = kind.take_unpooled(net, model, image_px)
+    if weights_file is not None:
+        # a pooling with weights of its own is gone, and a file may have it or not
+        load_weights(net, kind, model, image_px, weights_file, spare=whole - set(net.state_dict()))
+    if features is not None:
         replace_module(net, head_of(net, model.name), ON_MAPS[model.head.name](model, features, num_labels))
         if weights_file is not None:
             load_head(net, kind, model, weights_file)

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +68,7 @@ class FrozenNetwork:
         self.folder, self.stopped = folder or packed.path / FEATURES, stopped
         # of a user's network also its code: what its weights are used for
         self._made_of = getattr(net, "labelgrid_made_of", None)
+        self._libraries = _libraries(net, own=train.model.name.partition(".")[0])
         self._net = frozen_part(copy.deepcopy(net), train.model)
         self.group = SOLO
 
@@ -111,6 +113,7 @@ class FrozenNetwork:
             + [versions] * bool(versions)
             + [train.model.head.name] * takes_maps
             + [self._made_of] * bool(self._made_of)
+            + [self._libraries] * bool(self._libraries)
         )
         path = self.folder / f"{key[:32]}.npz"
         features = read_features(path)
@@ -223,6 +226,18 @@ class FrozenNetwork:
         for name, value in self._net.state_dict().items():
             sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
+
+
+def _libraries(net: nn.Module, own: str) -> dict[str, str]:
+    """The version of each package, besides torch, whose classes the network is made of: another may compute otherwise.
+
+    `own` is the user's own package, whose code is in the key already.
+    """
+    packages = {
+        base.__module__.partition(".")[0] for part in net.modules() for base in type(part).__mro__
+    } - {"torch", "pipeline", own}
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in sorted(packages)}
+    return {name: version for name, version in versions.items() if isinstance(version, str)}
 
 
 def _channels_last(features: Tensor) -> Tensor:

@@ -151,7 +151,13 @@ def _created(name: str, classes: int, image_px: int, **options: Any) -> nn.Modul
 
 def _refuse_cut_off_pixels(net: nn.Module, image_px: int) -> None:
     """A patch that does not fit into the picture would be dropped without a word."""
-    patch: Any = getattr(getattr(net, "patch_embed", None), "patch_size", 1)
+    embed: Any = getattr(net, "patch_embed", None)
+    patch: Any = getattr(embed, "patch_size", 1)
+    cut: Any = getattr(embed, "proj", None)
+    if (
+        isinstance(cut, nn.Conv2d) and cut.stride < cut.kernel_size
+    ):  # they overlap, as in PVT v2: any size does
+        return
     for side in patch if isinstance(patch, tuple | list) else (patch,):
         if isinstance(side, int) and image_px % side:
             raise ValueError(f"its patches are {side} px, of which {image_px} is no multiple")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
 from pipeline.models.fusing import watching_norms
-from pipeline.models.heads import Features, without_maps
+from pipeline.models.heads import ON_MAPS, Features
 from pipeline.own.frozen import own_function, telling
 from pipeline.own.source import digest_of_zip
 from pipeline.spec import ModelSpec, OwnCall
@@ -61,8 +62,27 @@ class UsersNetworks:
         return state
 
     def take_unpooled(self, net: nn.Module, model: ModelSpec, image_px: int) -> Features:
-        """Its maps are not known: a head of the user's own stands in the network itself."""
-        raise without_maps(model.name, model.head.name)
+        """What its own head is given, where that pools by itself: maps (B, D, rows, columns) or tokens (B, N, D)."""
+        path = self.head_path(net, model.name)
+        _, calls = _passed(net, image_px)
+        inputs, output = calls[0] if len(calls) == 1 else ((), None)
+        shapes = [tuple(one.shape) if isinstance(one, Tensor) else () for one in inputs]
+        shape = shapes[0] if len(shapes) == 1 else ()
+        if isinstance(output, Tensor) and output.ndim == 2:  # it pools
+            if len(shape) == 3:
+                return Features(shape[2], axis=2)
+            if (
+                len(shape) == 4 and shape[2] == shape[3]
+            ):  # of square pictures; another order has features last
+                return Features(shape[1], axis=1)
+        found = (
+            f"{shapes[0]} of {_TRIAL} pictures" if shape else f"{len(inputs)} values in {len(calls)} calls"
+        )
+        raise TrainingError(
+            f"{_KEY}.head: {model.head.name} takes the place of {path!r}, so that must be given maps (B, D, rows, "
+            f"columns) or tokens (B, N, D) and pool them itself; that of {model.name} is given {found}; write it e.g. "
+            "as nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(D, num_labels)), or leave head out"
+        )
 
 
 def _found_head(net: nn.Module, model: ModelSpec, num_labels: int) -> str:
@@ -86,6 +106,8 @@ def _found_head(net: nn.Module, model: ModelSpec, num_labels: int) -> str:
     head = net.get_submodule(path)
     last = head[-1] if isinstance(head, nn.Sequential) else head
     plain = isinstance(head, nn.Linear)
+    if model.head.name in ON_MAPS:  # takes its place as a whole
+        return path
     if (model.head_hidden or model.head_dropout) and not plain:
         raise TrainingError(
             f"{_KEY}: head_hidden and head_dropout replace a linear layer, and {path} is {type(head).__name__}; "
@@ -100,22 +122,32 @@ def _found_head(net: nn.Module, model: ModelSpec, num_labels: int) -> str:
 
 
 def _try(net: nn.Module, model: ModelSpec, num_labels: int, image_px: int) -> None:
-    """One batch through the network, which draws nothing of the seed and leaves no trace."""
-    heads: list[Tensor] = []
+    """Whether one batch goes through the network to logits, and as the spec needs it."""
+    logits, calls = _passed(net, image_px)
     path = str(net.labelgrid_head)
-    keeps = net.get_submodule(path).register_forward_hook(lambda *args: heads.append(args[2]))
-    was_training = net.training
-    with keeps, watching_norms(net), torch.inference_mode(), torch.random.fork_rng(devices=[]), telling(_KEY):
-        logits = net.eval()(torch.zeros(_TRIAL, 3, image_px, image_px))
-    net.train(was_training)
     wanted = (_TRIAL, num_labels)
     if not isinstance(logits, Tensor) or logits.shape != wanted or not logits.is_floating_point():
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise TrainingError(
             f"{_KEY}: {model.name}: the network makes {found} of {_TRIAL} pictures; it must make logits {wanted}"
         )
-    if model.trainable == "head" and not (len(heads) == 1 and torch.equal(heads[0], logits)):
+    if model.trainable == "head" and not (len(calls) == 1 and torch.equal(calls[0][1], logits)):
         raise TrainingError(
             f"{_KEY}.trainable: head: the network's logits are not what its head ({path}) returns, so "
             "that what comes before cannot be kept; let forward end with the head, or write all"
         )
+
+
+def _passed(net: nn.Module, image_px: int) -> tuple[Any, list[tuple[tuple[Any, ...], Any]]]:
+    """What a network makes of a batch, and what its head was given and returned, call by call.
+
+    It draws nothing of the seed and leaves no trace.
+    """
+    calls: list[tuple[tuple[Any, ...], Any]] = []
+    head = net.get_submodule(str(net.labelgrid_head))
+    keeps = head.register_forward_hook(lambda *args: calls.append((args[1], args[2])))
+    was_training = net.training
+    with keeps, watching_norms(net), torch.inference_mode(), torch.random.fork_rng(devices=[]), telling(_KEY):
+        logits = net.eval()(torch.zeros(_TRIAL, 3, image_px, image_px))
+    net.train(was_training)
+    return logits, calls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,17 +15,21 @@ from pipeline.models.kind import Kind
 from pipeline.spec import ModelSpec
 
 
-def load_weights(net: nn.Module, kind: Kind, model: ModelSpec, image_px: int, path: Path) -> None:
+def load_weights(
+    net: nn.Module, kind: Kind, model: ModelSpec, image_px: int, path: Path, spare: Collection[str] = ()
+) -> None:
     """Put the weights of a file into `net`, which was built for `image_px`.
 
-    The head is taken too where it has the same layers and labels. Raises CheckpointError where the file cannot be
-    read, is of another network, or holds what is not finite.
+    The head is taken too where it has the same layers and labels. Names of `spare` may be in the file and are left
+    out. Raises CheckpointError where the file cannot be read, is of another network, or holds what is not finite.
     """
     state = kind.own_names(net, model, read_state(path), image_px)
     head = kind.head_path(net, model.name) + "."
     own = net.state_dict()
     # a head of other layers starts anew
-    state = {key: value for key, value in state.items() if key in own or not key.startswith(head)}
+    state = {
+        key: value for key, value in state.items() if key in own or not (key in spare or key.startswith(head))
+    }
     wrong = []
     for key, value in own.items():
         if key in state and state[key].shape == value.shape:

@@ -6,10 +6,16 @@ cells, the columns of tables and the axes of figures.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.spec import TrainSpec
+from pipeline.spec.fields import held
 
 Settings = Mapping[str, Any]  # dotted key -> value, of a whole resolved spec
 
@@ -20,7 +26,9 @@ _LONGEST = 100  # characters of a name; a file name may have 255, and checkpoint
 _TAGS = ("name", "method", "format")  # their values speak for themselves
 
 _ORDER = (  # (key or section, short form); what is not listed comes before the split and keeps its last part
-    ("train.model.name", ""), ("train.model.weights", ""), ("train.model.trainable", ""), ("train.model", None),
+    ("train.model.name", ""), ("train.model.weights", ""), ("train.model.trainable", ""),
+    ("train.model.head.name", ""), ("train.model.head_hidden", "hidden"), ("train.model.head_dropout", "dropout"),
+    ("train.model", None),
     ("train.optimizer.name", ""), ("train.optimizer.lr", "lr"), ("train.optimizer.weight_decay", "wd"),
     ("train.optimizer.backbone_lr_factor", "backbone"), ("train.optimizer", None),
     ("train.loss.name", ""), ("train.loss", None), ("train.schedule.name", ""), ("train.schedule", None),
@@ -96,18 +104,46 @@ def recipe_name(keys: Iterable[str], settings: Settings) -> str:
 
 
 def slug(keys: Sequence[str], settings: Settings) -> str:
-    """`adam-lr0.001-seed0`: the values of `keys`, each whole; those beyond the longest name are left to the hash."""
+    """`adam-lr0.001-seed0`: the values of `keys`, each whole; those beyond the longest name are left to the hash.
+
+    What is off, and off by itself, is left out too: `mixup0.2` is told from a name without it.
+    """
     parts: list[str] = []
-    for key in keys:
-        part = _safe(_part(key, settings[key])) if key in settings else ""
+    told = [key for key in keys if key in settings and not _goes_without_saying(key, settings[key])]
+    for key in told:
+        part = _safe(_part(key, settings[key]))
         if part and len("-".join([*parts, part])) <= _LONGEST:
             parts.append(part)
-    if not any(key in settings for key in keys if not key.startswith((SEED, SPLIT))):
+    if not any(not key.startswith((SEED, SPLIT)) for key in told):
         parts[:0] = [_safe(_part(key, settings[key])) for key in ("train.model.name", "train.optimizer.name")]
     elif "train.model.name" not in keys and any(key.startswith("train.model.") for key in keys):
         # "resnet34-head" says more than "head"
         parts.insert(0, _safe(_part("train.model.name", settings["train.model.name"])))
     return "-".join(parts)
+
+
+def _goes_without_saying(key: str, value: Any) -> bool:
+    return _is_off(value) and key != SEED and key in _off_by_default()
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and value == 0)
+
+
+@functools.cache
+def _off_by_default() -> frozenset[str]:
+    """The keys of training whose default is null, 0 or false, in each of the sections that have them."""
+    found: dict[str, list[bool]] = {}
+    for key, default in _defaults(TrainSpec, "train."):
+        found.setdefault(key, []).append(_is_off(default))
+    return frozenset(key for key, off in found.items() if all(off))
+
+
+def _defaults(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, field in section.model_fields.items():
+        yield prefix + name, field.get_default(call_default_factory=True)
+        for inner in held(field.annotation):
+            yield from _defaults(inner, f"{prefix}{name}.")
 
 
 def _safe(text: str) -> str:

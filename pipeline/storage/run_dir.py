@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.errors import CheckpointError, SpecError
 from pipeline.storage.files import read_json, read_json_or_empty, sha256_file, write_json
+from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.ownership import check_owned, owned
 from pipeline.storage.typed import option, typed
 
@@ -58,15 +59,31 @@ class ExperimentDir:
                 found.setdefault(path.name.rpartition("-")[2], []).append(path.name)
         return found
 
-    def cell(self, slug: str, identity: str, folders: Mapping[str, Sequence[str]]) -> RunDir:
-        """The folder of the cell with this identity: one of `folders` that is there, else a new name."""
+    def submitted(self) -> dict[str, str]:
+        """Identity -> the name under which a job of the cell was last submitted, or was to be."""
+        events = read_jsonl(self.ledger)
+        lines = [line for event in events for line in (event, *event.get("lines", ()))]
+        return {
+            str(line["identity"]): str(line["cell"])
+            for line in lines
+            if "identity" in line and "cell" in line
+        }
+
+    def cell(
+        self,
+        slug: str,
+        identity: str,
+        folders: Mapping[str, Sequence[str]],
+        submitted: Mapping[str, str] | None = None,
+    ) -> RunDir:
+        """The folder of the cell with this identity: one of `folders` that is there, one of a job, else a new name."""
         suffix = identity[:HASH_LENGTH]
         name = f"{slug}-{suffix}"
         others = folders.get(suffix, ())
         for other in others if name not in others else ():
             if RunDir(self.path / other).manifest_state(identity) != "new":
                 return RunDir(self.path / other)
-        return RunDir(self.path / name)
+        return RunDir(self.path / (name if name in others else (submitted or {}).get(identity, name)))
 
     def find(self, prefix: str) -> RunDir:
         """The cell folder named `prefix`, or the only one that starts with it."""

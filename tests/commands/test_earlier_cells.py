@@ -7,7 +7,11 @@ import shutil
 
 import pytest
 
+from jobs import ledger
+from jobs.planning.plan import make_plan
 from pipeline.predictor import Predictor
+from pipeline.spec.reading import read_spec
+from pipeline.storage.run_dir import RunDir
 from tests.cells import jobs, packed_project, project
 
 RATES = "grid: {axes: {train.optimizer: [{name: adam, lr: 3e-3}, {name: adam, lr: 1e-6}]}}"
@@ -49,6 +53,30 @@ def test_set_does_not_hide_the_result_of_the_experiment(tmp_path, drawn_zip):
     assert selected(tmp_path)["cell"] == other
     assert jobs("grid", spec, cwd=tmp_path)[0] == 0
     assert selected(tmp_path)["cell"] == other  # the user's pick stays
+
+
+def test_cells_are_known_by_their_hash_whatever_an_earlier_version_called_them(tmp_path, drawn_zip):
+    text = "grid: {axes: {train.augment.crop: [null, [0.5, 1]]}}"
+    spec = packed_project(tmp_path, drawn_zip, text)
+    finished, waiting = make_plan(read_spec(spec)).cells
+    assert finished.run.name.startswith("cnn3-adam-")
+    suffix = finished.identity[:8]
+    earlier = finished.run.path.with_name(f"cropnone-{suffix}")
+    earlier.mkdir(parents=True)
+    with RunDir(earlier).owned():
+        RunDir(earlier).write_manifest(finished.identity, "failed", error="broken")
+    submitted = {"cell": f"of_an_earlier_version-{waiting.identity[:8]}", "identity": waiting.identity}
+    ledger.append(make_plan(read_spec(spec)).experiment.ledger, "submitted", jobs=["7"], **submitted)
+    found = make_plan(read_spec(spec)).cells
+    assert [cell.run.name for cell in found] == [earlier.name, submitted["cell"]]
+    # an intent that broke off before the job's number was known counts too; another identity does not
+    other = {"cell": f"of_another-{suffix}", "identity": finished.identity[:8] + "0" * 56}
+    shutil.rmtree(earlier)
+    ledger.append(make_plan(read_spec(spec)).experiment.ledger, "submitted", jobs=["8"], **other)
+    assert make_plan(read_spec(spec)).cells[0].run.name == finished.run.name
+    line = {"cell": f"intended-{suffix}", "identity": finished.identity}
+    ledger.append(make_plan(read_spec(spec)).experiment.ledger, "intent", lines=[line])
+    assert make_plan(read_spec(spec)).cells[0].run.name == line["cell"]
 
 
 def test_a_longer_run_is_said_to_start_anew(tmp_path, finished):

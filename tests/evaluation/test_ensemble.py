@@ -12,6 +12,13 @@ from tests.cells import jobs, project
 
 pytestmark = pytest.mark.slow
 
+BACKBONES = """grid:
+  cells:
+    - {train.model.name: mobilenet_v3_small, train.image_px: 48}
+    - {train.model.name: timm/test_vit, train.image_px: 64, train.model.head: {name: csra}}
+evaluate: {threshold: expected_f1, calibrate: platt}
+submission: {cells: {top: 2}}
+"""
 TEXT = """grid: {seeds: [0, 1]}
 evaluate: {threshold: expected_f1, calibrate: platt}
 submission: {cells: {top: 2}}
@@ -62,3 +69,23 @@ def test_a_submission_averages_its_cells_until_the_user_picks_one(tmp_path, draw
         in text
     )
     np.testing.assert_array_equal(decisions(folder), expected(folder, cells[:1]))
+
+
+def test_members_of_other_backbones_sizes_and_inputs_are_averaged(tmp_path, drawn_zip):
+    """torchvision's at 48 px and timm's at 64, each on pictures normalised as its own weights want them."""
+    spec = project(tmp_path, drawn_zip, BACKBONES, epochs=1)
+    status, text = jobs("submission", spec, cwd=tmp_path)
+    assert status == 0, text
+    folder = tmp_path / "experiments" / "x"
+    cells = sorted(path.parent.name for path in folder.glob("*/scores_val.npz"))
+    assert [name.partition("-")[0] for name in cells] == ["mobilenet_v3_small", "test_vit"]
+    np.testing.assert_array_equal(decisions(folder), expected(folder, cells))
+    model = Predictor.load(folder, device="cpu")
+    assert {(one.image_px, one.normalisation.mean[0]) for one in model.scorers} == {(48, 0.485), (64, 0.5)}
+    found = [prediction for _, prediction in model.folder(drawn_zip.test)]
+    scores = np.array([list(prediction.scores.values()) for prediction in found])
+    with np.load(folder / cells[0] / "scores_test.npz") as file:
+        order = np.argsort(file["names"])
+    np.testing.assert_allclose(scores, mean(folder, "scores_test.npz", cells)[order], atol=1e-5)
+    one = np.load(folder / cells[0] / "scores_test.npz")["scores"]
+    assert not np.allclose(scores, one[order], atol=1e-3)  # it is no member's alone

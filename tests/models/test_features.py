@@ -211,6 +211,35 @@ def test_heads_share_the_features_of_the_same_frozen_part(tmp_path, drawn_zip, w
     assert len(list((tmp_path / "kept").glob("*.npz"))) == kept
 
 
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("timm/test_vit", "timm"), ("mobilenet_v3_small", "torchvision"), ("cnn2", None)],
+)
+def test_features_of_another_version_of_a_library_are_not_taken_for_these(
+    tmp_path, drawn_zip, monkeypatch, name, library
+):
+    """The frozen weights are the same; what another version makes of them may not be."""
+    torch.manual_seed(0)
+    net = build_model(ModelSpec(name=name), 14, 32)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    model = {"name": name, "weights": str(tmp_path / "w.pth"), "trainable": "head"}
+    plan, _ = planned(tmp_path / "x", drawn_zip, None, "", model=model, cached_views=1)
+    train, packed = plan.cells[0].cell.spec.train, PackedSet.open(plan.cells[0].data.packed)
+
+    def made():
+        execution = ExecutionConfig.choose("cpu", "fp32", 1)
+        FrozenNetwork(net, train, packed, execution, folder=tmp_path / "kept").plain(np.arange(2))
+        return {path.name for path in (tmp_path / "kept").glob("*.npz")}
+
+    first = made()
+    assert made() == first
+    for other in ("timm", "torchvision"):
+        with monkeypatch.context() as newer:
+            newer.setattr(f"{other}.__version__", "99.0")
+            assert (made() - first == set()) == (other != library), other
+            shutil.rmtree(tmp_path / "kept")
+
+
 def test_features_of_pixels_that_changed_since_are_not_taken_from_before(
     tmp_path, drawn_zip, weights, monkeypatch
 ):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import TrainingError
+from pipeline.errors import CheckpointError, TrainingError
 from pipeline.models.build import (
     build_model,
     frozen_part,
@@ -154,6 +154,32 @@ def test_published_weights_fit_and_those_of_the_same_head_are_taken_whole(tmp_pa
         assert torch.equal(
             other.state_dict()["features.18.0.weight"], net.state_dict()["features.18.0.weight"]
         )
+
+
+def test_weights_of_a_network_that_pools_by_attention_are_taken_with_and_without_its_pooling(tmp_path):
+    def state(model, file=None, labels=5):
+        torch.manual_seed(0 if file is None else 1)
+        weights = tmp_path / file if file else None
+        return build_model(model, labels, 64, weights).state_dict()
+
+    siglip = "timm/test_vit3"
+    plain, made = state(ModelSpec(name=siglip)), state(csra(siglip))
+    torch.save(plain, tmp_path / "plain.pth")
+    torch.save(made, tmp_path / "csra.pth")
+    assert any(key.startswith("attn_pool.") for key in plain)
+    assert not any(key.startswith("attn_pool.") for key in made)
+    again, other, of_plain = (
+        state(csra(siglip), "csra.pth"),
+        state(csra(siglip), "csra.pth", labels=4),
+        state(csra(siglip), "plain.pth"),
+    )
+    assert all(torch.equal(again[key], value) for key, value in made.items())
+    backbone = [key for key in made if not key.startswith("head.")]
+    assert all(torch.equal(other[key], made[key]) for key in backbone)
+    assert all(torch.equal(of_plain[key], plain[key]) for key in backbone)
+    assert not torch.equal(of_plain["head.classifiers_HKD"], made["head.classifiers_HKD"])
+    with pytest.raises(CheckpointError, match=r"attn_pool\.latent is missing"):
+        state(ModelSpec(name=siglip, weights="csra.pth"), "csra.pth")
 
 
 # features of a place of a picture: how many, how many places

@@ -201,6 +201,18 @@ def test_a_network_or_size_that_cannot_be_is_told_with_a_remedy(name, px, said):
         build_model(ModelSpec(name=f"timm/{name}"), LABELS, px)
 
 
+@pytest.mark.slow
+def test_patches_that_overlap_take_a_size_that_is_no_multiple_of_them():
+    model = ModelSpec(name="timm/pvt_v2_b0", weights="w.pth", trainable="last_stage")
+    net = build_model(model, LABELS, 64).eval()  # of patches of 7 px, 4 apart
+    pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    net(pictures).square().sum().backward()
+    assert (pictures.grad.abs().sum(dim=(0, 1)) > 0).all()
+    with torch.inference_mode():
+        features = frozen_part(net, model)(pictures)
+        assert torch.equal(trainable_part(net, model)(features), net(pictures))
+
+
 def test_another_size_for_the_final_scores_is_refused_at_the_start_where_the_network_takes_one():
     net = build_model(spec("vit"), LABELS, 64)
     with pytest.raises(

@@ -19,6 +19,30 @@ def build(num_labels, image_px, width=8):
     return Small(num_labels, width)
 """
 
+# its head is given maps and pools them itself
+POOLING = """
+from torch import nn
+
+
+class Mean(nn.Module):
+    def forward(self, tokens):
+        return tokens.mean(dim=1)
+
+
+class Small(nn.Module):
+    def __init__(self, num_labels, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, stride=4, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_labels))
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+
+def build(num_labels, image_px, width=12):
+    return Small(num_labels, width)
+"""
+
 LOSSES = """
 from torch.nn import functional
 

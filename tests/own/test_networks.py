@@ -13,6 +13,7 @@ from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.features import FrozenNetwork
 from pipeline.models.fusing import fuse_conv_bn
+from pipeline.models.heads import Csra
 from pipeline.own.source import OwnFiles
 from pipeline.spec import ModelSpec, TrainSpec
 from tests.cells import one_cell, packed_project, train
@@ -122,6 +123,28 @@ WRONG = [
         lab.NETS.replace("self.body(images)", "nn.functional.dropout(self.body(images), 0.5, self.training)"),
         "which would be lost behind 'body.1'; make a module of it (nn.Dropout, not functional.dropout)",
     ),
+    (
+        {"head": {"name": "csra"}},
+        lab.NETS,
+        "train.model.head: csra takes the place of 'head', so that must be given maps (B, D, rows, columns) or tokens "
+        "(B, N, D) and pool them itself; that of mylab.nets:build is given (2, 8) of 2 pictures; write it e.g. as "
+        "nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(D, num_labels)), or leave head out",
+    ),
+    (
+        {"head": {"name": "csra"}},
+        lab.POOLING.replace("self.body(images)", "self.body(images).permute(0, 2, 3, 1)").replace(
+            "Linear(width", "Linear(8"
+        ),
+        "is given (2, 8, 8, 12) of 2 pictures; write it",
+    ),
+    (
+        {"head": {"name": "csra"}},
+        lab.POOLING.replace(
+            "return self.head(self.body(images))",
+            "return self.head(self.body(images)) + self.head(self.body(images.flip(3)))",
+        ),
+        "is given 0 values in 2 calls; write it",
+    ),
 ]
 
 
@@ -187,6 +210,64 @@ def test_features_of_other_code_or_options_are_not_taken_for_these(build, tmp_pa
     assert len([*kept.glob("*.npz")]) == 1
     assert torch.equal(made(doubled), 2 * first)
     assert torch.equal(made(scaled, scale=3), 3 * made(scaled))
+
+
+def test_features_know_the_version_of_a_library_whose_parts_a_network_is_made_of(
+    build, tmp_path, drawn, monkeypatch
+):
+    from_torchvision = lab.NETS.replace(
+        "from torch import nn\n", "from torch import nn\nfrom torchvision import ops\n"
+    )
+    from_torchvision = from_torchvision.replace(
+        "self.head =", "self.norm = ops.FrozenBatchNorm2d(3); self.head ="
+    )
+
+    def kept(nets):
+        net, _ = build(nets=nets, labels=14)
+        torch.save(net.state_dict(), tmp_path / "w.pth")
+        net, model = build({"trainable": "head"}, nets, 14, tmp_path / "w.pth")
+        train = TrainSpec(model=model, image_px=32, cached_views=1)
+        folder, execution = tmp_path / "features", ExecutionConfig.choose("cpu", "fp32", 1)
+        FrozenNetwork(net, train, PackedSet.open(drawn[1]), execution, folder=folder).plain(np.arange(2))
+        return {path.name for path in folder.glob("*.npz")}
+
+    before = kept(lab.NETS)
+    both = kept(from_torchvision)
+    monkeypatch.setattr("torchvision.__version__", "99.0")
+    assert kept(lab.NETS) == both
+    assert len(before) == 1
+    assert len(kept(from_torchvision)) == 3
+
+
+@pytest.mark.parametrize("kind", ["maps", "tokens"])
+def test_csra_takes_the_place_of_a_head_that_pools(build, tmp_path, kind):
+    tokens = lab.POOLING.replace("self.body(images)", "self.body(images).flatten(2).transpose(1, 2)").replace(
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten()", "Mean()"
+    )
+    nets = {"maps": lab.POOLING, "tokens": tokens}[kind]
+    net, _ = build(nets=nets)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    settings = {
+        "head": {"name": "csra", "heads": 2},
+        "head_dropout": 0.1,
+        "head_bias": "prior",
+        "trainable": "head",
+    }
+    net, model = build(settings, nets, weights=tmp_path / "w.pth")
+    head = head_of(net, model.name)
+    assert isinstance(head, Csra)
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == {
+        "head.classifiers_HKD",
+        "head.bias",
+    }
+    init_bias_to_prior(net, model.name, np.full(6, 0.25))
+    logits = net.eval()(PICTURES)
+    maps = net.body(PICTURES)
+    assert maps.shape == (5, 12, 8, 8)
+    places_BND = maps.flatten(2).transpose(1, 2)
+    assert torch.equal(head.features.places(maps if kind == "maps" else places_BND), places_BND)
+    torch.testing.assert_close(head.pooled(maps if kind == "maps" else places_BND), maps.mean(dim=(2, 3)))
+    assert torch.equal(head(frozen_part(net, model)(PICTURES)), logits)
 
 
 def test_parts_that_only_look_like_convolution_and_norm_are_not_fused(build):

@@ -28,7 +28,28 @@ def slugs(tmp_path, grid):
         ),
         # a setting that one cell leaves at its default has that value
         ("grid: {cells: [{train.epochs: 5}, {train.batch_size: 8}]}", ["epochs5-bs64", "epochs15-bs8"]),
-        ("grid: {axes: {train.augment.crop: [null, [0.35, 1]]}}", ["cropnone", "crop0.35_1"]),
+        # what is off and off by itself goes without saying, where something else is left to say
+        ("grid: {axes: {train.augment.crop: [null, [0.35, 1]]}}", ["cnn3-adam", "crop0.35_1"]),
+        (
+            "train: {model: {name: resnet18}}\n"
+            "grid: {cells: [{train.optimizer.lr: 0.1}, {train.model.head_hidden: 9, train.model.head_dropout: 0.5},"
+            " {train.model.head: {name: csra}}]}",
+            ["resnet18-linear-lr0.1", "resnet18-linear-hidden9-dropout0.5-lr0.001", "resnet18-csra-lr0.001"],
+        ),
+        # what is on by itself says that it is off
+        (
+            "grid: {axes: {train.augment.hflip: [0, 0.5], train.augment.mixup: [0, 0.2]}, seeds: [0]}",
+            ["hflip0", "hflip0-mixup0.2", "hflip0.5", "hflip0.5-mixup0.2"],
+        ),
+        (
+            "grid: {axes: {train.loss: [{name: asymmetric, gamma_negative: 0}, "
+            "{name: asymmetric, gamma_negative: 2}]}}",
+            ["gamma_negative0", "gamma_negative2"],
+        ),
+        (
+            "grid: {axes: {train.augment.mixup: [0, 0.2]}, seeds: [0, 1]}",
+            ["cnn3-adam-seed0", "cnn3-adam-seed1", "mixup0.2-seed0", "mixup0.2-seed1"],
+        ),
     ],
 )
 def test_a_name_holds_what_differs(tmp_path, grid, names):

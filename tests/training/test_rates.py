@@ -128,6 +128,34 @@ def test_networks_of_timm_are_grouped_as_timm_groups_them(name):
     assert len({rate for rate, _ in found.values()}) > 3
 
 
+HEADS = {"linear": {}, "hidden": {"head_hidden": 6, "head_dropout": 0.1}, "csra": {"head": {"name": "csra"}}}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["convnext_atto", "test_vit", "test_efficientnet"])
+def test_rates_of_timm_rise_from_the_stem_to_the_head_whatever_the_head_is(name, head):
+    model = ModelSpec(name=f"timm/{name}", **HEADS[head])
+    net = build_model(model, 3, 64).eval()
+    own = head_of(net, model.name)
+    groups = optimizer(net, own, layer_decay=0.5).param_groups
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rate_of.keys() == {id(p) for p in net.parameters()}
+    assert {rate_of[id(p)] for p in own.parameters()} == {1.0}
+    executed = []
+    for module in net.modules():
+        rates = [rate_of[id(p)] for p in module.parameters(recurse=False)]
+        if module is not net:  # tokens and positions of a vit, which are of the stem
+            module.register_forward_pre_hook(lambda *_, rates=rates: executed.extend(rates))
+    with torch.inference_mode():
+        net(torch.zeros(1, 3, 64, 64))
+    assert executed == sorted(executed)
+    # each layer at half the rate of the next one, and none left out
+    assert sorted(set(rate_of.values())) == [0.5**n for n in reversed(range(len(set(rate_of.values()))))]
+    stem = {rate_of[id(p)] for p in net.parameters(recurse=False)} | {executed[0]}
+    assert stem == {min(rate_of.values())}
+    assert len(set(rate_of.values())) > 5
+
+
 # ---------------------------------------------------------------- by patterns
 
 

@@ -59,6 +59,20 @@ RECIPES = {
         "batch_size": 32,
         "epochs": 3,
     },
+    "timm's CNN": {
+        "model": {"name": "timm/test_efficientnet", "head_dropout": 0.2},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "layer_decay": 0.8, "weight_decay": 0.05},
+        "image_px": 64,
+        "epochs": 3,
+    },
+    "timm's transformer": {
+        "model": {"name": "timm/test_vit", "head": {"name": "csra"}},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "layer_decay": 0.8, "weight_decay": 0.05},
+        "augment": {"hflip": 0.5, "mixup": 0.2},
+        "ema_epochs": 0.5,
+        "image_px": 64,
+        "epochs": 3,
+    },
 }
 
 
