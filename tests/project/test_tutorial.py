@@ -2,7 +2,8 @@
 
 A block of `python` or `yaml` is a file, whose name stands in its first line. A block of `console` has commands
 after `$`, each with its output; `...` stands for the rest of a line, or for any lines. Other blocks are not run.
-Scores, seconds and the eight digits of an identity differ between machines, and so may the order of a leaderboard;
+Scores, seconds and the eight digits of an identity differ between machines, and so may the order of a leaderboard,
+which differences are significant, and what is said of them;
 how many lines of progress (`....`) come depends on how busy the machine is.
 """
 
@@ -21,6 +22,7 @@ from tests.conftest import ROOT
 TEXT = (ROOT / "docs/tutorial.md").read_text()
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 _ROW = re.compile(r"(?:\* )?\d+ (?=\S+\s+\d\.\d{4})")  # of a leaderboard: its rank, before name and score
+_VERDICT = re.compile(r"no significant difference between: |on these images \S+ is significantly above: ")
 _VARIES = {
     r"\.\.\.": r".*",
     r"-[0-9a-f]{8}\b": r"-[0-9a-f]{8}",
@@ -31,16 +33,19 @@ _VARIES = {
 
 
 def lines_of(text):
-    """The lines, stripped, without progress; rows of a leaderboard without their ranks, by name."""
+    """The lines, stripped, without progress; rows of a leaderboard without their ranks, by name; one verdict."""
     lines, rows = [], []
     for line in [*map(str.strip, text.strip().splitlines()), None]:
         if line is not None and line.startswith(".... "):
             continue
         if line is not None and _ROW.match(line):
             rows.append(_ROW.sub("", line))
-        else:
-            lines += [*sorted(rows), line]
-            rows = []
+            continue
+        lines += sorted(rows)
+        rows = []
+        told = line if line is None or not _VERDICT.match(line) else "(a verdict)"
+        if told != "(a verdict)" or lines[-1:] != [told]:
+            lines.append(told)
     return lines[:-1]
 
 
@@ -120,3 +125,12 @@ def test_what_differs_between_machines_is_allowed_and_nothing_else():
     ):
         assert not is_shown(same.replace(old, new), page), (old, new)
     assert not is_shown(same.rpartition("\n")[0], page)
+
+
+def test_which_differences_are_significant_is_a_machine_s_own():
+    tied, above = "no significant difference between: a, b", "on these images b is significantly above: c"
+    page = f"begun\n{tied}\n(method)"
+    for printed in (f"begun\n{above}\n(method)", f"begun\n{tied}\n{above}\n(method)", page):
+        assert is_shown(printed, page)
+    assert not is_shown("begun\n(method)", page)
+    assert not is_shown(f"begun\n{above}\nfailed\n(method)", page)
