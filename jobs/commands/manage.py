@@ -7,6 +7,7 @@ import time
 from jobs import ledger
 from jobs.commands import run, submit
 from jobs.commands.request import Request
+from jobs.commands.stage import FAILED
 from jobs.planning.plan import find_cell, make_plan
 from jobs.slurm.endings import ENDING
 from jobs.slurm.queue import cancel as cancel_jobs
@@ -62,7 +63,7 @@ def cancel(request: Request) -> int:
     print(f"cancelled {run.plural(len(jobs - left), 'job')} ({run.plural(len(ended), 'cell')})")
     for problem in problems.values():
         print(f"not cancelled: {problem}")
-    return run.FAILED if problems else 0
+    return FAILED if problems else 0
 
 
 def retry(request: Request) -> int:

@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jobs.commands.request import Request
-from jobs.commands.run import FAILED, plural
+from jobs.commands.run import plural
+from jobs.commands.stage import FAILED
 from jobs.planning.packed_sets import Active, PackedFolder, find_needs
 from jobs.planning.plan import data_root, make_plan
 from jobs.slurm.queue import ended

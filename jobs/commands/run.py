@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jobs import ledger
 from jobs.commands.data_lines import data_lines
 from jobs.commands.request import Request
+from jobs.commands.stage import FAILED, run_stage
 from jobs.local.processes import Job, Outcome, run_jobs, started_early
 from jobs.local.progress import Progress, shown
 from jobs.local.slots import Slots
@@ -28,14 +27,11 @@ from jobs.planning.tasks import (
     weights_task,
     wrangle_task,
 )
-from jobs.stages import EXIT_STOPPED, Task
 from pipeline.errors import SubmissionError, TrainingError
 from pipeline.spec.reading import read_spec
 from pipeline.storage.files import display_path
 from pipeline.storage.ownership import owned
 from pipeline.storage.run_dir import RunDir
-
-FAILED = 1
 
 
 def wrangle(request: Request) -> int:
@@ -115,7 +111,7 @@ def rank(request: Request, reasons: Mapping[str, str] | None = None) -> int:
             raise SubmissionError(
                 f"{data.packed}: the packed data is {data.reason}; run `{request.command('wrangle')}` first"
             )
-        status = _run_one(plan, "evaluate", evaluate_task(plan, reasons))
+        status = run_stage(plan, "evaluate", evaluate_task(plan, reasons))
         if status:
             return status
     print(format_leaderboard(experiment, request.loaded.spec.evaluate.select_by), flush=True)
@@ -179,7 +175,7 @@ def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False
         if data.reason is not None:
             # a set is named by its split too: one packed set can have several
             log = "-".join(["wrangle", data.packed.name, *([data.split.stem] if data.split else [])])
-            status = _run_one(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data), log)
+            status = run_stage(plan, f"wrangle {data.packed.name}", wrangle_task(plan, data), log)
             if status:
                 return status
         elif quiet:
@@ -191,7 +187,7 @@ def _wrangle(plan: Plan, datasets: Sequence[PlannedData], *, quiet: bool = False
 def fetch_weights(plan: Plan) -> int:
     """Download the pretrained weights the missing cells name; exit status."""
     for model in plan.named_weights():
-        status = _run_one(plan, f"weights {model.name} {model.weights}", weights_task(plan, model))
+        status = run_stage(plan, f"weights {model.name} {model.weights}", weights_task(plan, model))
         if status:
             return status
     return 0
@@ -260,7 +256,9 @@ def _predict(plan: Plan, tests: Mapping[RunDir, PlannedData]) -> int:
     if status or not missing:
         return status
     names = ", ".join(run.name for run in missing)
-    return _run_one(plan, f"predict {names}", predict_task(plan, missing))
+    return run_stage(
+        plan, f"predict {names}", predict_task(plan, missing), ranks=plan.loaded.spec.run.gpus_per_cell
+    )
 
 
 def _test_images(plan: Plan, runs: Sequence[RunDir]) -> dict[RunDir, PlannedData]:
@@ -278,35 +276,6 @@ def _test_data(plan: Plan, run: RunDir) -> PlannedData:
             "the folder of your new pictures, or keep some of the others for it by data.split.test: 0.1"
         )
     return test
-
-
-def _run_one(plan: Plan, name: str, task: Task, log_name: str | None = None) -> int:
-    """One stage in a process of its own; on failure its error is repeated here.
-
-    Its log is called as the first word of `name`, where it has no name of its own.
-    """
-    log = plan.experiment.logs / f"{log_name or name.split()[0]}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
-    ledger.append(plan.experiment.ledger, "started", stage=name, cluster="local")
-    run = plan.loaded.spec.run
-    # a stage may do without a GPU; one that cannot says so itself
-    slots = Slots.for_cells(1, 1, run.threads, "cpu" if run.device == "cpu" else "auto")
-    code = snapshot(plan.experiment.code)
-    outcome = run_jobs([Job(name, task, log)], slots, Progress("stages", 1), code=code)
-    status = outcome.status.get(name, EXIT_STOPPED)
-    ledger.append(plan.experiment.ledger, "ended", stage=name, status=status)
-    if status not in (0, EXIT_STOPPED):
-        text = _error_text(log) or outcome.words[name]
-        print(f"error: {name} failed: {text}\nlog: {display_path(log)}", file=sys.stderr)
-    return FAILED if status else 0
-
-
-def _error_text(log: Path) -> str:
-    """The whole error of a stage, which can be several lines; "" where its log has none."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    _, found, error = text.rpartition("error: ")
-    return error.strip() if found else ""
 
 
 def tell(notes: Iterable[str]) -> None:

@@ -14,7 +14,8 @@ from jobs.clusters.billing import requested, unit_of
 from jobs.clusters.profile import Profile
 from jobs.commands.data_lines import all_data, data_lines
 from jobs.commands.request import Request
-from jobs.commands.run import FAILED, fetch_weights, plural, rank, selected, tell
+from jobs.commands.run import fetch_weights, plural, rank, selected, tell
+from jobs.commands.stage import FAILED
 from jobs.local.snapshot import snapshot
 from jobs.planning.earlier import forgotten, longer
 from jobs.planning.overlaps import check_test_sets

@@ -14,7 +14,7 @@ from types import FrameType
 
 from jobs.local.endings import Mark, cell_ending, death_reason, record_failure, stage_ending
 from jobs.local.progress import Progress
-from jobs.local.ranks import Environment, Ranks, rank_environments, rank_log, start_rank
+from jobs.local.ranks import Environment, Ranks, rank_environments, start_rank
 from jobs.local.slots import Slots
 from jobs.stages import (
     EXIT_DEVICE_FAILED,
@@ -27,6 +27,7 @@ from jobs.stages import (
 )
 from jobs.stages.reports import Reports
 from pipeline.errors import LaunchError
+from pipeline.storage.run_dir import rank_log
 
 _POLL_S = 0.1
 _MARKS = {0: "ok", EXIT_STOPPED: "...."}  # what is not marked so has failed
@@ -228,9 +229,11 @@ class Process:
                     task.run, task.identity, status, mark=mark, reason=reason, stopped=stopped
                 )
             else:
-                # a stage that was stopped while it still imported dies of our signal
-                ended = EXIT_STOPPED if stopped and status < 0 else status
-                ending = ended, stage_ending(ended, part.log, mark.log_bytes)
+                # a stage that was stopped while it still imported dies of our signal; of several processes, one
+                # that waits for another hears of its end before its own signal
+                ended = EXIT_STOPPED if stopped and (status < 0 or status == EXIT_RANK_LOST) else status
+                words = stage_ending(ended, part.log, mark.log_bytes)
+                ending = ended, reason if ended == EXIT_RANK_LOST else words
             yield part.name, *ending
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from jobs.stages import (
     EXIT_FAILED,
     EXIT_RANK_LOST,
     EXIT_STOPPED,
+    PredictTask,
     Task,
     TrainTask,
     needed_imports,
@@ -39,7 +40,7 @@ RANK, WORD = "LABELGRID_RANK", "LABELGRID_MEETING"  # as `pipeline/distributed/m
 
 def rank_environments(task: Task, place: str | None, slots: Slots) -> list[Environment]:
     """What each process of a job is told beside the rest: its GPU of the place; its number, where there are several."""
-    if not isinstance(task, TrainTask) or task.ranks == 1:
+    if not isinstance(task, TrainTask | PredictTask) or task.ranks == 1:
         return [{} if place is None else gpu_environment(place, slots.sharing(place))]
     word = slots.meeting or uuid.uuid4().hex
     gpus = place.split(",") if place is not None else [None] * slots.ranks
@@ -49,11 +50,6 @@ def rank_environments(task: Task, place: str | None, slots: Slots) -> list[Envir
         own: Environment = {} if gpu is None else gpu_environment(gpu, sharing)
         found.append({RANK: str(slots.first_rank + i), WORD: word, **own})
     return found
-
-
-def rank_log(log: Path, rank: int) -> Path:
-    """Where a process writes: the first one into the cell's log."""
-    return RunDir(log.parent).rank_log(rank) if rank else log
 
 
 def start_rank(

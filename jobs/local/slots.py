@@ -43,6 +43,16 @@ class Slots:
         count = parallel or len(gpus) // ranks or max(1, min(cells, usable // ranks))
         return cls(count, threads or max(1, usable // (count * ranks)), gpus, ranks)
 
+    @classmethod
+    def for_stage(cls, threads: int | None, device: str, *, ranks: int = 1) -> Slots:
+        """One stage, by as many as `ranks` processes where there are as many GPUs, else cores.
+
+        It may do without a GPU also where `device` is cuda; a stage that cannot says so itself.
+        """
+        device = "cpu" if device == "cpu" else "auto"
+        places = len(usable_gpus(device)) or cores()
+        return cls.for_cells(1, 1, threads, device, ranks=min(ranks, places))
+
     @property
     def places(self) -> list[str | None]:
         """The GPU of each job that runs at once, or its GPUs with commas between; None without."""

@@ -67,6 +67,18 @@ def stage_resources(plan: Plan, given: Resources, stage: Literal["wrangle", "fin
     return given
 
 
+def final_resources(plan: Plan, profile: Profile, *, submission: bool) -> Resources:
+    """What the final job asks for: with a submission it scores the test images, which wants what training wants.
+
+    Of a cell over several nodes the GPUs of one: the others would wait for the leaderboard first.
+    """
+    run = plan.loaded.spec.run
+    on_node = {"gpus_per_cell": run.gpus_per_cell // run.nodes_per_cell, "nodes_per_cell": 1}
+    alone = profile.model_copy(update={"concurrent_cells": 1})
+    train = _with_gpus(alone, run.model_copy(update=on_node)).train
+    return stage_resources(plan, train if submission else profile.cpu, "final")
+
+
 def _changed(resources: Resources, rule: ResourceRule) -> Resources:
     """The resources with what a rule says; of its options of sbatch each by itself."""
     update = rule.model_dump(exclude={"stage", "when", "sbatch", *_PACKING}, exclude_none=True)

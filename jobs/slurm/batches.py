@@ -14,6 +14,7 @@ from jobs.planning.plan import Plan, PlannedCell
 from jobs.planning.status import GridStatus
 from jobs.planning.tasks import (
     evaluate_task,
+    final_resources,
     overlap_task,
     resources_for,
     stage_resources,
@@ -165,9 +166,10 @@ def _final_job(
     plan: Plan, profile: Profile, after: tuple[str, ...], batches: Sequence[Batch], *, submission: bool
 ) -> Batch:
     last = submission_task(plan, None) if submission else None
-    task = FinalJob(evaluate_task(plan), last, profile)
-    # a submission scores the test images, which wants what training wants
-    resources = stage_resources(plan, profile.train if last else profile.cpu, "final")
+    run = plan.loaded.spec.run
+    ranks = run.gpus_per_cell // run.nodes_per_cell
+    task = FinalJob(evaluate_task(plan), last, profile, ranks)
+    resources = final_resources(plan, profile, submission=submission)
     if not after:  # no cell to wait for: only the data, if that
         first = tuple(batch.key for batch in batches)
         return Batch("final", (task,), resources, after=first, condition="afterok", requeue=profile.requeue)

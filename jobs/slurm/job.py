@@ -253,6 +253,7 @@ class FinalJob:
     evaluate: EvaluateTask
     submission: SubmissionTask | None = None
     profile: Profile | None = None  # for prices
+    ranks: int = 1  # processes that share the test images, where there are as many GPUs
 
     def __call__(self) -> None:
         """Raises CellsFailedError when a stage failed."""
@@ -271,8 +272,21 @@ class FinalJob:
             record_failure(RunDir(inputs.experiment.path / name), unfinished[name], known[name])
         if self.profile is not None:
             record_costs(inputs.experiment, self.profile)
-        evaluate = replace(self.evaluate, reasons=known)
-        StageJob((evaluate, self.submission) if self.submission else (evaluate,))()
+        StageJob((replace(self.evaluate, reasons=known),))()
+        if self.submission is not None:
+            self._predict(self.submission)
+            StageJob((self.submission,))()
+
+    def _predict(self, submission: SubmissionTask) -> None:
+        """By several processes; a single one is this one, once the submission asks for its scores."""
+        slots = Slots.for_stage(None, submission.device, ranks=self.ranks)
+        task = submission.prediction() if slots.ranks > 1 else None
+        if task is not None:
+            log = submission.experiment.logs / "predict.txt"
+            job = Job("predict", replace(task, ranks=slots.ranks), log)
+            outcome = run_jobs([job], slots, Progress("stages", 1), stop=Stop(()))
+            if outcome.failed:
+                raise CellsFailedError(f"predict: {outcome.words['predict']}")
 
 
 def _ledger_with(path: Path, job: str | None) -> list[dict[str, Any]]:

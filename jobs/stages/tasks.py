@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs import ledger
+from jobs.stages.exit_status import EXIT_RANK_LOST
+from pipeline.errors import LostRankError
 from pipeline.evaluation.selection import EvaluationInputs, TestImages, selected_cells
 from pipeline.progress import report
 from pipeline.spec import DataSpec, EvaluateSpec, ModelSpec
@@ -119,13 +122,21 @@ class PredictTask:
     experiment: ExperimentDir
     tests: Mapping[str, TestImages]  # of each cell, by folder name
     device: str
+    ranks: int = 1  # processes that share the images
 
     def __call__(self) -> int:
         """Exit status."""
         report("loading the network")
+        from pipeline.distributed.meeting import joined
         from pipeline.evaluation.prediction import predict
 
-        predict([RunDir(self.experiment.path / name) for name in self.tests], self.tests, device=self.device)
+        runs = [RunDir(self.experiment.path / name) for name in self.tests]
+        try:
+            with joined(self.ranks, self.experiment.meeting, self.device) as group:
+                predict(runs, self.tests, device=self.device, group=group)
+        except LostRankError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return EXIT_RANK_LOST
         return 0
 
 
@@ -142,12 +153,25 @@ class SubmissionTask:
         default_factory=dict
     )  # packed set and split, as above
 
+    @property
+    def runs(self) -> list[RunDir]:
+        """The cells that make the submission."""
+        named = [RunDir(self.experiment.path / name) for name in self.cells or ()]
+        return named or selected_cells(self.experiment)
+
+    def prediction(self) -> PredictTask | None:
+        """What scores the test images of these cells, where that is missing."""
+        from pipeline.evaluation.submission import is_predicted
+
+        tests = {run.name: self.tests[run.name] for run in self.runs}
+        missing = {run.name: tests[run.name] for run in self.runs if not is_predicted(run, *tests[run.name])}
+        return PredictTask(self.experiment, missing, self.device) if missing else None
+
     def __call__(self) -> int:
         """Exit status."""
         from pipeline.evaluation.submission import is_predicted, make_submission
 
-        experiment = self.experiment
-        runs = [RunDir(experiment.path / name) for name in self.cells or ()] or selected_cells(experiment)
+        experiment, runs = self.experiment, self.runs
         tests = {run.name: self.tests[run.name] for run in runs}
         if not all(is_predicted(run, *tests[run.name]) for run in runs):
             from pipeline.evaluation.prediction import predict  # which imports torch

@@ -6,10 +6,11 @@ another one. No port is chosen beforehand, so none can be taken meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def join(
     number, word = os.environ.get(RANK, ""), os.environ.get(WORD)
     if not (number.isdigit() and int(number) < size and word):
         raise TrainingError(
-            f"run.gpus_per_cell: {size} processes train this cell, and this one has no number among them "
+            f"run.gpus_per_cell: {size} processes do this together, and this one has no number among them "
             f"({RANK}={number!r}, {WORD}={word!r}); start it with `{typed('grid')}`"
         )
     rank = int(number)
@@ -62,6 +63,20 @@ def join(
         timeout=timedelta(seconds=SILENT_S),
     )
     return Group(rank, size, store)
+
+
+@contextlib.contextmanager
+def joined(size: int, place: Path, device: str) -> Iterator[Group]:
+    """The group of a stage's processes, from `join` until the block ends; the others are told of what breaks it off."""
+    group = join(size, place, device)
+    assert group is not None  # nothing stops it but a signal, which ends the process
+    try:
+        yield group
+    except Exception as error:
+        group.abandon(str(error))
+        raise
+    finally:
+        leave()
 
 
 def leave() -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from pipeline.data.packed import PackedSet
+from pipeline.distributed.group import SOLO, Group
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.selection import TestImages
 from pipeline.evaluation.submission import is_predicted, made_of, test_rows
 from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.device import ExecutionConfig
-from pipeline.models.scoring import Scorer, compute_logits, refuse_divergence
+from pipeline.models.scoring import Scorer, compute_logits_by_ranks, refuse_divergence
 from pipeline.spec import ModelSpec, Normalisation, is_own
 from pipeline.storage.files import atomic_write
 from pipeline.storage.run_dir import RunDir
@@ -58,29 +59,39 @@ def load_scorer(best: dict[str, Any], device: str, code: Path | None = None) -> 
     return Scorer(net, preprocessing["image_px"], execution, normalisation, flips)
 
 
-def predict(runs: Sequence[RunDir], tests: Mapping[str, TestImages], *, device: str = "auto") -> None:
+def predict(
+    runs: Sequence[RunDir], tests: Mapping[str, TestImages], *, device: str = "auto", group: Group = SOLO
+) -> None:
     """Write `scores_test.npz` of every cell whose test images (by cell name) are not scored yet.
 
     It holds ids, names, labels, scores (N, K) float32, and `made_of`. Cells that predict the same
     images share one pass over them. Raises CheckpointError when a checkpoint is damaged or its pictures
     were packed in another way than these.
+
+    The ranks of a group share the pictures, and the first one writes: all of them call it. Raises LostRankError.
     """
+    # read once: on a shared disk, processes may see files of different age
+    lacking = group.from_leader([run.name for run in runs if not is_predicted(run, *tests[run.name])])
     missing: dict[TestImages, list[RunDir]] = {}
     for run in runs:
-        if not is_predicted(run, *tests[run.name]):
+        if run.name in lacking:
             missing.setdefault(tests[run.name], []).append(run)
     for images, several in missing.items():
-        _predict(several, *images, device)
+        _predict(several, images, device, group)
 
 
-def _predict(runs: Sequence[RunDir], packed_dir: Path, split_file: Path | None, device: str) -> None:
+def _predict(runs: Sequence[RunDir], images: TestImages, device: str, group: Group) -> None:
+    packed_dir, split_file = images
     packed = PackedSet.open(packed_dir)
     rows = test_rows(packed, split_file)
     checkpoints = [_fitting(run, packed) for run in runs]
     scorers = [
         load_scorer(best, device, own_code_of(run, best)) for run, best in zip(runs, checkpoints, strict=True)
     ]
-    logits = compute_logits(scorers, packed, rows)
+    group.meet(f"ready for {packed_dir.name} {split_file.name if split_file else ''}")
+    logits = compute_logits_by_ranks(group, scorers, packed, rows)
+    if logits is None:  # the first process writes
+        return
     for run, best, logits_NK in zip(runs, checkpoints, logits, strict=True):
         refuse_divergence(logits_NK, packed, rows)
         with torch.inference_mode():

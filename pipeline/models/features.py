@@ -124,10 +124,7 @@ class FrozenNetwork:
             features = read_features(path)  # perhaps another process has made them meanwhile
             if self.group.any(features is None):
                 work = functools.partial(self._compute, rows, view, path)
-                # smaller batches for one rank alone would not fit those of the others
-                features = (
-                    shrink_batch_to_fit(work, FEATURE_BATCH) if self.group.size == 1 else work(FEATURE_BATCH)
-                )
+                features = shrink_batch_to_fit(work, FEATURE_BATCH, self.group)
                 forget_pixels()  # the GPU's memory is for training now
                 if self.group.leads and write_features(path, features):
                     Parts(path).clear()
@@ -153,12 +150,23 @@ class FrozenNetwork:
             yield
 
     def _in_turn(self, order: Rows, spans: list[slice], view: int | None) -> Iterator[Tensor]:
-        """The features of each span on the host; ranks make one each at a time, and all get those of all."""
+        """The features of each span on the host; ranks make one each at a time, and all get those of all.
+
+        Raises OutOfMemoryError on all ranks where one of them has no room.
+        """
         size, rank = self.group.size, self.group.rank
         own = one_behind(self._made(order, spans[rank::size], view))
         for start in range(0, len(spans), size):
             some = spans[start : start + size]
-            mine = next(own) if rank < len(some) else None
+            mine, error = None, None
+            try:
+                mine = next(own) if rank < len(some) else None
+            except torch.OutOfMemoryError as found:
+                error = found
+            if self.group.any(error is not None):
+                raise error or torch.OutOfMemoryError(
+                    "another process of this cell has no room for its pictures"
+                )
             yield from self.group.each(mine, [span.stop - span.start for span in some])
 
     @torch.inference_mode()

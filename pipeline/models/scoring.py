@@ -18,6 +18,7 @@ from pipeline.data.loading import Rows, spans_in_order
 from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_cache import drop_resident, pixel_cache
 from pipeline.data.transfer import one_ahead, one_behind
+from pipeline.distributed.group import SOLO, Group
 from pipeline.errors import DivergedError
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
@@ -25,9 +26,10 @@ from pipeline.models.slices import in_slices
 from pipeline.progress import report
 from pipeline.spec import Normalisation
 
-# N images, B of a batch, K labels, S networks
+# N images, B of a batch, M of a rank in a round, K labels, S networks
 Found = TypeVar("Found")
 _BATCH_SIZE = {"cpu": 128, "cuda": 512}  # a CPU's caches gain nothing by more; halved where a GPU has no room
+_ROUND = 32  # batches of each rank between two exchanges, at which a lost one is noticed
 
 
 @dataclass(frozen=True)
@@ -89,26 +91,76 @@ class Scorer:
 
 @torch.inference_mode()
 def compute_logits(
-    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int | None = None
+    scorers: Sequence[Scorer],
+    packed: PackedSet,
+    rows: Rows,
+    *,
+    batch_size: int | None = None,
+    shown: Callable[[int], object] | None = None,
 ) -> list[Tensor]:
     """Logits (N, K) float32 on the CPU of `rows` under each network, all on one device.
 
     Each batch is read once, and brought to each size and normalisation once. Puts the networks into
     evaluation mode (the caller sets training mode again). Where a GPU has no room for a batch, gives up
-    resident pixels, then halves the batch.
+    resident pixels, then halves the batch. `shown` is told how many rows are done, instead of the progress line.
     """
+    shown = shown or functools.partial(report, "scoring image", total=len(rows))
     size = batch_size or _BATCH_SIZE[scorers[0].execution.device]
     if len(scorers) > 1:
         with contextlib.suppress(torch.OutOfMemoryError):  # of their fused copies, perhaps: then one by one
-            return shrink_batch_to_fit(functools.partial(_compute_logits, scorers, packed, rows), size)
+            return shrink_batch_to_fit(
+                functools.partial(_compute_logits, scorers, packed, rows, shown=shown), size
+            )
     found: list[Tensor] = []
     for each in scorers:
-        found += shrink_batch_to_fit(functools.partial(_compute_logits, [each], packed, rows), size)
+        found += shrink_batch_to_fit(
+            functools.partial(_compute_logits, [each], packed, rows, shown=shown), size
+        )
     return found
 
 
-def shrink_batch_to_fit(work: Callable[[int], Found], batch_size: int) -> Found:
-    """What `work` makes with a batch size: at first again without resident pixels, then halved until it fits."""
+def compute_logits_by_ranks(
+    group: Group, scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, *, batch_size: int | None = None
+) -> list[Tensor] | None:
+    """`compute_logits` by all ranks of a group, on rank 0; None on the others.
+
+    Batches are those of one process, and ranks take them in turn: with as many threads, or on the same kind of GPU,
+    logits have the same bits. Raises LostRankError.
+    """
+    if group.size == 1:
+        return compute_logits(scorers, packed, rows, batch_size=batch_size)
+    size = batch_size or _BATCH_SIZE[scorers[0].execution.device]
+    spans = spans_in_order(len(rows), size)
+    found_SNK: Tensor | None = None
+    for first in range(0, len(spans), _ROUND * group.size):
+        some = spans[first : first + _ROUND * group.size]
+        places = [_places(some[rank :: group.size]) for rank in range(group.size)]
+        own_M = places[group.rank]
+
+        def shown(done: int, before: int = some[0].start) -> None:
+            report("scoring image", min(before + done * group.size, len(rows)), len(rows))
+
+        mine_MSK: Tensor | None = None
+        if len(own_M):
+            found = compute_logits(scorers, packed, rows[own_M], batch_size=size, shown=shown)
+            mine_MSK = torch.stack(found, dim=1)
+        for place_M, part_MSK in zip(places, group.each(mine_MSK, [*map(len, places)]), strict=True):
+            if group.leads:
+                if found_SNK is None:
+                    found_SNK = part_MSK.new_empty(len(scorers), len(rows), part_MSK.shape[-1])
+                found_SNK[:, torch.from_numpy(place_M)] = part_MSK.transpose(0, 1)
+    return None if found_SNK is None else list(found_SNK)
+
+
+def _places(spans: Sequence[slice]) -> Rows:
+    return np.concatenate([np.empty(0, np.int64), *(np.arange(span.start, span.stop) for span in spans)])
+
+
+def shrink_batch_to_fit(work: Callable[[int], Found], batch_size: int, group: Group = SOLO) -> Found:
+    """What `work` makes with a batch size: at first again without resident pixels, then halved until it fits.
+
+    Where the ranks of a group work together, it raises on all of them, and all go on with the same size.
+    """
     released = False
     while True:
         try:
@@ -116,7 +168,7 @@ def shrink_batch_to_fit(work: Callable[[int], Found], batch_size: int) -> Found:
         except torch.OutOfMemoryError:
             if batch_size == 1 and released:
                 raise
-        if not release_memory():
+        if not group.any(release_memory()):
             released, batch_size = True, -(-batch_size // 2)
 
 
@@ -131,7 +183,12 @@ def release_memory() -> bool:
 
 
 def _compute_logits(
-    scorers: Sequence[Scorer], packed: PackedSet, rows: Rows, batch_size: int
+    scorers: Sequence[Scorer],
+    packed: PackedSet,
+    rows: Rows,
+    batch_size: int,
+    *,
+    shown: Callable[[int], object],
 ) -> list[Tensor]:
     scorers = [replace(scorer, net=fuse_conv_bn(scorer.net)) for scorer in scorers]
     device, spans = scorers[0].execution.device, spans_in_order(len(rows), batch_size)
@@ -141,7 +198,7 @@ def _compute_logits(
         """Logits (scorers, B, K) of each batch."""
         pictures = one_ahead(lambda: (batch.images_BHWC for batch in batches), device)
         for images_BHWC, span in zip(pictures, spans, strict=True):
-            report("scoring image", span.start, len(rows))
+            shown(span.start)
             inputs = {kind: to_input(images_BHWC, *kind) for kind in {each.input_kind for each in scorers}}
             yield torch.stack([scorer.logits(inputs[scorer.input_kind]) for scorer in scorers])
 

@@ -40,11 +40,6 @@ class Spec(Section):
                 f"train.batch_size: {self.train.batch_size} has not a picture for each of run.gpus_per_cell: {ranks}; "
                 "write a larger batch, or fewer GPUs"
             )
-        if self.train.augment.own is not None and ranks > 1:
-            raise ValueError(
-                f"train.augment.own draws for a whole batch, and run.gpus_per_cell: {ranks} gives each GPU a part; "
-                "leave one of them out"
-            )
         if self.grid.share_process is True and ranks > 1:
             raise ValueError(
                 f"grid.share_process: true trains cells together on one GPU, run.gpus_per_cell: {ranks} one cell on "

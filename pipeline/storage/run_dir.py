@@ -18,6 +18,11 @@ MANIFEST_VERSION = 1
 HASH_LENGTH = 8
 
 
+def rank_log(log: Path, rank: int) -> Path:
+    """Where a process of several writes, beside the log of the first one."""
+    return log.with_name(f"{log.stem}-rank{rank}{log.suffix}") if rank else log
+
+
 class _File:
     """A file or folder that lies in another folder under this name."""
 
@@ -50,6 +55,7 @@ class ExperimentDir:
     logs = _File("logs", "Logs of the stages other than training.")
     slurm = _File("slurm", "submitit's own files.")
     code = _File("code", "Snapshots of the code that ran.")
+    meeting = _File("meeting.json", "Where the processes find each other that predict together.")
 
     def folders(self) -> dict[str, list[str]]:
         """The names of what is there by the hash they end in: one listing for a whole plan."""
@@ -136,7 +142,7 @@ class RunDir:
 
     def rank_log(self, rank: int) -> Path:
         """What a further one of these processes printed; the first one's is the cell's log."""
-        return self.path / f"log-rank{rank}.txt"
+        return rank_log(self.log, rank)
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or {} where there is none or it cannot be read."""

@@ -33,11 +33,13 @@ def execution_of(
             f"to begin anew on the GPU delete {run.path}"
         )
     if begun.ranks != chosen.ranks:
+        processes = "1 process" if chosen.ranks == 1 else f"{chosen.ranks} processes"
         print(
-            f"goes on with {chosen.ranks} processes, begun with {begun.ranks} (run.gpus_per_cell): the same batches, "
+            f"goes on with {processes}, begun with {begun.ranks} (run.gpus_per_cell): the same batches, "
             "other rounding, and other draws of dropout from here on",
             flush=True,
         )
-    begun = replace(begun, ranks=chosen.ranks)
+        # bits differ in any case; with the threads of before, more processes would want more than there are cores
+        begun = replace(begun, ranks=chosen.ranks, threads=chosen.threads)
     # another start may find more memory; only with the same parts of a batch are the bits the same
     return begun if begun.deterministic else replace(begun, micro_batch=None)

@@ -81,7 +81,10 @@ class PixelFeed:
             OwnAugmentation(recipe.augment.own, recipe.seed, epoch, self.code) if recipe.augment.own else None
         )
         mixing = Mixing(recipe.augment, recipe.seed, epoch, spans, recipe.image_px)
-        share = Share(spans, self.group.rank, self.group.size, mixing.partner_N) if self._is_shared else None
+        rank, size = self.group.rank, self.group.size
+        # a user's function sees and draws for a whole batch: then every rank makes all of it, and takes its own
+        takes = own_positions(spans, rank, size) if self._is_shared and own is not None else None
+        share = Share(spans, rank, size, mixing.partner_N) if self._is_shared and own is None else None
         parts, positions_N = (spans, None) if share is None else (share.made, share.positions_M)
         augmentation = Augmentation(recipe.augment, recipe.seed, epoch, parts, positions_N)
 
@@ -96,7 +99,11 @@ class PixelFeed:
                 if own is not None:
                     inputs_BCHW = own(inputs_BCHW, batch.span, recipe.model.normalisation)
                 if share is None or rows_N is None:
-                    yield mixing(inputs_BCHW, batch.targets_BK, batch.span)
+                    mixed_BCHW, targets_BK = mixing(inputs_BCHW, batch.targets_BK, batch.span)
+                    yield (
+                        mixed_BCHW if takes is None else _taken(mixed_BCHW, batch.span, takes[number]),
+                        targets_BK,
+                    )
                 else:
                     targets_BK = pixels.targets(rows_N[spans[number]])
                     yield mixing.of_share(inputs_BCHW, targets_BK, spans[number], share, number)
@@ -111,6 +118,12 @@ class PixelFeed:
         """Of the validation images, under each."""
         rows = self.validation
         return shared_logits(self.group, scorers, self.stream.packed, rows) if scorers else []
+
+
+def _taken(inputs_BCHW: Tensor, span: slice, own: slice) -> Tensor:
+    """Those at the positions `own` of a batch at the positions `span`."""
+    some_BCHW = inputs_BCHW[own.start - span.start : own.stop - span.start : own.step]
+    return some_BCHW.contiguous(memory_format=torch.channels_last)
 
 
 class FeatureFeed:

@@ -3,8 +3,10 @@
 What each step read and lost, and what came of it, lies in a file for each cell and rank; what is compared, tests do.
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from pipeline.data.packed import PackedSet
 from pipeline.data.pixel_cache import PixelCache
 from pipeline.data.splits import read_split
 from pipeline.distributed.meeting import join, leave
+from pipeline.models.features import FrozenNetwork
 from pipeline.models.weights import fetch_weights
+from pipeline.own.source import kept_copy
 from pipeline.training.attempt import Attempt
 from pipeline.training.learner import CellData, Learner
 from pipeline.training.loop import train
@@ -50,6 +54,8 @@ def run_cell(name, cell, group, data):
         )
     losses, stop = [], StopFlag()
     while True:
+        if task.code:
+            kept_copy(task.code, task.run.own_code)
         weights = fetch_weights(task.spec.train.model, task.weights_folder)
         attempt = Attempt(task.run, task.identity, leads=group.leads)
         learner = Learner(
@@ -61,10 +67,11 @@ def run_cell(name, cell, group, data):
         )
         if micro_batch := cell.get("micro_batch"):
             object.__setattr__(learner.execution, "micro_batch", micro_batch)
-        record(learner, losses, stop, cell.get("stop"))
+        record(learner, losses, stop, cell.get("stop"), cell.get("kill"))
         if "short" in cell:
             run_short(learner, **cell["short"])
-        train([learner], stop)
+        with short_of_features(learner, **cell.get("short_of_features", {})):
+            train([learner], stop)
         learner.tracker.close()
         if attempt.error is not None or attempt.is_done:
             break
@@ -81,13 +88,26 @@ def scores(learner):
     return None if keeper is None else torch.from_numpy(keeper.logits_NK)
 
 
-def record(learner, losses, stop, when):
-    """Each step's loss; after step `step` the stop flag of rank `rank` alone is set."""
-    record_step = learner.record_step
+def record(learner, losses, stop, when, kill):
+    """Each step's loss; after step `step` the stop flag of rank `rank` alone is set.
+
+    `kill`: all save before the step after `saved`, and kill themselves after the step `killed`.
+    """
+    record_step, seed_step = learner.record_step, learner.seed_step
+
+    def saved():
+        if kill and learner.step == kill["saved"]:
+            learner.save()
+            learner.writer.wait()
+        seed_step()
+
+    learner.seed_step = saved
 
     def recorded(loss, images):
         losses.append(float(loss))
         record_step(loss, images)
+        if kill and learner.step == kill["killed"]:
+            os.kill(os.getpid(), signal.SIGKILL)
         if when == {"step": learner.step, "rank": learner.group.rank}:
             stop.reason = "SIGTERM"
 
@@ -107,6 +127,24 @@ def run_short(learner, rank, layer, images, step=None):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     learner.net.get_submodule(layer).register_forward_pre_hook(limited)
+
+
+@contextlib.contextmanager
+def short_of_features(learner, rank=None, images=0):
+    """The other fake: rank `rank` has no room to make features of more than `images` images at a time."""
+    made = FrozenNetwork._made
+
+    def limited(self, order, spans, view):
+        for span, found in zip(spans, made(self, order, spans, view), strict=True):
+            if learner.group.rank == rank and span.stop - span.start > images:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            yield found
+
+    FrozenNetwork._made = limited
+    try:
+        yield
+    finally:
+        FrozenNetwork._made = made
 
 
 if __name__ == "__main__":

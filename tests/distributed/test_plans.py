@@ -49,6 +49,21 @@ def test_gpus_cores_memory_nodes_and_price_are_those_of_all_its_gpus(planned):
     assert (job.ranks, job.nodes, job.concurrent_cells) == (4, 2, 1)
 
 
+def test_a_submission_predicts_with_the_gpus_that_a_cell_has_on_one_node(planned):
+    """The others would wait for the leaderboard; without a submission nothing is predicted."""
+    profile = load_profile("roihu", ["cluster.train.mem_gb=100", "cluster.concurrent_cells=1"], "p")
+    status = GridStatus(cells=[CellStatus(cell, "pending", "new") for cell in planned.cells])
+    for submission, gres, gpus in ((True, "gpu:gh200:4", 4), (False, profile.cpu.gres, None)):
+        final = build_batches(planned, profile, status, max_array=1000, submission=submission)[-1]
+        assert final.resources.gres == gres
+        assert "nodes" not in final.resources.sbatch
+        (job,) = final.tasks
+        assert job.ranks == 4
+        if gpus:
+            assert requested(final.resources).gpus == gpus
+            assert final.resources.mem_gb == 100 * gpus
+
+
 def test_what_a_partition_or_node_does_not_give_is_refused(planned, tmp_path):
     few = load_profile("roihu", account="p")  # a partition of one node
     with pytest.raises(SpecError, match="8 GPUs; gpumedium has 4"):

@@ -45,6 +45,7 @@ RECIPES = {
     **{name: {"loss": loss} for name, loss in LOSSES.items()},
     "warped": {"augment": WARPED},
     "mixed": {"augment": MIXED},
+    "own": {"augment": MIXED | WARPED | {"own": {"name": "mylab.changes:noise"}}},
     "averaged": {"ema_epochs": 0.5, "clip_grad_norm": 0.5},
     "adam": {"optimizer": {"name": "adam", "lr": 1e-4}},
     "micro": {"batch_size": 16},
@@ -53,7 +54,21 @@ RECIPES = {
     "features": {"cached_views": 1},
     "views": {"cached_views": 2, "augment": WARPED, "epochs": 2},
 }
-OF_FOUR = ("warped", "mixed", "soft_f1_macro", "micro_uneven", "views")  # what each rank's share decides
+OF_FOUR = (
+    "warped",
+    "mixed",
+    "own",
+    "soft_f1_macro",
+    "micro_uneven",
+    "views",
+)  # what each rank's share decides
+OWN_CODE = """import torch
+
+
+def noise(images, generator):
+    drawn = torch.rand(images.shape, generator=generator, device=images.device)
+    return (images + images.roll(1, 0) + drawn) / 3
+"""
 RUNS = [(name, ranks) for name in RECIPES for ranks in (2, 4) if ranks == 2 or name in OF_FOUR]
 MICRO = {"micro": 8, "micro_uneven": 7, "micro_f1": 8, "short_forward": 8, "short_last": 8}
 # what disturbs a run of N processes; each ends as the recipe it names
@@ -71,6 +86,7 @@ DISTURBED = {
         "warped",
     ),
     "short_forward": ({"batch_size": 16}, {"short": {"rank": 1, "layer": "6", "images": 4}}, "micro"),
+    "short_of_features": (RECIPES["views"], {"short_of_features": {"rank": 1, "images": 20}}, "views"),
     "short_last": ({"batch_size": 16}, {"short": {"rank": 0, "layer": "10", "images": 4}}, "micro"),
 }
 
@@ -90,12 +106,14 @@ def trained(tmp_path_factory, drawn_zip, weights):
     head = {"name": "mobilenet_v3_small", "weights": str(weights), "trainable": "head"}
     recipes = {name: BASE | recipe for name, recipe in RECIPES.items()}
     recipes |= {name: BASE | recipe for name, (recipe, _, _) in DISTURBED.items()}
-    recipes |= {name: recipes[name] | {"model": head} for name in ("features", "views")}
+    recipes |= {name: recipes[name] | {"model": head} for name in ("features", "views", "short_of_features")}
     done = {}
 
     def found(ranks, name):
         if ranks not in done:
             folder = root / f"of-{ranks}"
+            (folder / "mylab").mkdir(parents=True)
+            (folder / "mylab" / "changes.py").write_text(OWN_CODE)
             cells = {}
             for cell, recipe in recipes.items():
                 more = DISTURBED[cell][1] if cell in DISTURBED else {}
@@ -104,7 +122,10 @@ def trained(tmp_path_factory, drawn_zip, weights):
                 make = project if cells else packed_project
                 planned = one_cell(make(folder, drawn_zip, name=cell, **recipe), "run.threads=1")
                 micro = {"micro_batch": MICRO[cell]} if cell in RECIPES and cell in MICRO else {}
-                features = {"features": str(folder / "features")}
+                own_features = (
+                    "-of-its-own" if cell == "short_of_features" else ""
+                )  # none are there to be read
+                features = {"features": str(folder / f"features{own_features}")}
                 cells[cell] = {"task": encode(train_task(planned)), **micro, **more, **features}
             start(folder, ranks, cells)
             done[ranks] = folder
@@ -114,7 +135,8 @@ def trained(tmp_path_factory, drawn_zip, weights):
     return found
 
 
-def start(folder, ranks, cells):
+def start(folder, ranks, cells, ends=0):
+    """What each of the processes printed; `ends`: the exit status of the first one."""
     table = folder / "table.json"
     table.write_text(json.dumps({"ranks": ranks, "meeting": str(folder / "meeting.json"), "cells": cells}))
     word = uuid.uuid4().hex
@@ -131,7 +153,9 @@ def start(folder, ranks, cells):
         for rank in range(ranks)
     ]
     said = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, "\n====\n".join(said)
+    found = [process.returncode for process in processes]
+    assert found == [0] * ranks if ends == 0 else found[0] == ends, "\n====\n".join(said)
+    return said
 
 
 def far(found, expected):
@@ -195,9 +219,9 @@ def test_stopped_or_short_of_memory_on_one_rank_it_ends_with_the_same_bits(train
         assert torch.equal(found[rank]["scores"], undisturbed[rank]["scores"])
 
 
-@pytest.mark.parametrize("cell", ["short_forward", "short_last"])
+@pytest.mark.parametrize("cell", ["short_forward", "short_last", "short_of_features"])
 def test_without_memory_on_one_rank_all_take_smaller_parts(trained, cell):
-    (alone,) = trained(1, "micro")
+    (alone,) = trained(1, DISTURBED[cell][2])
     for part in trained(2, cell):
         assert part["error"] == ""
         np.testing.assert_allclose(part["losses"], alone["losses"], rtol=1e-5, atol=1e-6)

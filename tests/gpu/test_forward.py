@@ -76,7 +76,7 @@ def test_scores_are_made_on_the_gpu(monkeypatch, packed, flips, resident):
         monkeypatch.setattr("pipeline.models.scoring.pixel_cache", lambda *_: cache)
         scorers = [Scorer(onto(to_gpu, net), px, execution, IMAGENET, flips) for px in (32, 48)]
         with torch.inference_mode(), NoWaiting():
-            found = _compute_logits(scorers, packed, rows, 8)
+            found = _compute_logits(scorers, packed, rows, 8, shown=lambda done: None)
     assert [(logits.shape, logits.device.type) for logits in found] == [((20, 14), "cuda")] * 2
 
 
