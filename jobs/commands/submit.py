@@ -86,8 +86,7 @@ def _queue(request: Request, plan: Plan, grid_status: GridStatus, batches: Seque
     refuse_early(profile, request.cluster, batches, plan.experiment.slurm)
     cost = within_budget(request, plan, grid_status, batches)
     tell([*environment_notes(), *idle_gpus(batches)])
-    status = fetch_weights(plan)
-    if status:
+    if status := fetch_weights(plan):
         return status
     frozen = snapshot(plan.experiment.code)
     freeze_own((cell.code for cell in plan.cells), plan.experiment.code)
@@ -104,10 +103,8 @@ def _queue(request: Request, plan: Plan, grid_status: GridStatus, batches: Seque
         what = f" ({plural(cells, 'cell')} in {plural(len(jobs), 'job')})" if cells else ""
         print(f"queued {batch.key}: {jobs[0].split('_')[0]}{what}")
     account = f" under account {profile.account} ({profile.account_source})" if profile.account else ""
-    print(
-        f"{cost.text()}\nAll jobs are queued{account}. Check them with `{request.command('status')}`.",
-        flush=True,
-    )
+    print(cost.text())
+    print(f"All jobs are queued{account}. Check them with `{request.command('status')}`.", flush=True)
     return 0
 
 
