@@ -217,30 +217,50 @@ class _Builder:
 
     def _mapping(self, node: yaml.MappingNode, key: KeyPath) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
-        lines: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                self._mistake(Place(self.file, line), key, "a key must be a word")
-                continue
-            name = key_node.value
-            here = (*key, name)
-            if name in mapping:
-                text = f"the key is written twice (first on line {lines[name]}); remove one"
-                self._mistake(Place(self.file, line), here, text)
-                continue
+        for name, (key_node, value_node) in self._pairs(node, key).items():
+            here, line = (*key, name), key_node.start_mark.line + 1
             if not key_node.style and name.lower() in BOOLEAN_TRAPS:
                 text = f"the key `{name}` is a boolean to some YAML readers; put it in quotes"
                 self._mistake(Place(self.file, line), here, text)
-            lines[name] = line
             self.document.places[here] = Place(self.file, line)
             mapping[name] = self.build(value_node, here)
         return mapping
+
+    def _pairs(self, node: yaml.MappingNode, key: KeyPath) -> dict[str, tuple[yaml.ScalarNode, yaml.Node]]:
+        """A mapping's own keys, then those that it merges and has not (YAML 1.1's `<<`; of several the first)."""
+        own: dict[str, tuple[yaml.ScalarNode, yaml.Node]] = {}
+        merged: yaml.Node | None = None
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            place = Place(self.file, key_node.start_mark.line + 1)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._mistake(place, key, "a key must be a word")
+            elif key_node.value in lines:
+                text = f"the key is written twice (first on line {lines[key_node.value]}); remove one"
+                self._mistake(place, (*key, key_node.value), text)
+            else:
+                lines[key_node.value] = place.line
+                if key_node.tag == _MERGE:
+                    merged = value_node
+                else:
+                    own[key_node.value] = key_node, value_node
+        parts = [] if merged is None else merged.value if isinstance(merged, yaml.SequenceNode) else [merged]
+        for part in parts:
+            if not isinstance(part, yaml.MappingNode):
+                place = Place(self.file, part.start_mark.line + 1)
+                self._mistake(place, (*key, "<<"), "merges a mapping, as `<<: *name`, or a list of them")
+                continue
+            self.nodes += len(part.value)
+            if self.nodes > _NODE_LIMIT:
+                raise _TooLargeError
+            own = self._pairs(part, key) | own
+        return own
 
     def _mistake(self, place: Place, key: KeyPath, text: str) -> None:
         self.document.mistakes.append(Mistake(place, key, text))
 
 
+_MERGE = "tag:yaml.org,2002:merge"  # a bare `<<`
 _PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}"
     for name in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value")

@@ -61,6 +61,27 @@ def test_sequences_become_tuples_and_anchors_expand():
     assert document.value == {"base": {"x": 1}, "list": ({"x": 1}, {"x": 1})}
 
 
+def test_a_merge_key_takes_what_the_mapping_does_not_write_itself():
+    text = "- &a {lr: 1, crop: [0, 1]}\n- &b {lr: 2, px: 3}\n- px: 4\n  <<: [*a, *b]\n- {'<<': 5}"
+    document = parse(text, "x.yaml")
+    assert not document.mistakes
+    assert document.value[2] == {"px": 4, "lr": 1, "crop": (0, 1)}  # the first of several that has a key
+    assert list(document.value[3]) == ["<<"]  # in quotes it is a key like any other
+    assert str(document.place((2, "px"))) == "x.yaml:3"
+    assert str(document.place((2, "lr"))) == "x.yaml:1"  # where it is written
+
+
+@pytest.mark.parametrize("value", ["5", "[5]", "[[{lr: 1}]]", ""])
+def test_a_merge_key_of_no_mapping_is_refused_with_its_line(value):
+    (mistake,) = parse(f"a: 1\n<<: {value}", "x.yaml").mistakes
+    assert str(mistake).startswith("x.yaml:2: <<: merges a mapping, as `<<: *name`, or a list of them")
+
+
+def test_a_merge_key_written_twice_is_refused():
+    (mistake,) = parse("<<: {a: 1}\n<<: {b: 1}", "x.yaml").mistakes
+    assert "written twice (first on line 1)" in str(mistake)
+
+
 def test_a_bomb_of_aliases_is_stopped_by_counting():
     lines = ["a0: &a0 [1,1,1,1,1,1,1,1,1,1]"]
     lines += [f"a{i}: &a{i} [" + ",".join([f"*a{i - 1}"] * 10) + "]" for i in range(1, 9)]
