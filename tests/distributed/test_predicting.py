@@ -12,7 +12,8 @@ from jobs.commands.stage import run_stage
 from jobs.local.processes import Job, Process
 from jobs.local.slots import Slots
 from jobs.planning.plan import make_plan
-from jobs.planning.tasks import predict_task, submission_task
+from jobs.planning.tasks import evaluate_task, predict_task, submission_task
+from jobs.slurm.job import FinalJob
 from jobs.stages import EXIT_RANK_LOST, PredictTask
 from pipeline.data.drawn import draw
 from pipeline.spec.reading import read_spec
@@ -117,10 +118,13 @@ def test_what_is_wrong_with_one_process_is_the_error_of_the_verb(predicted, miss
     assert not run.scores_test.exists()
 
 
-def test_a_final_job_predicts_what_is_missing_alone(predicted, missing):
-    """What the job of a submission starts before it: the selected cells whose scores are not there."""
+def test_the_job_of_a_submission_predicts_what_is_missing_by_its_processes(predicted, missing):
     plan, task, run = missing
     submission = submission_task(plan)
     assert submission.prediction() == task
-    run.scores_test.write_bytes(predicted[2])
+    log = plan.experiment.logs / "predict-rank1.txt"
+    log.unlink(missing_ok=True)
+    FinalJob(evaluate_task(plan), submission, ranks=2)._predict(submission)
+    assert run.scores_test.read_bytes() == predicted[2]
+    assert log.exists()
     assert submission.prediction() is None
