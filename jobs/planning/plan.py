@@ -183,9 +183,9 @@ class Plan:
                 write_json(self.experiment.data, known | now)
 
     def named_weights(self) -> Iterator[ModelSpec]:
-        """The networks whose weights are fetched by name, each once."""
+        """The networks whose weights are fetched by name, each once whatever is trained of it."""
         models = (cell.cell.spec.train.model for cell in self.missing)
-        yield from dict.fromkeys(model for model in models if model.named_weights)
+        yield from {(m.name, m.weights): m for m in models if m.named_weights}.values()
 
     @property
     def evaluation(self) -> EvaluationInputs:

@@ -143,6 +143,9 @@ def test_doctor_says_whether_weights_are_at_hand_and_right(tmp_path, drawn_zip):
     ((_, ok, result),) = weights_checks(plan)
     assert not ok
     assert "is not what its name promises" in result
+    several = "grid: {axes: {train.model.trainable: [head, all]}}"
+    spec = project(tmp_path, drawn_zip, several, model={"name": "resnet34", "weights": "IMAGENET1K_V1"})
+    assert len([*make_plan(read_spec(spec)).named_weights()]) == 1  # one file, whatever is trained of it
     said = [result for what, _, result in weights_checks(plan_of(tmp_path, drawn_zip, SWAG))]
     assert "forbids commercial use" in said[-1]
 
