@@ -98,10 +98,14 @@ def test_in_scoring(drawn, monkeypatch):
     for size in (24, 32, 48):
         del net[-1]
         net.append(torch.nn.Linear(32 * (size // 2) ** 2, 14))
-        _compute_logits([Scorer(net, size, execution, IMAGENET)], packed, np.arange(10), 4)
+        _compute_logits(
+            [Scorer(net, size, execution, IMAGENET)], packed, np.arange(10), 4, shown=lambda done: None
+        )
         by_threads = found[:]
         found.clear()
         with monkeypatch.context() as patch, strict_cpu(patch):
-            _compute_logits([Scorer(net, size, execution, IMAGENET)], packed, np.arange(10), 4)
+            _compute_logits(
+                [Scorer(net, size, execution, IMAGENET)], packed, np.arange(10), 4, shown=lambda done: None
+            )
         assert_close(found, by_threads)
         found.clear()

@@ -270,6 +270,7 @@ def test_where_memory_runs_out_features_are_made_of_half_as_many(
     monkeypatch.setattr(
         "pipeline.models.features.fuse_conv_bn", nn.Module.eval
     )  # or the limit below would be lost
+    monkeypatch.setattr("pipeline.models.slices.PICTURES_PER_THREAD", 64)  # a GPU takes a batch whole
     rows, execution = np.arange(30), ExecutionConfig.choose("cpu", "fp32", 1)
     net = build_model(train.model, 14, 32, weights)
     whole = FrozenNetwork(net, train, packed, execution)._compute(rows, view, tmp_path / "x.npz", 30)

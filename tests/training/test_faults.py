@@ -86,6 +86,7 @@ def test_out_of_memory_in_scoring_halves_its_batch_and_changes_no_score(learner,
     monkeypatch.setattr(
         "pipeline.models.scoring.fuse_conv_bn", nn.Module.eval
     )  # or the limit below would be lost
+    monkeypatch.setattr("pipeline.models.slices.PICTURES_PER_THREAD", 64)  # a GPU takes a batch whole
     (whole,) = compute_scores([scorer], one.data.packed, rows)
     sizes, forward = [], one.net.forward
 
