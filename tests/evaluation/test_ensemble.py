@@ -42,6 +42,16 @@ def expected(folder, cells):
     return rule(mean(folder, "scores_test.npz", cells))
 
 
+def predicted_as_submitted(model, test, folder, cells):
+    """What `Predictor` makes of a folder, whose scores must be the mean of the cells'; the order of its names."""
+    found = [prediction for _, prediction in model.folder(test)]
+    scores = np.array([list(prediction.scores.values()) for prediction in found])
+    with np.load(folder / cells[0] / "scores_test.npz") as file:
+        order = np.argsort(file["names"])
+    np.testing.assert_allclose(scores, mean(folder, "scores_test.npz", cells)[order], atol=1e-5)
+    return found, order
+
+
 def test_a_submission_averages_its_cells_until_the_user_picks_one(tmp_path, drawn_zip):
     spec = project(tmp_path, drawn_zip, TEXT, epochs=2)
     status, text = jobs("submission", spec, cwd=tmp_path)
@@ -52,11 +62,7 @@ def test_a_submission_averages_its_cells_until_the_user_picks_one(tmp_path, draw
     assert "from the mean scores of" in text
     np.testing.assert_array_equal(decisions(folder), expected(folder, cells))
     model = Predictor.load(folder, device="cpu")  # in Python the same mean, the same rule
-    found = [prediction for _, prediction in model.folder(drawn_zip.test)]
-    scores = np.array([list(prediction.scores.values()) for prediction in found])
-    with np.load(folder / cells[0] / "scores_test.npz") as file:
-        order = np.argsort(file["names"])  # a folder comes in the order of its names
-    np.testing.assert_allclose(scores, mean(folder, "scores_test.npz", cells)[order], atol=1e-5)
+    found, order = predicted_as_submitted(model, drawn_zip.test, folder, cells)
     labels = [[label in one.labels for label in model.labels] for one in found]
     np.testing.assert_array_equal(labels, decisions(folder)[order])
 
@@ -82,10 +88,7 @@ def test_members_of_other_backbones_sizes_and_inputs_are_averaged(tmp_path, draw
     np.testing.assert_array_equal(decisions(folder), expected(folder, cells))
     model = Predictor.load(folder, device="cpu")
     assert {(one.image_px, one.normalisation.mean[0]) for one in model.scorers} == {(48, 0.485), (64, 0.5)}
-    found = [prediction for _, prediction in model.folder(drawn_zip.test)]
+    found, order = predicted_as_submitted(model, drawn_zip.test, folder, cells)
     scores = np.array([list(prediction.scores.values()) for prediction in found])
-    with np.load(folder / cells[0] / "scores_test.npz") as file:
-        order = np.argsort(file["names"])
-    np.testing.assert_allclose(scores, mean(folder, "scores_test.npz", cells)[order], atol=1e-5)
     one = np.load(folder / cells[0] / "scores_test.npz")["scores"]
     assert not np.allclose(scores, one[order], atol=1e-3)  # it is no member's alone
