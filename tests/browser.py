@@ -22,8 +22,11 @@ def find_chromium():
     """Its path: installed where root and apt can; skips without it, fails where CI must have it."""
     if not any(map(shutil.which, _NAMES)) and os.geteuid() == 0 and shutil.which("apt-get"):
         for command in ("apt-get -qq update", "apt-get -qq install -y --no-install-recommends chromium"):
+            # one at a time, as in tests/slurm/cluster.sh: two of them fail over apt's lists
             subprocess.run(
-                command.split(), env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, capture_output=True
+                ["flock", "/run/lock/labelgrid-apt", *command.split()],
+                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+                capture_output=True,
             )
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
