@@ -47,13 +47,13 @@ def _row(name: str) -> list[str]:
     assert timm.get_pretrained_cfg(name).hf_hub_filename is None, name  # all are called model.safetensors
     model = installed_model(name)
     assert "@" not in model.hub, name  # or a revision
-    words = [word for word, known in NORMALISATIONS.items() if known == model.normalisation]
+    words = [word for word, known in NORMALISATIONS.items() if known == model.preprocessing[:2]]
     return [
         name,
         str(model.image_px),
         "fixed" if model.is_fixed else "",
-        "" if model.interpolation == "bicubic" else model.interpolation,
-        words[0] if words else ",".join(repr(value) for part in model.normalisation for value in part),
+        "" if model.preprocessing.interpolation == "bicubic" else model.preprocessing.interpolation,
+        words[0] if words else ",".join(repr(value) for part in model.preprocessing[:2] for value in part),
         model.licence,
         "=" if model.hub == PREFIX + name else model.hub,
     ]

@@ -29,7 +29,7 @@ from jobs.slurm.refusals import refuse_early
 from jobs.slurm.status import last_jobs
 from pipeline.data.layout import read_dataset
 from pipeline.errors import LaunchError, PipelineError, SpecError
-from pipeline.spec import LOWER_IS_BETTER, in_training
+from pipeline.spec import LOWER_IS_BETTER, Spec, in_training
 from pipeline.spec.licences import licence_notes
 from pipeline.spec.model_choice import size_note
 from pipeline.storage.files import display_path
@@ -169,10 +169,22 @@ def plan(request: Request) -> int:
 
 
 def _size_notes(planned: Plan) -> list[str | None]:
-    """Of missing cells: that their pictures are much larger or smaller than those their weights learnt from."""
-    trains = [cell.cell.spec.train for cell in planned.missing]
-    notes = (size_note(train.model.name, train.model.weights, train.image_px) for train in trains)
+    """Of missing cells: that their weights learnt from pictures of another size, or from sharper ones."""
+    specs = [cell.cell.spec for cell in planned.missing]
+    trains = [spec.train for spec in specs]
+    notes = [size_note(train.model.name, train.model.weights, train.image_px) for train in trains]
+    if specs and all(map(_learnt_from_sharper, specs)):
+        notes.append(
+            "data.interpolation: bilinear: the weights learnt from bicubic pictures; bicubic packs such ones too"
+        )
     return list(dict.fromkeys(notes))
+
+
+def _learnt_from_sharper(spec: Spec) -> bool:
+    """Whether pictures are packed bilinearly for weights that learnt from bicubic ones."""
+    model = spec.train.model
+    is_sharper = model.weights != "none" and model.preprocessing.interpolation == "bicubic"
+    return is_sharper and spec.data.interpolation == "bilinear"
 
 
 def _print_batches(request: Request, planned: Plan) -> None:

@@ -20,7 +20,7 @@ from pipeline.data.loading import Rows
 from pipeline.data.transfer import EpochTable
 from pipeline.data.warping import Maps, warp
 from pipeline.seeding import seeded
-from pipeline.spec import AugmentSpec, Normalisation
+from pipeline.spec import AugmentSpec, Preprocessing
 
 # B batch, C channels, H W pixels, S output pixels
 
@@ -48,17 +48,17 @@ class Augmentation:
         self._flips_N2 = EpochTable(self.draws_N7[:, :2] < np.array([spec.hflip, spec.vflip], np.float32))
 
     def __call__(
-        self, images_BHWC: Tensor, span: slice, image_px: int, normalisation: Normalisation
+        self, images_BHWC: Tensor, span: slice, image_px: int, preprocessing: Preprocessing
     ) -> Tensor:
         """uint8 (B, H, W, C) -> normalised float32 (B, C, S, S), on the device of the images."""
         images_BHWC = self.colour(images_BHWC, span)
         if self.spec.crop is None and self.spec.rotate_deg == 0:
-            return to_input(self._flipped(images_BHWC, span), image_px, normalisation)
+            return to_input(self._flipped(images_BHWC, span), image_px, preprocessing)
         source_px = images_BHWC.shape[1]
-        if self._maps is None or self._maps.sides != (source_px, image_px):
-            rotates = self.spec.rotate_deg != 0
-            self._maps = Maps(self.theta(self.draws_N7), source_px, image_px, rotates=rotates)
-        return warp(images_BHWC, self._maps, span, normalisation)
+        kind = source_px, image_px, preprocessing.interpolation
+        if self._maps is None or self._maps.kind != kind:
+            self._maps = Maps(self.theta(self.draws_N7), *kind, rotates=self.spec.rotate_deg != 0)
+        return warp(images_BHWC, self._maps, span, preprocessing)
 
     def theta(self, draws_B7: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(B, 2, 3): output coordinates in [-1, 1] -> where in the source picture to look."""

@@ -23,14 +23,16 @@ MAX_PIXELS = 178_956_970  # of one image (13,377 x 13,377); decoded, that is hal
 
 @dataclass(frozen=True)
 class Preparation:
-    """What becomes of every picture: its side in pixels, `squash` or `crop`, and the range of deep ones.
+    """What becomes of every picture: its side in pixels, `squash` or `crop`, the filter, and the range of deep ones.
 
     The range is (the value that becomes black, the value that becomes white); None takes the high byte.
+    `interpolation` is `bilinear` or `bicubic`.
     """
 
     size_px: int
     resize: str
     range: tuple[float, float] | None = None
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ def to_pixels(image: Image.Image, preparation: Preparation) -> npt.NDArray[np.ui
             shorter = min(image.size)
             left, top = ((length - shorter) / 2 for length in image.size)
             box = (left, top, left + shorter, top + shorter)
-        image = image.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+        image = image.resize(
+            (side, side), Image.Resampling[preparation.interpolation.upper()], box=box, reducing_gap=2.0
+        )
     return np.asarray(image)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.data.transfer import to_device
-from pipeline.spec import Normalisation
+from pipeline.spec import Preprocessing
 
 # B batch, C channels, H W pixels, S output pixels
 _CHUNK = 4  # images a thread takes at a time
@@ -27,19 +27,24 @@ with contextlib.suppress(ImportError):
     cv2.setNumThreads(1)  # this module brings its own threads: one picture is too small to divide
 
 
-def to_input(images_BHWC: Tensor, image_px: int, normalisation: Normalisation) -> Tensor:
+def to_input(images_BHWC: Tensor, image_px: int, preprocessing: Preprocessing) -> Tensor:
     """Pictures for scoring: uint8 (B, H, W, C) squashed to `image_px` (antialiased), normalised: (B, C, S, S)."""
-    source_px = images_BHWC.shape[1]
-    if on_threads(images_BHWC) and image_px >= source_px:
-        return each(images_BHWC, image_px, functools.partial(_enlarged, table_of(normalisation)))
+    source_px, interpolation = images_BHWC.shape[1], preprocessing.interpolation
+    by_opencv = image_px == source_px or (
+        image_px > source_px and interpolation == "bilinear"
+    )  # bicubic: another
+    if on_threads(images_BHWC) and by_opencv:
+        return each(images_BHWC, image_px, functools.partial(_enlarged, table_of(preprocessing)))
     images_BCHW = images_BHWC.permute(0, 3, 1, 2)
     if source_px != image_px:
         size = (image_px, image_px)
-        images_BCHW = functional.interpolate(images_BCHW.float(), size, mode="bilinear", antialias=True)
+        images_BCHW = functional.interpolate(images_BCHW.float(), size, mode=interpolation, antialias=True)
+        if interpolation == "bicubic":  # it overshoots beside edges
+            images_BCHW.clamp_(0, 255)
     elif not on_threads(images_BHWC):  # one pass over the memory: it casts what it reads
-        scale, shift = _affine(images_BHWC.device, normalisation)
+        scale, shift = _affine(images_BHWC.device, preprocessing)
         return torch.addcmul(shift, images_BCHW, scale)
-    return normalised(images_BCHW.to(torch.float32, memory_format=torch.channels_last), normalisation)
+    return normalised(images_BCHW.to(torch.float32, memory_format=torch.channels_last), preprocessing)
 
 
 def on_threads(images_BHWC: Tensor) -> bool:
@@ -47,9 +52,9 @@ def on_threads(images_BHWC: Tensor) -> bool:
     return images_BHWC.device.type == "cpu"
 
 
-def as_pictures(inputs_BCHW: Tensor, normalisation: Normalisation) -> npt.NDArray[np.uint8]:
+def as_pictures(inputs_BCHW: Tensor, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """A network's input back to pixels: (B, S, S, 3) uint8."""
-    mean, std = (torch.tensor(values) for values in normalisation)
+    mean, std = (torch.tensor(values) for values in preprocessing[:2])
     images_BHWC = inputs_BCHW.float().cpu().permute(0, 2, 3, 1) * std + mean
     return (images_BHWC * 255).round().clamp(0, 255).byte().numpy()
 
@@ -68,28 +73,28 @@ def each(images_BHWC: Tensor, image_px: int, place: Callable[[int, Any, Any], No
 
 
 @functools.cache
-def table_of(normalisation: Normalisation) -> npt.NDArray[np.float32]:
+def table_of(preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
     """Pixel value -> normalised value, by channel (256, 1, 3): one look-up casts and normalises."""
-    table = (np.arange(256)[:, None] / 255 - normalisation.mean) / normalisation.std
+    table = (np.arange(256)[:, None] / 255 - preprocessing.mean) / preprocessing.std
     return table.astype(np.float32)[:, None, :]
 
 
-def normalised(images_BCHW: Tensor, normalisation: Normalisation) -> Tensor:
+def normalised(images_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Float32 pixel values in [0, 255], normalised in place."""
-    scale, shift = _constants(images_BCHW.device, normalisation)
+    scale, shift = _constants(images_BCHW.device, preprocessing)
     return images_BCHW.div_(scale).sub_(shift)
 
 
 @functools.cache
-def _constants(device: torch.device, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
-    mean, std = (to_device(torch.tensor(values).view(1, 3, 1, 1), device) for values in normalisation)
+def _constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    mean, std = (to_device(torch.tensor(values).view(1, 3, 1, 1), device) for values in preprocessing[:2])
     return 255 * std, mean / std
 
 
 @functools.cache
-def _affine(device: torch.device, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
+def _affine(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """What `normalised` computes, as pixel * scale + shift."""
-    scale, shift = _constants(device, normalisation)
+    scale, shift = _constants(device, preprocessing)
     return 1 / scale, -shift
 
 

@@ -66,7 +66,9 @@ def packed_identity(
     tables = {} if test else tables_of(data)
     paths |= {path for path, _ in tables.values()}
     lists = [list_digest(part.image_list) for part in parts]
-    settings = {"version": PACK_VERSION, "size_px": data.size_px, "resize": data.resize}
+    settings: dict[str, Any] = {"version": PACK_VERSION, "size_px": data.size_px, "resize": data.resize}
+    if data.interpolation != "bilinear":  # sets of the first way keep their names
+        settings["interpolation"] = data.interpolation
     settings |= _range(data, cache, test=test, every_file=every_file)
     slug = f"{_slug(parts[0].source)}-{data.size_px}px"
     described: list[Any] = [settings, list(settings_of(parts)), list(tables)]

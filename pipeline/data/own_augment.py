@@ -12,7 +12,7 @@ from pipeline.data.transfer import to_device
 from pipeline.errors import TrainingError
 from pipeline.own.frozen import own_function
 from pipeline.seeding import seeded
-from pipeline.spec import Normalisation, OwnCall, OwnCode
+from pipeline.spec import OwnCall, OwnCode, Preprocessing
 from pipeline.spec.own_code import Options
 
 _KEY = "train.augment.own"
@@ -31,9 +31,9 @@ class OwnAugmentation:
         self._function = own_function(code, OwnCall(_KEY, spec.name, Options(spec.options)), given=2)
 
     @torch.no_grad()
-    def __call__(self, inputs_BCSS: Tensor, span: slice, normalisation: Normalisation) -> Tensor:
+    def __call__(self, inputs_BCSS: Tensor, span: slice, preprocessing: Preprocessing) -> Tensor:
         """Normalised pictures to the same; the function itself sees RGB in [0, 1]."""
-        mean, std = _channels(inputs_BCSS.device, normalisation)
+        mean, std = _channels(inputs_BCSS.device, preprocessing)
         changed_BCSS = self.changed(torch.addcmul(mean, inputs_BCSS, std), span.start)
         return (changed_BCSS - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
@@ -52,8 +52,8 @@ class OwnAugmentation:
 
 
 @functools.cache
-def _channels(device: torch.device, normalisation: Normalisation) -> tuple[Tensor, Tensor]:
-    mean, std = (to_device(torch.tensor(values).view(1, 3, 1, 1), device) for values in normalisation)
+def _channels(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    mean, std = (to_device(torch.tensor(values).view(1, 3, 1, 1), device) for values in preprocessing[:2])
     return mean, std
 
 

@@ -33,6 +33,8 @@ class PackedSet:
     labels_NK: npt.NDArray[np.uint8]
     range: tuple[float, float] | None = None
     """What became black and white in pictures of more than 8 bits; None: 0 and 65535."""
+    interpolation: str = "bilinear"
+    """By what pictures were resized."""
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True, pixels: Check = "once") -> PackedSet:
@@ -58,6 +60,7 @@ class PackedSet:
             labels=tuple(dataset["labels"]),
             labels_NK=np.load(path / LABELS),
             range=None if dataset.get("range") is None else (dataset["range"][0], dataset["range"][1]),
+            interpolation=dataset.get("interpolation", "bilinear"),
         )
 
     def __len__(self) -> int:

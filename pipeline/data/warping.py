@@ -1,7 +1,8 @@
-"""Pictures sampled at an affine map, as sharp as `to_input` makes them where they shrink.
+"""Pictures sampled at an affine map, as sharp as `to_input` makes them.
 
-A crop is resampled by `to_input`'s own filter, the triangle of an output pixel's width, axis by axis. A
-rotated crop is filtered first, then sampled once per pixel (bilinear); outside the picture it is black. On
+A crop is resampled by `to_input`'s own filter, a triangle or cubic of an output pixel's width, axis by axis. A
+rotated crop is filtered first, then sampled once per pixel (bilinear); outside the picture it is black. Of bicubic
+networks it has the same sharpness, and up to a tenth more of the finest detail where photographs keep their size. On
 a CPU, threads write each picture straight to its place in the batch, through OpenCV; on a GPU, torch does
 the batch. For the same map the two agree within 0.02 of 255.
 """
@@ -20,10 +21,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.data.inputs import each, normalised, on_threads, table_of
+from pipeline.data.kernels import REACH, kernel
 from pipeline.data.loading import Rows
 from pipeline.data.prefilter import prefilters, radius_of
 from pipeline.data.transfer import EpochTable
-from pipeline.spec import Normalisation
+from pipeline.spec import Preprocessing
 
 # B batch, C channels, H W pixels, S output pixels, T taps of a filter, X what else an array holds
 Floats = npt.NDArray[np.float64]
@@ -37,9 +39,15 @@ class Maps:
     """
 
     def __init__(
-        self, theta_N23: npt.NDArray[np.float32], source_px: int, image_px: int, *, rotates: bool
+        self,
+        theta_N23: npt.NDArray[np.float32],
+        source_px: int,
+        image_px: int,
+        interpolation: str,
+        *,
+        rotates: bool,
     ) -> None:
-        self.sides = source_px, image_px
+        self.kind = source_px, image_px, interpolation
         self.image_px, self.rotates = image_px, rotates
         self.matrices_N23 = _in_pixels(theta_N23, source_px, image_px)
         self.steps_N2 = _steps(self.matrices_N23)
@@ -54,16 +62,17 @@ class Maps:
 
     @functools.cached_property
     def filters(self) -> EpochTable | None:
-        """(N, 2, T): what turned pictures are filtered by along x and y; None where none shrinks."""
-        if self.steps_N2.max(initial=0) <= 1:
+        """(N, 2, T): what turned pictures are filtered by along x and y; None where bilinear ones do not shrink."""
+        interpolation = self.kind[2]
+        if self.steps_N2.max(initial=0) <= 1 and interpolation == "bilinear":
             return None
-        return EpochTable(prefilters(self.steps_N2).astype(np.float32))
+        return EpochTable(prefilters(self.steps_N2, interpolation).astype(np.float32))
 
 
-def warp(images_BHWC: Tensor, maps: Maps, span: slice, normalisation: Normalisation) -> Tensor:
+def warp(images_BHWC: Tensor, maps: Maps, span: slice, preprocessing: Preprocessing) -> Tensor:
     """uint8 pictures of a span of the epoch sampled where their maps say, normalised: (B, C, S, S) float32."""
     on_device = _warp_on_cpu if on_threads(images_BHWC) else _warp_by_torch
-    return on_device(images_BHWC, maps, span, normalisation)
+    return on_device(images_BHWC, maps, span, preprocessing)
 
 
 def _steps(matrices_B23: Floats) -> Floats:
@@ -85,30 +94,34 @@ def _in_pixels(theta_B23: npt.NDArray[np.float32], source_px: int, image_px: int
     return matrices_B23
 
 
-def _warp_on_cpu(images_BHWC: Tensor, maps: Maps, span: slice, normalisation: Normalisation) -> Tensor:
-    image_px, rotates = maps.image_px, maps.rotates
-    table, size = table_of(normalisation), (image_px, image_px)
+def _warp_on_cpu(images_BHWC: Tensor, maps: Maps, span: slice, preprocessing: Preprocessing) -> Tensor:
+    image_px, rotates, sides = maps.image_px, maps.rotates, maps.kind[:2]
+    table, size, interpolation = table_of(preprocessing), (image_px, image_px), preprocessing.interpolation
     black = tuple(float(value) for value in table[0, 0])
     matrices_B23, steps_B2 = maps.matrices_N23[span], maps.steps_N2[span]
-    filters_B2T = prefilters(steps_B2) if rotates else None
+    is_filtered_B = (steps_B2.max(axis=1) > 1) | (interpolation == "bicubic")
+    filters_B2T = prefilters(steps_B2, interpolation) if rotates else None
     taps: list[list[tuple[Rows, npt.NDArray[np.float32]]]] = [[], []]
     if (
-        not rotates and steps_B2.max() > 1
+        not rotates and is_filtered_B.any()
     ):  # here, as threads would wait for each other in numpy's small steps
-        taps = [
-            _triangle(matrices_B23[:, axis, axis], matrices_B23[:, axis, 2], image_px, images_BHWC.shape[1])
-            for axis in (0, 1)
-        ]
+        lines = ((matrices_B23[:, axis, axis], matrices_B23[:, axis, 2]) for axis in (0, 1))
+        taps = [_taps(*line, sides, interpolation) for line in lines]
 
     def rotated(i: int, image_HWC: Any, out_SSC: Any) -> None:
         source_HWC = cv2.LUT(image_HWC, table)
-        if filters_B2T is not None and steps_B2[i].max() > 1:
-            source_HWC = _filtered(source_HWC, filters_B2T[i], steps_B2[i])
+        if filters_B2T is not None and is_filtered_B[i]:
+            radii = [radius_of(step, interpolation) for step in steps_B2[i]]
+            source_HWC = _filtered(source_HWC, filters_B2T[i], radii)
         cv2.warpAffine(source_HWC, matrices_B23[i], size, dst=out_SSC, flags=_LINEAR, borderValue=black)
+        if interpolation == "bicubic":  # it overshoots beside edges
+            np.clip(out_SSC, table[0], table[-1], out=out_SSC)
 
     def cropped(i: int, image_HWC: Any, out_SSC: Any) -> None:
-        if steps_B2[i].max() > 1:
-            _shrunk(image_HWC, table, (taps[0][i], taps[1][i]), out_SSC)
+        if is_filtered_B[i]:
+            _resized(image_HWC, table, (taps[0][i], taps[1][i]), out_SSC)
+            if interpolation == "bicubic":
+                np.clip(out_SSC, table[0], table[-1], out=out_SSC)
         else:
             source_HWC = cv2.LUT(image_HWC, table)
             border = cv2.BORDER_REPLICATE
@@ -117,9 +130,8 @@ def _warp_on_cpu(images_BHWC: Tensor, maps: Maps, span: slice, normalisation: No
     return each(images_BHWC, image_px, rotated if rotates else cropped)
 
 
-def _filtered(source_HWC: Any, filters_2T: Floats, steps_2: Floats) -> Any:
+def _filtered(source_HWC: Any, filters_2T: Floats, radii: Sequence[int]) -> Any:
     middle = filters_2T.shape[1] // 2
-    radii = [radius_of(step) for step in steps_2]
     x, y = (
         taps_T[middle - r : middle + r + 1].astype(np.float32)
         for taps_T, r in zip(filters_2T, radii, strict=True)
@@ -127,13 +139,13 @@ def _filtered(source_HWC: Any, filters_2T: Floats, steps_2: Floats) -> Any:
     return cv2.sepFilter2D(source_HWC, -1, x, y, borderType=cv2.BORDER_REPLICATE)
 
 
-def _shrunk(
+def _resized(
     image_HWC: Any,
     table: npt.NDArray[np.float32],
     taps: Sequence[tuple[Rows, npt.NDArray[np.float32]]],
     out_SSC: npt.NDArray[np.float32],
 ) -> None:
-    """A crop of a uint8 picture, weighed by triangles along its columns, then along its rows."""
+    """A crop of a uint8 picture, weighed along its columns, then along its rows."""
     (columns_ST, column_weights_ST), (rows_ST, row_weights_ST) = taps
     top, left = rows_ST.min(), columns_ST.min()
     part = image_HWC[top : rows_ST.max() + 1, left : columns_ST.max() + 1]
@@ -143,19 +155,22 @@ def _shrunk(
     cv2.transpose(found_SSC, dst=out_SSC)
 
 
-def _triangle(
-    step_B: Floats, start_B: Floats, image_px: int, source_px: int
+def _taps(
+    step_B: Floats, start_B: Floats, sides: tuple[int, int], interpolation: str
 ) -> list[tuple[Rows, npt.NDArray[np.float32]]]:
     """Of each picture, which source pixels an output pixel takes, and their weights: (S, T) each.
 
-    Output pixel i is centred at start + i * step.
+    Output pixel i is centred at start + i * step. `sides` are of the source and of the output.
     """
+    source_px, image_px = sides
     width_B = np.maximum(np.abs(step_B), 1.0)
-    taps_B = np.ceil(2 * width_B).astype(np.int64)
+    reach_B = REACH[interpolation] * width_B
+    taps_B = np.ceil(2 * reach_B).astype(np.int64)
     centre_BS = start_B[:, None] + step_B[:, None] * np.arange(image_px)
-    first_BS = np.floor(centre_BS - width_B[:, None]).astype(np.int64) + 1
+    first_BS = np.floor(centre_BS - reach_B[:, None]).astype(np.int64) + 1
     pixels_BST = first_BS[..., None] + np.arange(taps_B.max())
-    weights_BST = np.maximum(1 - np.abs(pixels_BST - centre_BS[..., None]) / width_B[:, None, None], 0)
+    distance_BST = np.abs(pixels_BST - centre_BS[..., None]) / width_B[:, None, None]
+    weights_BST = kernel(distance_BST, interpolation)
     weights_BST *= (pixels_BST >= 0) & (pixels_BST < source_px)  # at the edge the others weigh more
     weights_BST /= weights_BST.sum(axis=2, keepdims=True)
     pixels_BST = pixels_BST.clip(0, source_px - 1)
@@ -178,13 +193,13 @@ def _weighed(source_HWC: Any, rows_ST: Rows, weights_ST: npt.NDArray[np.float32]
     return sum_SX.reshape(len(sum_SX), *source_HWC.shape[1:])
 
 
-def _warp_by_torch(images_BHWC: Tensor, maps: Maps, span: slice, normalisation: Normalisation) -> Tensor:
-    device, (source_px, image_px) = images_BHWC.device, maps.sides
+def _warp_by_torch(images_BHWC: Tensor, maps: Maps, span: slice, preprocessing: Preprocessing) -> Tensor:
+    device, (source_px, image_px, interpolation) = images_BHWC.device, maps.kind
     with torch.autocast(device.type, enabled=False):  # in half precision, maps and weights would be rounded
         source_BHCW = images_BHWC.permute(0, 1, 3, 2).to(torch.float32, memory_format=torch.contiguous_format)
         if not maps.rotates:
             lines_B22 = maps.lines.at(span, device)
-            columns, rows = (_triangles(lines_B22[:, axis], image_px, source_px) for axis in (0, 1))
+            columns, rows = (_kernels(lines_B22[:, axis], maps.kind) for axis in (0, 1))
             found = _resampled(source_BHCW, rows, columns)
         else:
             source_BCHW = source_BHCW.transpose(1, 2)
@@ -195,7 +210,9 @@ def _warp_by_torch(images_BHWC: Tensor, maps: Maps, span: slice, normalisation: 
             shape = [len(images_BHWC), 3, image_px, image_px]
             grid = functional.affine_grid(maps.theta_N23.at(span, device), shape, align_corners=False)
             found = functional.grid_sample(source_BCHW, grid, mode="bilinear", align_corners=False)
-    return normalised(found.contiguous(memory_format=torch.channels_last), normalisation)
+        if interpolation == "bicubic":
+            found = found.clamp(0, 255)
+    return normalised(found.contiguous(memory_format=torch.channels_last), preprocessing)
 
 
 def _resampled(source_BHCW: Tensor, rows_BSH: Tensor, columns_BSW: Tensor) -> Tensor:
@@ -206,14 +223,15 @@ def _resampled(source_BHCW: Tensor, rows_BSH: Tensor, columns_BSW: Tensor) -> Te
     return found.view(images, rows_BSH.shape[1], channels, -1).transpose(1, 2)
 
 
-def _triangles(lines_B2: Tensor, image_px: int, source_px: int) -> Tensor:
-    """Weights (B, S, H) as `_triangle` finds them, of (step, start) in float64."""
+def _kernels(lines_B2: Tensor, kind: tuple[int, int, str]) -> Tensor:
+    """Weights (B, S, H) as `_taps` finds them, of (step, start) in float64."""
+    source_px, image_px, interpolation = kind
     centre_BS = lines_B2[:, 1:] + lines_B2[:, :1] * torch.arange(image_px, device=lines_B2.device)
     whole_BS = centre_BS.floor()  # apart from the rest, so that float32 is exact enough
     pixels_BSH = torch.arange(source_px, device=lines_B2.device) - whole_BS.to(torch.int32)[:, :, None]
     distance_BSH = (pixels_BSH - (centre_BS - whole_BS).float()[:, :, None]).abs_()
     width_B = lines_B2[:, 0].abs().clamp(min=1).float()
-    weights_BSH = (1 - distance_BSH / width_B[:, None, None]).clamp_(min=0)
+    weights_BSH = kernel(distance_BSH.div_(width_B[:, None, None]), interpolation)
     return weights_BSH / weights_BSH.sum(dim=2, keepdim=True)
 
 

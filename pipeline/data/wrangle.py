@@ -107,7 +107,7 @@ def _preparation(
         ends = PackedSet.open(trained_on, verify=False).range
     elif ends == "auto":
         ends = common_range(files, folder, workers)
-    return Preparation(data.size_px, data.resize, None if isinstance(ends, str) else ends)
+    return Preparation(data.size_px, data.resize, None if isinstance(ends, str) else ends, data.interpolation)
 
 
 def _pack(read: DataRead, packed: _Packed, folder: Path, size_px: int) -> None:

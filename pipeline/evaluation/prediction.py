@@ -18,7 +18,7 @@ from pipeline.models.build import build_model
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.scoring import Scorer, compute_logits_by_ranks, refuse_divergence
-from pipeline.spec import ModelSpec, Normalisation, is_own
+from pipeline.spec import ModelSpec, Preprocessing, is_own
 from pipeline.storage.files import atomic_write
 from pipeline.storage.run_dir import RunDir
 
@@ -55,8 +55,12 @@ def load_scorer(best: dict[str, Any], device: str, code: Path | None = None) -> 
     net = net.to(execution.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave memory_format out
     preprocessing = best["preprocessing"]
     flips = preprocessing.get("flips", False)  # checkpoints from before 24 November 2026 lack it
-    normalisation = Normalisation(tuple(preprocessing["mean"]), tuple(preprocessing["std"]))
-    return Scorer(net, preprocessing["image_px"], execution, normalisation, flips)
+    way = Preprocessing(
+        tuple(preprocessing["mean"]),
+        tuple(preprocessing["std"]),
+        preprocessing.get("interpolation", "bilinear"),  # and those from before 27 November 2026 this
+    )
+    return Scorer(net, preprocessing["image_px"], execution, way, flips)
 
 
 def predict(
@@ -113,16 +117,17 @@ def _fitting(run: RunDir, packed: PackedSet) -> dict[str, Any]:
     """The cell's best checkpoint, if it was trained on pictures packed like these."""
     best = load_checkpoint(run.verify(run.checkpoint_best))
     preprocessing = best["preprocessing"]
-    trained_on = (preprocessing["packed_px"], preprocessing["resize"], preprocessing["range"])
-    packed_as = (packed.size_px, packed.resize, packed.range)
+    interpolation = preprocessing.get("packed_interpolation", "bilinear")
+    trained_on = (preprocessing["packed_px"], preprocessing["resize"], interpolation, preprocessing["range"])
+    packed_as = (packed.size_px, packed.resize, packed.interpolation, packed.range)
     if trained_on != packed_as:
         raise CheckpointError(
             f"{run.checkpoint_best}: trained on pictures packed as {_words(*trained_on)}, the test set is packed "
-            f"as {_words(*packed_as)}; use one data.size_px, data.resize and data.range for both"
+            f"as {_words(*packed_as)}; use one data.size_px, data.resize, data.interpolation and data.range for both"
         )
     return best
 
 
-def _words(size_px: int, resize: str, ends: tuple[float, float] | None) -> str:
+def _words(size_px: int, resize: str, interpolation: str, ends: tuple[float, float] | None) -> str:
     values = f", values {ends[0]:g} to {ends[1]:g}" if ends else ""
-    return f"{size_px} px ({resize}{values})"
+    return f"{size_px} px ({resize}, {interpolation}{values})"

@@ -214,15 +214,15 @@ class FrozenNetwork:
         """The features of each span, on the device; channels last."""
         train, device = self.train, self.execution.device
         net, pixels = fuse_conv_bn(self._net), pixel_cache(self.packed, device)
-        image_px, normalisation = train.image_px, train.model.normalisation
+        image_px, preprocessing = train.image_px, train.model.preprocessing
         augmentation = None if view is None else Augmentation(train.augment, train.seed, view, spans)
 
         def inputs() -> Iterator[Tensor]:
             for batch in pixels.batches(order, spans):
                 if augmentation is None:
-                    yield to_input(batch.images_BHWC, image_px, normalisation)
+                    yield to_input(batch.images_BHWC, image_px, preprocessing)
                 else:
-                    yield augmentation(batch.images_BHWC, batch.span, image_px, normalisation)
+                    yield augmentation(batch.images_BHWC, batch.span, image_px, preprocessing)
 
         for inputs_BCHW in one_ahead(inputs, device):
             with self.execution.autocast():  # only the network: in bf16 a crop would be off by a pixel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.spec.model_names import Normalisation
+from pipeline.spec.model_names import Preprocessing
 from pipeline.spec.timm_catalogue import PREFIX, TimmModel
 
 
@@ -25,7 +25,9 @@ def installed_model(name: str) -> TimmModel | None:
         name = f"{name}.{cfg.tag}"
     hub = str(cfg.hf_hub_id or cfg.url or "")
     mean, std = ((part[0], part[1], part[2]) for part in (cfg.mean, cfg.std))
+    # two ways are made here: of one that came later, the sharper is nearer
+    interpolation = "bilinear" if cfg.interpolation == "bilinear" else "bicubic"
     return TimmModel(
-        name, int(cfg.input_size[-1]), bool(cfg.fixed_input_size), str(cfg.interpolation),
-        Normalisation(mean, std), str(cfg.license or ""), hub, None, None,
+        name, int(cfg.input_size[-1]), bool(cfg.fixed_input_size), Preprocessing(mean, std, interpolation),
+        str(cfg.license or ""), hub, None, None,
     )  # fmt: skip

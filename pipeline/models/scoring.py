@@ -24,7 +24,7 @@ from pipeline.models.device import ExecutionConfig
 from pipeline.models.fusing import fuse_conv_bn
 from pipeline.models.slices import in_slices
 from pipeline.progress import report
-from pipeline.spec import Normalisation
+from pipeline.spec import Preprocessing
 
 # N images, B of a batch, M of a rank in a round, K labels, S networks
 Found = TypeVar("Found")
@@ -74,13 +74,13 @@ class Scorer:
     net: nn.Module
     image_px: int
     execution: ExecutionConfig
-    normalisation: Normalisation
+    preprocessing: Preprocessing
     flips: bool = False
 
     @property
-    def input_kind(self) -> tuple[int, Normalisation]:
+    def input_kind(self) -> tuple[int, Preprocessing]:
         """What pictures must become; scorers of one kind share them."""
-        return self.image_px, self.normalisation
+        return self.image_px, self.preprocessing
 
     def logits(self, inputs_BCHW: Tensor) -> Tensor:
         """(B, K) float32 of inputs of its size, on its device."""

@@ -33,10 +33,10 @@ class TimmNetworks:
     def build(self, model: ModelSpec, num_labels: int, image_px: int) -> nn.Module:
         """As timm builds it for its size; tried there."""
         cfg = config_of(model.name)
-        if model.weights != "none" and (tuple(cfg.mean), tuple(cfg.std)) != model.normalisation:
+        if model.weights != "none" and (tuple(cfg.mean), tuple(cfg.std)) != model.preprocessing[:2]:
             raise TrainingError(
                 f"train.model.name: {model.name}: its pictures have mean {cfg.mean} and std {cfg.std} in this timm, "
-                f"Labelgrid knows {model.normalisation}; take a newer Labelgrid, or an older timm"
+                f"Labelgrid knows {model.preprocessing[:2]}; take a newer Labelgrid, or an older timm"
             )
         try:
             net = _created(model.name, num_labels, image_px)

@@ -40,7 +40,7 @@ def export(predictor: Predictor, path: Path) -> Path:
     """Write a file that needs no Labelgrid: `.pt2` (torch.export) or `.onnx`, for inputs of any size and batch.
 
     Its input `images` is uint8 (batch, height, width, 3) in RGB. Its outputs are `scores` (batch, K) in float32 and
-    `labels` (batch, K) of 0 and 1, as the decision rule decides. Resizing, normalisation, every member of an ensemble,
+    `labels` (batch, K) of 0 and 1, as the decision rule decides. Resizing, preprocessing, every member of an ensemble,
     calibration and thresholds are in its graph. A card in JSON names the labels, the rule, the preprocessing, and the
     steps that stay outside. Computed in float32. Raises PipelineError before anything is computed where the file
     cannot be written or packages are missing.
@@ -93,7 +93,8 @@ def card_of(predictor: Predictor) -> dict[str, Any]:
 
 
 def _preparation(member: dict[str, Any]) -> Preparation:
-    return Preparation(member["packed_px"], member["resize"])
+    interpolation = member.get("packed_interpolation", "bilinear")
+    return Preparation(member["packed_px"], member["resize"], interpolation=interpolation)
 
 
 class Product(nn.Module):
@@ -105,25 +106,27 @@ class Product(nn.Module):
         super().__init__()
         self.nets = nn.ModuleList(scorer.net.float() for scorer in scorers)
         self.preparations = list(preparations)
-        self.sides = [(scorer.image_px, scorer.flips) for scorer in scorers]
+        self.sides = [
+            (scorer.image_px, scorer.preprocessing.interpolation, scorer.flips) for scorer in scorers
+        ]
         self.means, self.stds = (  # plain parameters: constants of the program
             nn.ParameterList(255 * torch.tensor(value).view(1, 3, 1, 1) for value in values)
-            for values in zip(*(scorer.normalisation for scorer in scorers), strict=True)
+            for values in zip(*(scorer.preprocessing[:2] for scorer in scorers), strict=True)
         )
         self.decide = Decisions(rule)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(scores, labels) of uint8 pictures."""
-        packed = {
-            each: resized(images, each.size_px, each.resize) for each in dict.fromkeys(self.preparations)
-        }
+        packed = {each: resized(images, each) for each in dict.fromkeys(self.preparations)}
         scores = []
         parts = zip(self.nets, self.preparations, self.sides, self.means, self.stds, strict=True)
-        for net, preparation, (image_px, flips), mean, std in parts:
+        for net, preparation, (image_px, interpolation, flips), mean, std in parts:
             images_BCHW = packed[preparation]
             if preparation.size_px != image_px:
                 size = (image_px, image_px)
-                images_BCHW = functional.interpolate(images_BCHW, size, mode="bilinear", antialias=True)
+                images_BCHW = functional.interpolate(images_BCHW, size, mode=interpolation, antialias=True)
+                if interpolation == "bicubic":
+                    images_BCHW = images_BCHW.clamp(0, 255)
             inputs_BCHW = (images_BCHW - mean) / std
             logits_BK = net(inputs_BCHW)
             if flips:

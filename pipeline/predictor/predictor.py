@@ -303,4 +303,9 @@ def _itself(value: Any) -> Any:
 
 def _preparation(member: Mapping[str, Any]) -> Preparation:
     ends = member["range"]
-    return Preparation(member["packed_px"], member["resize"], None if ends is None else (ends[0], ends[1]))
+    return Preparation(
+        member["packed_px"],
+        member["resize"],
+        None if ends is None else (ends[0], ends[1]),
+        member.get("packed_interpolation", "bilinear"),
+    )

@@ -49,7 +49,8 @@ def data(facts: Facts, members: Sequence[CellFacts]) -> list[str]:
             lines.append(f"- The packed set (digest {digest}) is not on this machine: sizes are not known.")
             continue
         side = dataset["size_px"]
-        how = f"{side} x {side} pixels, resize {dataset['resize']}, range {text(cell.settings.get('data.range'))}"
+        way = f"{dataset['resize']}, {dataset.get('interpolation', 'bilinear')}"
+        how = f"{side} x {side} pixels, resize {way}, range {text(cell.settings.get('data.range'))}"
         lines += [
             f"- {inline(Path(dataset['source']).name)}, packed as `{packed.name}` (digest {digest}): {how}"
         ]

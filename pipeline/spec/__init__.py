@@ -23,7 +23,7 @@ from pipeline.spec.labels import (
     CelebaLabels, CocoLabels, Delimiter, FolderLabels, IdListLabels, JsonLinesLabels, LabelNames, LabelsSpec,
     ListColumnLabels, OneHotLabels, TableLabels, VectorLabels, VocLabels,
 )
-from pipeline.spec.model_names import IMAGENET, Normalisation
+from pipeline.spec.model_names import IMAGENET, Preprocessing
 from pipeline.spec.own_code import OwnCall, OwnCode, is_own
 from pipeline.spec.recipe import (
     Adadelta, Adam, AdamW, AsymmetricLoss, BceLoss, BceSoftF1Loss, Constant, Cosine, CosineRestarts, FocalLoss,

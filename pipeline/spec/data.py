@@ -79,6 +79,11 @@ class DataSpec(Section):
     """The side of the stored square pictures, in pixels. `train.image_px` may differ from it."""
     resize: Literal["squash", "crop"] = "squash"
     """`squash` scales both sides to `size_px`. `crop` scales the shorter side and keeps the middle square."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """The filter of that resize, antialiased. `bicubic` keeps more detail; use it where the networks learnt from it.
+
+    From the stored size to another `train.image_px`, pictures are resized as the network's weights want it.
+    """
     range: Literal["full", "auto"] | PixelRange = "full"
     """Which values of pictures with more than 8 bits become black and white.
 

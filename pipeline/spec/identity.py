@@ -76,8 +76,11 @@ def pixel_versions(train: TrainSpec, *, is_augmented: bool = True) -> dict[str, 
     was_rounded = train.cached_views is not None and augment.trivial_augment
     if is_augmented and (is_sampled or was_rounded):
         versions["augment_version"] = 2
-    if train.model.normalisation != IMAGENET:
-        versions["normalisation"] = train.model.normalisation
+    mean, std, interpolation = train.model.preprocessing
+    if (mean, std) != IMAGENET[:2]:
+        versions["normalisation"] = (mean, std)
+    if interpolation != IMAGENET.interpolation:
+        versions["interpolation"] = interpolation
     return versions
 
 

@@ -114,7 +114,7 @@ def _refuse_unclear_input(name: str, weights: str) -> None:
     """Published weights of one architecture may have learnt from pictures of different mean: a file is of which?"""
     if weights == "none" or "." in name or not name.startswith(PREFIX):
         return
-    by_input = {model.normalisation: PREFIX + model.name for model in _published(name)}
+    by_input = {model.preprocessing[:2]: PREFIX + model.name for model in _published(name)}
     if len(by_input) > 1:
         raise ValueError(
             f"weights of {name} differ in the mean and std of their pictures; name the tag that your file is of, or "

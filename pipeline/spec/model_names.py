@@ -59,13 +59,21 @@ LAST_STAGE_OF: dict[str, str] = {
 MODEL_NAMES: tuple[str, ...] = (*CNNS, *HEAD_OF)
 
 
-class Normalisation(NamedTuple):
-    """What a network's input is: (value - mean) / std of RGB in [0, 1], channel by channel."""
+class Preprocessing(NamedTuple):
+    """What a network's input is: (value - mean) / std of RGB in [0, 1], channel by channel, and how it is resized."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+    """`bilinear` or `bicubic`, antialiased: from the stored size to the network's."""
 
 
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # the networks whose published weights were trained on another input
-OTHER_NORMALISATIONS = {"efficientnet_v2_l": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+OTHER_NORMALISATIONS = {"efficientnet_v2_l": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+
+
+def is_bicubic(name: str, weights: str) -> bool:
+    """Whether torchvision resized the pictures of these weights (a name of its, or a file's path) bicubically."""
+    by_name = name.startswith(("efficientnet_b", "efficientnet_v2_l", "swin"))
+    return "SWAG" in weights or (by_name and (name, weights) != ("efficientnet_b1", "IMAGENET1K_V2"))

@@ -10,15 +10,15 @@ import pkgutil
 from difflib import get_close_matches
 from typing import NamedTuple
 
-from pipeline.spec.model_names import IMAGENET, Normalisation
+from pipeline.spec.model_names import IMAGENET, Preprocessing
 
 PREFIX = "timm/"
 # what the table calls the normalisations that nearly all have
 NORMALISATIONS = {
-    "imagenet": IMAGENET,
-    "half": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "clip": Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "none": Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "imagenet": IMAGENET[:2],
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 
@@ -31,9 +31,8 @@ class TimmModel(NamedTuple):
     """The side of the pictures it was trained on; of the few that are not square the width."""
     is_fixed: bool
     """Whether it was made for that size alone."""
-    interpolation: str
-    """How its pictures were resized: `bicubic` or `bilinear`."""
-    normalisation: Normalisation
+    preprocessing: Preprocessing
+    """Of its pictures."""
     licence: str
     """Of the weights, as timm tags it; empty where unknown."""
     hub: str
@@ -82,13 +81,13 @@ def _parsed(line: str) -> TimmModel:
     name, px, fixed, interpolation, numbers, licence, hub, params_m, gflops = line.split("\t")
     hub = PREFIX + name if hub == "=" else hub
     return TimmModel(
-        name, int(px), fixed == "fixed", interpolation or "bicubic", _normalisation(numbers), licence, hub,
+        name, int(px), fixed == "fixed", _preprocessing(numbers, interpolation or "bicubic"), licence, hub,
         float(params_m) if params_m else None, float(gflops) if gflops else None,
     )  # fmt: skip
 
 
-def _normalisation(text: str) -> Normalisation:
+def _preprocessing(text: str, interpolation: str) -> Preprocessing:
     if text in NORMALISATIONS:
-        return NORMALISATIONS[text]
+        return Preprocessing(*NORMALISATIONS[text], interpolation)
     values = [float(value) for value in text.split(",")]
-    return Normalisation(tuple(values[:3]), tuple(values[3:]))  # type: ignore[arg-type]  # three each
+    return Preprocessing(tuple(values[:3]), tuple(values[3:]), interpolation)  # type: ignore[arg-type]  # three each

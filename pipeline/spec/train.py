@@ -31,7 +31,7 @@ from pipeline.spec.model_choice import (
     refuse_weights_of_others,
     with_default_weights,
 )
-from pipeline.spec.model_names import CNNS, IMAGENET, OTHER_NORMALISATIONS, Normalisation
+from pipeline.spec.model_names import CNNS, IMAGENET, OTHER_NORMALISATIONS, Preprocessing, is_bicubic
 from pipeline.spec.own_code import Options, OptionsOf, OwnCall, OwnCode, own_calls, refuse_misfits
 from pipeline.spec.recipe import Adam, BceLoss, Constant, LossSpec, OptimizerSpec, SamplingSpec, ScheduleSpec
 from pipeline.spec.timm_catalogue import PREFIX
@@ -73,8 +73,8 @@ class ModelSpec(Section):
 
     `pretrained`: the weights that the tag in a name of timm stands for; left out, they are taken too. Use published
     weights for photographs; a file (torch's, or safetensors) holds the weights of the same network. Pictures are
-    normalised as the network's published weights want it, also for a file; for `none` by ImageNet's constants, or
-    timm's for its own.
+    normalised and interpolated as the network's published weights want it, also for a file; for `none` by ImageNet's
+    constants and bilinearly, or as timm says of its own.
     """
     trainable: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")] = "all"
     """What is trained: `all`, `head`, `last_stage` (after the last loss of resolution), or a part by its name.
@@ -133,14 +133,17 @@ class ModelSpec(Section):
         return self.name in CNNS or self.name.startswith("vit_") or (known is not None and known.is_fixed)
 
     @property
-    def normalisation(self) -> Normalisation:
+    def preprocessing(self) -> Preprocessing:
         """Of the input: the published weights' own, for a file of this network too; ImageNet's for random weights.
 
         A network of timm has what timm says of it, whatever its weights.
         """
         if (known := of_timm(self.name)) is not None:
-            return known.normalisation
-        return IMAGENET if self.weights == "none" else OTHER_NORMALISATIONS.get(self.name, IMAGENET)
+            return known.preprocessing
+        if self.weights == "none":
+            return IMAGENET
+        mean, std = OTHER_NORMALISATIONS.get(self.name, IMAGENET[:2])
+        return Preprocessing(mean, std, "bicubic" if is_bicubic(self.name, self.weights) else "bilinear")
 
 
 class AugmentSpec(Section):

@@ -94,10 +94,10 @@ class PixelFeed:
             made_N = order_N if positions_N is None else order_N[positions_N]
             for number, batch in enumerate(pixels.batches(made_N, parts[first_step:]), first_step):
                 inputs_BCHW = augmentation(
-                    batch.images_BHWC, batch.span, recipe.image_px, recipe.model.normalisation
+                    batch.images_BHWC, batch.span, recipe.image_px, recipe.model.preprocessing
                 )
                 if own is not None:
-                    inputs_BCHW = own(inputs_BCHW, batch.span, recipe.model.normalisation)
+                    inputs_BCHW = own(inputs_BCHW, batch.span, recipe.model.preprocessing)
                 if share is None or rows_N is None:
                     mixed_BCHW, targets_BK = mixing(inputs_BCHW, batch.targets_BK, batch.span)
                     yield (

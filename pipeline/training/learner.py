@@ -138,9 +138,11 @@ class Learner:
                 "image_px": self.train.eval_image_px or self.train.image_px,
                 "packed_px": packed.size_px,
                 "resize": self.spec.data.resize,
+                "packed_interpolation": packed.interpolation,
                 "range": packed.range,
-                "mean": list(self.train.model.normalisation.mean),
-                "std": list(self.train.model.normalisation.std),
+                "mean": list(self.train.model.preprocessing.mean),
+                "std": list(self.train.model.preprocessing.std),
+                "interpolation": self.train.model.preprocessing.interpolation,
                 "flips": self.train.tta_hflip,
             },
             "precision": self.execution.precision,
@@ -184,9 +186,9 @@ class Learner:
     def scorer(self, *, final: bool) -> Scorer:
         """What scores images: the epoch's network as it trains, or (`final`) with the spec's size and flips."""
         px = (self.train.eval_image_px if final else None) or self.train.image_px
-        normalisation = self.train.model.normalisation
+        preprocessing = self.train.model.preprocessing
         return Scorer(
-            self.scored_net, px, self.execution, normalisation, flips=final and self.train.tta_hflip
+            self.scored_net, px, self.execution, preprocessing, flips=final and self.train.tta_hflip
         )
 
     @property

@@ -17,7 +17,7 @@ from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.kept_features import Stopped
 from pipeline.models.scoring import Scored, release_memory
 from pipeline.progress import BATCH, begin_epoch, report
-from pipeline.spec import Normalisation, in_training
+from pipeline.spec import Preprocessing, in_training
 from pipeline.storage.files import atomic_write
 from pipeline.tracking.tracker import SHOWN_IMAGES
 from pipeline.training.checkpointing import Checkpointer
@@ -40,7 +40,7 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
     """
     if not learners:
         return
-    if len(groups := _by_normalisation(learners)) > 1:
+    if len(groups := _by_preprocessing(learners)) > 1:
         for group in groups:
             train(group, stop)
         return
@@ -136,10 +136,10 @@ def train(learners: Sequence[Learner], stop: StopFlag) -> None:
             return
 
 
-def _by_normalisation(learners: Sequence[Learner]) -> list[list[Learner]]:
-    groups: dict[Normalisation, list[Learner]] = {}
+def _by_preprocessing(learners: Sequence[Learner]) -> list[list[Learner]]:
+    groups: dict[Preprocessing, list[Learner]] = {}
     for learner in learners:
-        groups.setdefault(learner.train.model.normalisation, []).append(learner)
+        groups.setdefault(learner.train.model.preprocessing, []).append(learner)
     return list(groups.values())
 
 
@@ -185,7 +185,7 @@ def _step(learner: Learner, inputs_BCHW: Tensor, targets_BK: Tensor, running: Se
     """One step of one learner, of those that run beside it: forward, backward, clip, update, average, log."""
     recipe = learner.train
     if learner.step == 0 and recipe.cached_views is None:
-        shown = as_pictures(inputs_BCHW[:SHOWN_IMAGES], recipe.model.normalisation)
+        shown = as_pictures(inputs_BCHW[:SHOWN_IMAGES], recipe.model.preprocessing)
         learner.tracker.training_images(shown)
     rate = learner.set_learning_rate()
     learner.statistics.keep()

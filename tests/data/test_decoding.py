@@ -98,6 +98,17 @@ def test_squash_keeps_everything_and_crop_keeps_the_middle():
     assert 80 < colour(decode(body, Preparation(30, "squash"))).mean() < 90
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_filter_is_the_one_that_was_asked_for(interpolation):
+    picture_HWC = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
+    found = decode(
+        encoded(Image.fromarray(picture_HWC), "PNG"), Preparation(32, "squash", interpolation=interpolation)
+    )
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    wanted = Image.fromarray(picture_HWC).resize((32, 32), filters[interpolation])
+    np.testing.assert_array_equal(found, np.asarray(wanted))
+
+
 def test_shrinking_averages_instead_of_skipping_pixels():
     checks_HW = (np.indices((256, 256)).sum(axis=0) % 2 * 255).astype(np.uint8)
     pixels_HWC = decode(encoded(Image.fromarray(checks_HW), "PNG"), Preparation(32, "squash"))

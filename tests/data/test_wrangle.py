@@ -103,13 +103,14 @@ def test_what_changes_pixels_or_labels_changes_the_identity(photos, tmp_path):
     changed = [
         identity(photos, size_px=64),
         identity(photos, resize="crop"),
+        identity(photos, interpolation="bicubic"),
         identity(photos, image_list=str(tmp_path / "some.txt")),
         identity(photos, images="{id}.jpg"),
         identity(photos_with(photos, tmp_path, **{"images__im1.jpg": jpeg(99)})),
         identity(photos_with(photos, tmp_path, **{"annotations__dog.txt": None})),
         identity(photos_with(photos, tmp_path, **{"annotations__dog.txt": "1\n"})),
     ]
-    assert len({base, *changed}) == 8
+    assert len({base, *changed}) == 9
     same = [identity(photos, split={"method": "random"}), identity(photos, set_aside={"undecodable": 0.5})]
     assert set(same) == {base}
 

@@ -36,7 +36,7 @@ def test_ranks_make_the_batches_of_one_process(drawn, monkeypatch, told, size):
     execution = ExecutionConfig.choose("cpu", "fp32", 1)
     model = ModelSpec(name="cnn3")
     scorers = [
-        Scorer(build_model(model, len(packed.labels), 32), 32, execution, model.normalisation, flips=flips)
+        Scorer(build_model(model, len(packed.labels), 32), 32, execution, model.preprocessing, flips=flips)
         for flips in (False, True)
     ]
     alone = compute_logits(scorers, packed, rows, batch_size=4)

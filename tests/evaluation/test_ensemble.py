@@ -87,7 +87,7 @@ def test_members_of_other_backbones_sizes_and_inputs_are_averaged(tmp_path, draw
     assert [name.partition("-")[0] for name in cells] == ["mobilenet_v3_small", "test_vit"]
     np.testing.assert_array_equal(decisions(folder), expected(folder, cells))
     model = Predictor.load(folder, device="cpu")
-    assert {(one.image_px, one.normalisation.mean[0]) for one in model.scorers} == {(48, 0.485), (64, 0.5)}
+    assert {(one.image_px, one.preprocessing.mean[0]) for one in model.scorers} == {(48, 0.485), (64, 0.5)}
     found, order = predicted_as_submitted(model, drawn_zip.test, folder, cells)
     scores = np.array([list(prediction.scores.values()) for prediction in found])
     one = np.load(folder / cells[0] / "scores_test.npz")["scores"]

@@ -1,6 +1,7 @@
 """A network's input is normalised as its published weights want it, in training, scoring and export."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipeline.models.device import ExecutionConfig
 from pipeline.models.features import FrozenNetwork
 from pipeline.models.scoring import Scorer, compute_scores
 from pipeline.predictor import Predictor
-from pipeline.spec import IMAGENET, ModelSpec, Normalisation, TrainSpec
+from pipeline.spec import IMAGENET, ModelSpec, Preprocessing, TrainSpec
 from pipeline.spec.model_names import HEAD_OF, OTHER_NORMALISATIONS
 from pipeline.training.attempt import Attempt
 from pipeline.training.feeds import build_feed
@@ -26,7 +27,8 @@ from pipeline.training.loop import train
 from pipeline.training.stop_signal import StopFlag
 from tests.cells import one_cell, project
 
-HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+HALF = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+BICUBIC_HALF = HALF._replace(interpolation="bicubic")
 
 
 def test_the_table_is_torchvision_s():
@@ -34,25 +36,29 @@ def test_the_table_is_torchvision_s():
     for name in HEAD_OF:
         for weights in get_model_weights(name):
             transforms = weights.transforms()
-            wanted[name, weights.name] = Normalisation(tuple(transforms.mean), tuple(transforms.std))
+            way = transforms.interpolation.value
+            wanted[name, weights.name] = Preprocessing(tuple(transforms.mean), tuple(transforms.std), way)
     assert len(wanted) > len(HEAD_OF)
     assert wanted == {
-        (name, weights): ModelSpec(name=name, weights=weights).normalisation for name, weights in wanted
+        (name, weights): ModelSpec(name=name, weights=weights).preprocessing for name, weights in wanted
     }
-    assert {name for (name, _), value in wanted.items() if value != IMAGENET} == set(OTHER_NORMALISATIONS)
+    others = {name for (name, _), value in wanted.items() if value[:2] != IMAGENET[:2]}
+    assert others == set(OTHER_NORMALISATIONS)
+    assert len({name for (name, _), value in wanted.items() if value.interpolation == "bicubic"}) > 15
 
 
 def test_a_file_counts_as_published_weights_and_random_ones_take_imagenet_s():
-    assert ModelSpec(name="efficientnet_v2_l", weights="net.pth").normalisation == HALF
-    assert ModelSpec(name="efficientnet_v2_l").normalisation == IMAGENET
-    assert ModelSpec(name="cnn3", weights="net.pth").normalisation == IMAGENET
+    assert ModelSpec(name="efficientnet_v2_l", weights="net.pth").preprocessing == BICUBIC_HALF
+    assert ModelSpec(name="swin_t", weights="net.pth").preprocessing.interpolation == "bicubic"
+    assert ModelSpec(name="efficientnet_v2_l").preprocessing == IMAGENET
+    assert ModelSpec(name="cnn3", weights="net.pth").preprocessing == IMAGENET
 
 
 @pytest.mark.parametrize("image_px", [32, 48, 24])
 def test_input_is_normalised_as_asked_and_shown_as_it_was(image_px):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
     by_half, by_imagenet = (to_input(images, image_px, kind) for kind in (HALF, IMAGENET))
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET[:2])
     torch.testing.assert_close(by_half / 2 + 0.5, by_imagenet * std + mean, atol=1e-5, rtol=0)
     if image_px == 32:
         np.testing.assert_array_equal(as_pictures(by_half, HALF), images)
@@ -72,14 +78,14 @@ def test_scorers_of_different_networks_each_see_their_own(drawn):
     scorers = [Scorer(Mean(), 32, execution, kind) for kind in (HALF, IMAGENET, HALF)]
     means = torch.from_numpy(packed.gather(rows)).float().mean(dim=(1, 2)) / 255
     for scorer, scored in zip(scorers, compute_scores(scorers, packed, rows, batch_size=8), strict=True):
-        mean, std = (torch.tensor(values) for values in scorer.normalisation)
+        mean, std = (torch.tensor(values) for values in scorer.preprocessing[:2])
         np.testing.assert_allclose(scored.logits_NK, (means - mean) / std, atol=1e-4)
 
 
 @pytest.fixture
 def half_for_cnn2(monkeypatch):
     """cnn2 as a network of other weights: the real one has 118 million parameters."""
-    monkeypatch.setitem(OTHER_NORMALISATIONS, "cnn2", HALF)
+    monkeypatch.setitem(OTHER_NORMALISATIONS, "cnn2", HALF[:2])
 
 
 @pytest.fixture
@@ -117,13 +123,13 @@ def test_training_checkpoint_and_scoring_have_the_weights_own(half_for_cnn2, lea
         next(iter(build_feed(each).batches(0, 0)))
         for each in (one, learner("imagenet", model={"name": "cnn2"}))
     )
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET[:2])
     torch.testing.assert_close(inputs / 2 + 0.5, same * std + mean, atol=1e-4, rtol=0)
-    assert one.scorer(final=True).normalisation == HALF
+    assert one.scorer(final=True).preprocessing == HALF
     train([one], StopFlag())
     best = load_checkpoint(one.run.checkpoint_best)
     assert best["preprocessing"]["mean"] == best["preprocessing"]["std"] == [0.5, 0.5, 0.5]
-    assert load_scorer(best, "cpu").normalisation == HALF
+    assert load_scorer(best, "cpu").preprocessing == HALF
 
 
 def test_an_export_of_both_kinds_normalises_for_each(half_for_cnn2, learner, weights_file, tmp_path):
@@ -145,6 +151,46 @@ def test_an_export_of_both_kinds_normalises_for_each(half_for_cnn2, learner, wei
     program = torch.export.load(predictor.export(tmp_path / "model.pt2"), extra_files=extra)
     np.testing.assert_allclose(program.module()(torch.from_numpy(images))[0].detach(), scores, atol=1e-5)
     assert json.loads(extra["labelgrid.json"])["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def bicubic(monkeypatch):
+    """cnn2 as a network whose weights learnt from bicubic pictures."""
+    monkeypatch.setattr("pipeline.spec.train.is_bicubic", lambda name, _: name == "cnn2")
+
+
+def test_training_scoring_and_export_resize_as_the_weights_learnt(
+    monkeypatch, learner, weights_file, tmp_path
+):
+    """Its pictures lie there at 32 px, and it takes 48."""
+    bicubic(monkeypatch)
+    model = {"name": "cnn2", "weights": str(weights_file)}
+    one = learner("x", model=model, image_px=48, augment={"hflip": 0.0, "crop": [1, 1]})
+    preprocessing = IMAGENET._replace(interpolation="bicubic")
+    shown, _ = next(iter(build_feed(one).batches(0, 0)))
+    packed = one.data.packed
+    pictures = torch.from_numpy(packed.gather(one.data.train[one.stream.order(0)[: len(shown)]]))
+    torch.testing.assert_close(shown, to_input(pictures, 48, preprocessing), atol=1e-3, rtol=0)
+    assert (shown - to_input(pictures, 48, IMAGENET)).abs().max() > 0.1
+    train([one], StopFlag())
+    assert one.attempt.is_done
+    predictor = Predictor([one.run], one.spec.evaluate, "cpu")
+    (scorer,) = predictor.scorers
+    assert scorer.preprocessing == preprocessing
+    images = packed.gather(np.arange(6))
+    scores = predictor.score(images)
+    wanted = torch.sigmoid(scorer.logits(to_input(torch.from_numpy(images), 48, preprocessing))).detach()
+    np.testing.assert_allclose(scores, wanted, atol=1e-6)
+    program = torch.export.load(predictor.export(tmp_path / "model.pt2"))
+    np.testing.assert_allclose(program.module()(torch.from_numpy(images))[0].detach(), scores, atol=1e-5)
+    if find_spec("onnxruntime") and find_spec("onnxscript"):
+        session = onnx_session(predictor.export(tmp_path / "model.onnx"))
+        np.testing.assert_allclose(session.run(None, {"images": images})[0], scores, atol=1e-5)
+
+
+def onnx_session(path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path)
 
 
 def test_networks_of_different_inputs_in_one_process_train_as_alone(half_for_cnn2, learner, weights_file):

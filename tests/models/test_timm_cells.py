@@ -52,7 +52,7 @@ def test_a_cell_is_loaded_with_its_own_mean_and_exported_as_it_predicts(trained,
     mean = 0.5 if name.endswith("vit") else 0.485
     assert best["preprocessing"]["mean"][0] == mean
     model = Predictor.load(trained.run.path, device="cpu")
-    assert model.scorers[0].normalisation.mean[0] == mean
+    assert model.scorers[0].preprocessing.mean[0] == mean
     pictures = list(np.random.default_rng(0).integers(0, 256, (4, 40, 50, 3), np.uint8))
     wanted = np.array([list(one.scores.values()) for one in model(pictures)])
     features = model.embeddings(pictures)
@@ -101,14 +101,14 @@ def test_kept_features_of_tokens_train_the_cell_that_is_trained_without(tmp_path
 def test_published_weights_see_the_dog_in_photographs_of_dogs(shared, name, px):
     path = shared / "weights" / f"{name}-imagenet.pth"
     model = ModelSpec(name=f"timm/{name}", weights=str(path))
-    assert model.normalisation == ((0.5,) * 3, (0.5,) * 3)
+    assert model.preprocessing == ((0.5,) * 3, (0.5,) * 3, "bicubic")
     net = build_model(model, 1000, px, path).eval()
     with zipfile.ZipFile(shared / "data" / "mirflickr-10k.zip") as archive:
         dogs = archive.read("annotations/dog.txt").decode().split()[:40]
         files = [archive.read(f"images/im{number}.jpg") for number in dogs]
     pictures = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
     with torch.inference_mode():
-        logits = net(to_input(torch.from_numpy(pictures), px, model.normalisation))
+        logits = net(to_input(torch.from_numpy(pictures), px, model.preprocessing))
     is_dog = (logits.topk(5).indices >= 151) & (logits.topk(5).indices <= 268)  # ImageNet's 118 breeds
     assert float(is_dog.any(1).float().mean()) > 0.85
 
@@ -123,8 +123,14 @@ def test_plan_notes_a_size_far_from_that_of_the_weights(tmp_path, drawn_zip):
     assert (
         "train.image_px: 32: the weights of timm/resnet18.a1_in1k learnt from pictures of 224 px" in printed
     )
+    note = "note: data.interpolation: bilinear: the weights learnt from bicubic pictures; bicubic packs such ones too"
+    assert note in printed
+    _, printed = jobs("plan", spec, "--set", "data.interpolation=bicubic", cwd=tmp_path)
+    assert "data.interpolation: bilinear" not in printed
+    _, printed = jobs("plan", spec, "--set", "train.model.name=timm/resnet18.tv_in1k", cwd=tmp_path)
+    assert "data.interpolation: bilinear" not in printed
     status, printed = jobs("plan", spec, "--set", "train.model.weights=none", cwd=tmp_path)
-    assert "learnt from pictures" not in printed
+    assert "learnt from" not in printed
 
 
 @pytest.mark.slow

@@ -68,9 +68,10 @@ def test_an_architecture_alone_means_timm_s_default_weights():
 
 
 def test_the_input_of_networks_is_theirs():
-    assert find("resnet50.a1_in1k").normalisation == IMAGENET
-    assert find("tf_efficientnet_lite0.in1k").normalisation == OTHER_NORMALISATIONS["efficientnet_v2_l"]
-    assert find("vit_base_patch16_clip_224.openai").normalisation.std[0] == 0.26862954
+    assert find("resnet50.a1_in1k").preprocessing == IMAGENET._replace(interpolation="bicubic")
+    assert find("resnet18.tv_in1k").preprocessing == IMAGENET
+    assert find("tf_efficientnet_lite0.in1k").preprocessing[:2] == OTHER_NORMALISATIONS["efficientnet_v2_l"]
+    assert find("vit_base_patch16_clip_224.openai").preprocessing.std[0] == 0.26862954
     assert find("gcvit_base.in1k").hub.startswith("https://github.com/")
 
 

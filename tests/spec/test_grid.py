@@ -209,5 +209,7 @@ def test_cells_whose_pixels_changed_since_have_another_identity_and_no_others():
     assert changed(augment={"trivial_augment": True}, cached_views=2)
     assert changed(model=large)
     cropped = TrainSpec.model_validate({"model": large, "augment": {"crop": (0.5, 1.0)}})
-    assert pixel_versions(cropped).keys() == {"augment_version", "normalisation"}
-    assert pixel_versions(cropped, is_augmented=False).keys() == {"normalisation"}
+    assert pixel_versions(cropped).keys() == {"augment_version", "normalisation", "interpolation"}
+    assert pixel_versions(cropped, is_augmented=False).keys() == {"normalisation", "interpolation"}
+    swin = TrainSpec.model_validate({"model": PRETRAINED | {"name": "swin_t"}})
+    assert pixel_versions(swin) == {"interpolation": "bicubic"}

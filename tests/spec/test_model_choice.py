@@ -13,7 +13,7 @@ from pipeline.spec.reading import dump, read_spec
 from pipeline.spec.timm_catalogue import find
 from tests.conftest import ROOT
 
-HALF = ((0.5,) * 3, (0.5,) * 3)
+HALF = ((0.5,) * 3, (0.5,) * 3, "bicubic")
 
 
 def read(tmp_path, model):
@@ -23,10 +23,11 @@ def read(tmp_path, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "weights", "normalisation"),
+    ("model", "weights", "preprocessing"),
     [
-        ("{name: timm/resnet18.a1_in1k}", "pretrained", IMAGENET),
-        ("{name: timm/resnet18.a1_in1k, weights: none}", "none", IMAGENET),
+        ("{name: timm/resnet18.a1_in1k}", "pretrained", IMAGENET._replace(interpolation="bicubic")),
+        ("{name: timm/resnet18.a1_in1k, weights: none}", "none", IMAGENET._replace(interpolation="bicubic")),
+        ("{name: timm/resnet18.tv_in1k}", "pretrained", IMAGENET),
         ("{name: timm/vit_tiny_patch16_224.augreg_in21k}", "pretrained", HALF),
         ("{name: timm/vit_tiny_patch16_224}", "none", HALF),  # timm's own, whatever the weights
         ("{name: tf_efficientnet_lite0}", None, "did you mean `timm/tf_efficientnet_lite0`?"),
@@ -55,14 +56,14 @@ def read(tmp_path, model):
         ("{name: timm/resnet18, weights: imagenet}", None, "pretrained with a tag in its name"),
     ],
 )
-def test_names_and_weights_of_timm(tmp_path, model, weights, normalisation):
+def test_names_and_weights_of_timm(tmp_path, model, weights, preprocessing):
     if weights is None:
         with pytest.raises(SpecError) as refused:
             read(tmp_path, model)
-        assert normalisation in str(refused.value)
+        assert preprocessing in str(refused.value)
         return
     found = read(tmp_path, model)
-    assert (found.weights, found.normalisation) == (weights, normalisation)
+    assert (found.weights, found.preprocessing) == (weights, preprocessing)
     assert found.named_weights == (weights == "pretrained")
 
 
@@ -81,7 +82,7 @@ def test_a_name_that_only_a_newer_timm_may_know_is_left_to_it():
     code = (
         "import importlib.metadata as m; m.version = lambda name: '9.0.0'\n"
         "from pipeline.spec import IMAGENET, ModelSpec\n"
-        "print(ModelSpec(name='timm/nothing_like_it').normalisation == IMAGENET)"
+        "print(ModelSpec(name='timm/nothing_like_it').preprocessing == IMAGENET)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "True", done.stderr
