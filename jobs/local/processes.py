@@ -14,7 +14,7 @@ from types import FrameType
 
 from jobs.local.endings import Mark, cell_ending, death_reason, record_failure, stage_ending
 from jobs.local.progress import Progress
-from jobs.local.ranks import Environment, Ranks, rank_environments, start_rank
+from jobs.local.ranks import Environment, Ranks, meeting_of, rank_environments, start_rank
 from jobs.local.slots import Slots
 from jobs.stages import (
     EXIT_DEVICE_FAILED,
@@ -186,12 +186,11 @@ class Process:
                 if_it_fails.callback(Ranks.kill, started)
                 outputs = [rank_log(job.log, slots.first_rank + i) for i in range(len(environments))]
                 for environment, output in zip(environments, outputs, strict=True):
-                    started.append(
-                        start_rank(
-                            job.task, environment, output, None if started else self.reports.descriptor
-                        )
-                    )
-                self.ranks = Ranks(started, outputs, leads=not slots.first_rank)
+                    reports = None if started else self.reports.descriptor
+                    started.append(start_rank(job.task, environment, output, reports))
+                self.ranks = Ranks(
+                    started, outputs, meeting_of(job.task, environments[0]), leads=not slots.first_rank
+                )
                 self.reports.given()
                 if_it_fails.pop_all()
         except OSError as error:

@@ -30,6 +30,7 @@ from jobs.stages import (
 )
 from jobs.stages.reports import REPORTS_TO
 from pipeline.errors import LostRankError, PipelineError
+from pipeline.storage.files import write_json
 from pipeline.storage.run_dir import RunDir
 from pipeline.training.attempt import Attempt
 
@@ -73,13 +74,30 @@ def start_rank(
         )
 
 
+def meeting_of(task: Task, environment: Environment) -> tuple[Path, str] | None:
+    """(the file over which the processes of a task find each other, their word); None where it is alone."""
+    word = environment.get(WORD)
+    if not word or not isinstance(task, TrainTask | PredictTask):
+        return None
+    return (task.run if isinstance(task, TrainTask) else task.experiment).meeting, word
+
+
 class Ranks:
-    """The processes of a job as one: `poll`, `send`, `kill`. The first one's status decides, where it could say it."""
+    """The processes of a job as one: `poll`, `send`, `kill`. The first one's status decides, where it could say it.
+
+    Those that wait at the meeting are told of one that died, on other nodes too: `meeting` is what `meeting_of` gives.
+    """
 
     def __init__(
-        self, processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], *, leads: bool = True
+        self,
+        processes: Sequence[subprocess.Popen[bytes]],
+        logs: Sequence[Path],
+        meeting: tuple[Path, str] | None = None,
+        *,
+        leads: bool = True,
     ) -> None:
         self.processes, self.logs, self.leads = processes, logs, leads
+        self._meeting, self._has_told = meeting, False
         self._sizes = [log.stat().st_size for log in logs]
         self._saved_before = _saved_at(RunDir(logs[0].parent))
         self._since = 0.0
@@ -90,9 +108,11 @@ class Ranks:
         found = [process.poll() for process in self.processes]
         no_cause = (None, 0, EXIT_STOPPED, EXIT_RANK_LOST)
         bad = [i for i, status in enumerate(found) if status not in no_cause]
-        if bad and self.first_bad is None and len(found) > 1:
+        if bad and self._meeting and not self._has_told:
             reason = death_reason(found[bad[0]] or 0, self.logs[bad[0]], self._sizes[bad[0]])
-            self.first_bad = f"process {bad[0]} of {len(found)}: {reason}"
+            if len(found) > 1:
+                self.first_bad = f"process {bad[0]} of {len(found)}: {reason}"
+            self._tell(*self._meeting, reason)
         if any(found) and None in found:  # some of them not with 0
             self._since = self._since or time.monotonic()
             if time.monotonic() - self._since > LOST_S:
@@ -101,7 +121,14 @@ class Ranks:
                     signal.SIGKILL if any(s not in (None, 0, EXIT_STOPPED) for s in found) else signal.SIGTERM
                 )
         ended = [status for status in found if status is not None]
+        if self._has_told and self.leads and self._meeting and len(ended) == len(found):
+            self._meeting[0].unlink(missing_ok=True)
         return joint_status(ended, leads=self.leads) if len(ended) == len(found) else None
+
+    def _tell(self, place: Path, word: str, reason: str) -> None:
+        self._has_told = True
+        with contextlib.suppress(OSError, PipelineError):  # a full disk: they notice later
+            write_json(place, {"word": word, "lost": reason})
 
     @staticmethod
     def kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:

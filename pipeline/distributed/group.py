@@ -23,6 +23,7 @@ from pipeline.errors import LostRankError
 SILENT_S = 600.0  # rank 0 may write to a slow disk while the others wait for it
 WAIT_S = 1800.0  # nodes import at different speeds, and verify or copy data for themselves
 _POLL_S = 0.05
+_ASK_S = 1.0  # between two looks at a file of the shared disk
 _LOST = "lost"  # what a rank that ends early says
 _BUCKET_BYTES = 32 << 20  # of gradients, added up at a time: all at once would be their memory again
 
@@ -35,10 +36,12 @@ class Group:
         rank: int = 0,
         size: int = 1,
         store: Any = None,
+        lost: Callable[[], str] = str,
         *,
         connected: bool = True,
     ) -> None:
-        self.rank, self.size, self._store = rank, size, store
+        """`lost` gives why one that can no longer say it itself is gone; "" while none is known to be."""
+        self.rank, self.size, self._store, self._lost = rank, size, store, lost
         self.exchanged_s = 0.0  # spent with the others; what a GPU does meanwhile is not waited for
         # what is agreed on is on the host: no GPU is waited for
         is_nccl = size > 1 and connected and distributed.get_backend() == "nccl"
@@ -145,13 +148,17 @@ class Group:
         """Wait for all, as long as it takes them (`WAIT_S`); False once `stopped` says so."""
         if self._store is None:
             return True
-        deadline = time.monotonic() + WAIT_S
+        asked, deadline = time.monotonic(), time.monotonic() + WAIT_S
         names = [f"{what}/{number}" for number in range(self.size)]
         with self._watched():
             self._store.set(names[self.rank], "")
             while not self._store.check(names):
                 if self._store.check([_LOST]):
                     raise RuntimeError("while it was waited for")
+                if time.monotonic() > asked + _ASK_S:
+                    if reason := self._lost():
+                        raise RuntimeError(reason)
+                    asked = time.monotonic()
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"not all {self.size} have come within {WAIT_S:g} s")
                 if stopped():

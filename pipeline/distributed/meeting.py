@@ -1,7 +1,8 @@
 """How the processes of a cell find each other: rank 0 listens, and writes where into a file of the cell's folder.
 
 Whoever starts them gives each its number and, to all, a word that nobody else has: a file of an earlier start has
-another one. No port is chosen beforehand, so none can be taken meanwhile.
+another one. No port is chosen beforehand, so none can be taken meanwhile. Whoever started one that is killed writes so
+into the same file (`jobs/local/ranks.py`), for those that wait.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def join(
         )
     rank = int(number)
     store = _listening(word, place, nodes) if rank == 0 else _found(word, place, stopped)
-    if store is None or not Group(rank, size, store, connected=False).meet("here", stopped):
+
+    def lost() -> str:
+        found = read_json_or_empty(place)
+        return str(found.get("lost", "")) if found.get("word") == word else ""
+
+    if store is None or not Group(rank, size, store, lost, connected=False).meet("here", stopped):
         return None
     if rank == 0:
         place.unlink(missing_ok=True)
@@ -62,7 +68,7 @@ def join(
         world_size=size,
         timeout=timedelta(seconds=SILENT_S),
     )
-    return Group(rank, size, store)
+    return Group(rank, size, store, lost)
 
 
 @contextlib.contextmanager
@@ -95,7 +101,9 @@ def _listening(word: str, place: Path, nodes: int) -> Any:
 
 def _found(word: str, place: Path, stopped: Callable[[], bool]) -> Any:
     deadline = time.monotonic() + WAIT_S
-    while (found := read_json_or_empty(place)).get("word") != word:
+    while (found := read_json_or_empty(place)).get("word") != word or "lost" in found:
+        if found.get("word") == word:
+            raise LostRankError(f"another process of this cell ended ({found['lost']})")
         if stopped():
             return None
         if time.monotonic() > deadline:

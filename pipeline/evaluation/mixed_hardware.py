@@ -17,7 +17,7 @@ class _Execution:
     run: RunDir
     precision: str
     device: str
-    ranks: int = 1
+    ranks: tuple[int, ...] = (1,)  # one number after the other, where it changed
 
     @property
     def chosen(self) -> bool:
@@ -36,10 +36,10 @@ def mixed_hardware(runs: Sequence[RunDir]) -> str:
 
 def _by_ranks(executions: Sequence[_Execution]) -> str:
     numbers = sorted({one.ranks for one in executions})
-    if numbers in ([], [1]):
+    if numbers in ([], [(1,)]):
         return ""
     groups = [[one for one in executions if one.ranks == number] for number in numbers]
-    parts = [f"{group[0].ranks} ({_count(group)})" for group in groups]
+    parts = [f"{', then '.join(map(str, group[0].ranks))} ({_count(group)})" for group in groups]
     return (
         f"cells were trained by several processes each: {', '.join(parts)}; what networks draw themselves (dropout) "
         "depends on that number, run.gpus_per_cell"
@@ -73,7 +73,8 @@ def _execution(run: RunDir) -> _Execution | None:
     if not execution:
         return None
     device = _CPU if execution.get("device") == "cpu" else str(hardware.get("name", _UNNAMED))
-    return _Execution(run, str(execution.get("precision")), device, int(execution.get("ranks", 1)))
+    ranks = (*execution.get("earlier_ranks", ()), execution.get("ranks", 1))
+    return _Execution(run, str(execution.get("precision")), device, tuple(map(int, ranks)))
 
 
 def _devices(group: Sequence[_Execution]) -> str:

@@ -30,6 +30,7 @@ class ExecutionConfig:
     deterministic: bool = False  # of a GPU; a CPU is in any case
     compiled: bool = False
     ranks: int = 1  # processes that share a batch; another number rounds differently
+    earlier_ranks: tuple[int, ...] = ()  # the numbers it was trained by before this one
 
     @classmethod
     def choose(

@@ -40,6 +40,7 @@ def execution_of(
             flush=True,
         )
         # bits differ in any case; with the threads of before, more processes would want more than there are cores
-        begun = replace(begun, ranks=chosen.ranks, threads=chosen.threads)
+        earlier = (*begun.earlier_ranks, begun.ranks)
+        begun = replace(begun, ranks=chosen.ranks, earlier_ranks=earlier, threads=chosen.threads)
     # another start may find more memory; only with the same parts of a batch are the bits the same
     return begun if begun.deterministic else replace(begun, micro_batch=None)

@@ -2,12 +2,18 @@
 
 import shutil
 import signal
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from jobs.stages import encode
+from pipeline.models.device import ExecutionConfig
+from pipeline.spec import RunSpec
+from pipeline.storage.run_dir import RunDir
+from pipeline.training.execution import execution_of
 from tests.cells import one_cell, packed_project, train_task
 from tests.distributed.test_ranks import BASE, MIXED, WARPED, far, start
 
@@ -81,3 +87,13 @@ def test_it_goes_on_as_one_process_would(request, tmp_path, alone, before, after
     for part in parts[1:]:
         assert part["losses"] == parts[0]["losses"]
         assert far(part["model"], parts[0]["model"]) == 0
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(1, 8), (4, 2)])
+def test_with_another_number_threads_are_those_of_this_start(tmp_path, ranks, threads):
+    """Eight threads of one process would be 32 of four, on a machine that shares out its eight cores."""
+    state = SimpleNamespace(execution=asdict(ExecutionConfig("cpu", "fp32", 8)), step=3)
+    group = SimpleNamespace(size=ranks, from_leader=lambda value: value)
+    spec = RunSpec(device="cpu", threads=2)
+    found = execution_of(spec, "fp32", state, RunDir(tmp_path), group)
+    assert (found.ranks, found.threads) == (ranks, threads)

@@ -2,21 +2,25 @@
 
 import os
 import signal
+import subprocess
+import threading
 import time
 
 import pytest
 import torch
 
 from jobs.local.processes import Job, Process
+from jobs.local.ranks import Ranks
 from jobs.local.slots import Slots
 from jobs.local.train_groups import plan_processes
 from jobs.stages import EXIT_RANK_LOST, EXIT_STOPPED
 from pipeline.distributed.meeting import join
-from pipeline.errors import LaunchError, SpecError, TrainingError
+from pipeline.errors import LaunchError, LostRankError, SpecError, TrainingError
+from pipeline.evaluation.mixed_hardware import mixed_hardware
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.spec import RunSpec
 from pipeline.spec.reading import read_spec
-from pipeline.storage.files import read_json
+from pipeline.storage.files import read_json, read_json_or_empty
 from pipeline.storage.jsonl import read_jsonl
 from tests.cells import PATIENCE_S, epochs_of, jobs, one_cell, packed_project, paused, train, train_task
 from tests.conftest import ROOT
@@ -105,6 +109,10 @@ def test_killed_in_any_rank_or_stopped_in_one_it_ends_with_the_same_bits(tmp_pat
         path.unlink()
     assert train(one) == 0, one.run.log.read_text()
     assert "goes on with 1 process, begun with 2 (run.gpus_per_cell)" in one.run.log.read_text()
+    # the leaderboard and the page say it too
+    assert mixed_hardware([one.run]).startswith(
+        "cells were trained by several processes each: 2, then 1 (1 cell); what networks draw"
+    )
 
 
 def test_bad_numbers_are_refused_with_their_remedy(tmp_path, drawn_zip, monkeypatch):
@@ -131,3 +139,35 @@ def test_bad_numbers_are_refused_with_their_remedy(tmp_path, drawn_zip, monkeypa
         plan_processes([], run, "auto")
     with pytest.raises(TrainingError, match=r"has no number among them .*; start it with `make grid`"):
         join(2, tmp_path / "meeting.json", "cpu")
+
+
+@pytest.mark.parametrize("of_node", [1, 2])
+def test_those_that_wait_hear_of_one_that_was_killed_on_another_node(tmp_path, monkeypatch, of_node):
+    """The one that was killed says nothing, and has no connection that closes; who started it does."""
+    monkeypatch.setattr("pipeline.distributed.group.WAIT_S", 20.0)
+    monkeypatch.setenv("LABELGRID_RANK", "0")
+    monkeypatch.setenv("LABELGRID_MEETING", "word")
+    place = tmp_path / "meeting.json"
+    logs = [tmp_path / f"log-rank{i}.txt" for i in range(of_node)]
+    for log in logs:
+        log.touch()
+    processes = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in logs]
+    there = Ranks(processes, logs, (place, "word"), leads=False)
+
+    def other_node():
+        while read_json_or_empty(place).get("word") != "word":  # the first one listens
+            time.sleep(0.01)
+        processes[-1].kill()
+        while there._has_told is False:
+            there.poll()
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=other_node)
+    thread.start()
+    with pytest.raises(LostRankError, match="killed by SIGKILL"):
+        join(1 + of_node, place, "cpu")
+    with pytest.raises(LostRankError, match="killed by SIGKILL"):  # one that comes later than that
+        monkeypatch.setenv("LABELGRID_RANK", "1")
+        join(1 + of_node, place, "cpu")
+    thread.join()
+    Ranks.kill(processes)

@@ -111,7 +111,9 @@ def test_where_one_is_gone_the_others_do_not_stay(tmp_path, monkeypatch, first, 
     for log in logs:
         log.touch()
     ranks = Ranks(
-        [subprocess.Popen(["sh", "-c", script], start_new_session=True) for script in (other, first)], logs
+        [subprocess.Popen(["sh", "-c", script], start_new_session=True) for script in (other, first)],
+        logs,
+        (tmp_path / "meeting.json", "word"),
     )
     while (status := ranks.poll()) is None:
         time.sleep(0.01)

@@ -11,7 +11,7 @@ import pytest
 from pipeline.storage.files import read_json
 from pipeline.storage.jsonl import read_jsonl
 from pipeline.storage.run_dir import RunDir
-from tests.cells import packed_project
+from tests.cells import is_signalled, packed_project, pid_in
 from tests.slurm.conftest import SCRIPT, Lab
 from tests.slurm.test_grid_on_slurm import same
 
@@ -96,6 +96,29 @@ def test_warned_a_rank_killed_and_a_node_lost_it_ends_as_undisturbed(lab, undist
     assert same(one, cell, straight, other)
     rows = [row["epoch"] for row in read_jsonl(cell / "metrics.jsonl") if "validation/loss" in row]
     assert rows == list(range(1, EPOCHS + 1))
+
+
+def test_at_its_time_limit_a_continuation_over_as_many_nodes_goes_on(lab, undisturbed):
+    """Slurm's own warning before a real limit, where requeueing is forbidden."""
+    timed = lab(FOUR, epochs=EPOCHS, **SGD)
+    limits = ("cluster.train.time_min=30", "cluster.signal_s=20")
+    timed.ok("grid", "cluster.requeue=false", "cluster.continuations=1", *limits)
+    with timed.paused() as (cell,):
+        more, pid = timed.job_of(cell), pid_in(cell)
+        running = {line.split("|")[0] for line in timed.queue() if "|RUNNING|" in line}
+        (first,) = running & {*timed.mine()}
+        timed.slurm("scontrol", "update", f"JobId={first}", "TimeLimit=1")
+        timed.until(lambda: is_signalled(pid))  # at least half a minute: Slurm counts limits in minutes
+    timed.settle()
+    straight, _ = undisturbed
+    (other,) = (path for path in straight.cells() if straight.epochs(path) == EPOCHS)
+    assert timed.state(cell) == "done", timed.tails()
+    assert same(timed, cell, straight, other)
+    assert first != more
+    (log,) = timed.experiment.slurm.glob(f"{first}*_log.out")
+    assert "stopped; the continuation job goes on" in log.read_text()
+    given = timed.slurm("sacct", "-X", "-n", "-P", "-j", more, "-o", "NNodes,State").strip()
+    assert given == "2|COMPLETED"
 
 
 def restarts(lab, job):
