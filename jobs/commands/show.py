@@ -175,7 +175,7 @@ def _size_notes(planned: Plan) -> list[str | None]:
     notes = [size_note(train.model.name, train.model.weights, train.image_px) for train in trains]
     if specs and all(map(_learnt_from_sharper, specs)):
         notes.append(
-            "data.interpolation: bilinear: the weights learnt from bicubic pictures; bicubic packs such ones too"
+            "data.interpolation: bilinear: all weights here learnt from bicubic pictures; bicubic packs such ones"
         )
     return list(dict.fromkeys(notes))
 

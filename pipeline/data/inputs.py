@@ -30,10 +30,8 @@ with contextlib.suppress(ImportError):
 def to_input(images_BHWC: Tensor, image_px: int, preprocessing: Preprocessing) -> Tensor:
     """Pictures for scoring: uint8 (B, H, W, C) squashed to `image_px` (antialiased), normalised: (B, C, S, S)."""
     source_px, interpolation = images_BHWC.shape[1], preprocessing.interpolation
-    by_opencv = image_px == source_px or (
-        image_px > source_px and interpolation == "bilinear"
-    )  # bicubic: another
-    if on_threads(images_BHWC) and by_opencv:
+    may_enlarge = image_px > source_px and interpolation == "bilinear"  # OpenCV's bicubic is another one
+    if on_threads(images_BHWC) and (image_px == source_px or may_enlarge):
         return each(images_BHWC, image_px, functools.partial(_enlarged, table_of(preprocessing)))
     images_BCHW = images_BHWC.permute(0, 3, 1, 2)
     if source_px != image_px:

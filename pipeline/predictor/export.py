@@ -40,7 +40,7 @@ def export(predictor: Predictor, path: Path) -> Path:
     """Write a file that needs no Labelgrid: `.pt2` (torch.export) or `.onnx`, for inputs of any size and batch.
 
     Its input `images` is uint8 (batch, height, width, 3) in RGB. Its outputs are `scores` (batch, K) in float32 and
-    `labels` (batch, K) of 0 and 1, as the decision rule decides. Resizing, preprocessing, every member of an ensemble,
+    `labels` (batch, K) of 0 and 1, as the decision rule decides. Resizing, normalisation, every member of an ensemble,
     calibration and thresholds are in its graph. A card in JSON names the labels, the rule, the preprocessing, and the
     steps that stay outside. Computed in float32. Raises PipelineError before anything is computed where the file
     cannot be written or packages are missing.

@@ -1,6 +1,7 @@
 """A network's input is normalised as its published weights want it, in training, scoring and export."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,7 +13,8 @@ from torchvision.models import get_model_weights
 from pipeline.data.inputs import as_pictures, to_input
 from pipeline.data.packed import PackedSet
 from pipeline.data.splits import read_split
-from pipeline.evaluation.prediction import load_scorer
+from pipeline.errors import CheckpointError
+from pipeline.evaluation.prediction import _fitting, load_scorer
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.device import ExecutionConfig
 from pipeline.models.features import FrozenNetwork
@@ -173,6 +175,8 @@ def test_training_scoring_and_export_resize_as_the_weights_learnt(
     assert (shown - to_input(pictures, 48, IMAGENET)).abs().max() > 0.1
     train([one], StopFlag())
     assert one.attempt.is_done
+    with pytest.raises(CheckpointError, match=r"32 px \(squash, bilinear\).*as 32 px \(squash, bicubic\)"):
+        _fitting(one.run, replace(packed, interpolation="bicubic"))
     predictor = Predictor([one.run], one.spec.evaluate, "cpu")
     (scorer,) = predictor.scorers
     assert scorer.preprocessing == preprocessing

@@ -123,7 +123,7 @@ def test_plan_notes_a_size_far_from_that_of_the_weights(tmp_path, drawn_zip):
     assert (
         "train.image_px: 32: the weights of timm/resnet18.a1_in1k learnt from pictures of 224 px" in printed
     )
-    note = "note: data.interpolation: bilinear: the weights learnt from bicubic pictures; bicubic packs such ones too"
+    note = "note: data.interpolation: bilinear: all weights here learnt from bicubic pictures; bicubic packs such ones"
     assert note in printed
     _, printed = jobs("plan", spec, "--set", "data.interpolation=bicubic", cwd=tmp_path)
     assert "data.interpolation: bilinear" not in printed
