@@ -48,6 +48,13 @@ def cut_at(net: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
     return fx.GraphModule(net, before), fx.GraphModule(net, after)
 
 
+def _source(node: fx.Node) -> str:
+    """The part or parameter of the network that a value was made of, by a name that its user knows."""
+    while node.op not in ("call_module", "get_attr") and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return "the picture" if node.op == "placeholder" else repr(str(node.target))
+
+
 class _Behind:
     """What follows a cut, copied node by node into a graph of its own."""
 
@@ -64,7 +71,8 @@ class _Behind:
     def _from_before(self, node: fx.Node) -> fx.Node:
         if node not in self._copies and not self._is_constant(node):
             raise TrainingError(
-                f"train.model.trainable: what follows {self._name!r} also needs {node} from before it; {_REMEDY}"
+                f"train.model.trainable: what follows {self._name!r} also needs what {_source(node)} gives before it; "
+                f"{_REMEDY}"
             )
         return self.take(node)
 
