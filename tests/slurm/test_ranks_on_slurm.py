@@ -115,7 +115,7 @@ def test_at_its_time_limit_a_continuation_over_as_many_nodes_goes_on(lab, undist
     assert timed.state(cell) == "done", timed.tails()
     assert same(timed, cell, straight, other)
     assert first != more
-    (log,) = timed.experiment.slurm.glob(f"{first}*_log.out")
+    log = timed.experiment.slurm / f"{first}_0_log.out"  # of the first node
     assert "stopped; the continuation job goes on" in log.read_text()
     given = timed.slurm("sacct", "-X", "-n", "-P", "-j", more, "-o", "NNodes,State").strip()
     assert given == "2|COMPLETED"
