@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.evaluation.leaderboard_text import Recipe, Verdict, recipes
 from pipeline.report.facts import CellFacts, Facts
@@ -34,6 +34,12 @@ def answer(facts: Facts) -> str:
             parts.append(f"significantly ahead, on these images, of {_some(verdict.worse)}")
         if not verdict.covers_seeds:
             parts.append("trained with one seed each, so this covers the images and not the luck of training")
+    if facts.best and facts.selection.picked_by == "ensemble":
+        count, value = len(facts.selection.ensemble), _of_one(facts.best.row, facts.by)
+        parts[:1] = [
+            f"The mean scores of {count} cells reach {facts.by} {value}",
+            f"of single cells {parts[0]}",
+        ]
     if facts.selection.splits > 1:
         parts.append(f"means over {facts.selection.splits} splits, whose differences are not tested")
     prior = next((row for row in facts.baselines if row["cell"] == "baseline-prior"), None)
@@ -47,9 +53,13 @@ def valued(recipe: Recipe, metric: str) -> str:
     values = recipe.values(metric)
     if len(values) > 1:
         return f"{recipe.value(metric):.3f} ± {statistics.stdev(values):.3f} ({len(values)} runs)"
-    low, high = recipe.best.get(f"{metric}_lo"), recipe.best.get(f"{metric}_hi")
+    return _of_one(recipe.best, metric)
+
+
+def _of_one(row: Mapping[str, str], metric: str) -> str:
+    low, high = row.get(f"{metric}_lo"), row.get(f"{metric}_hi")
     interval = f" [{float(low):.3f}, {float(high):.3f}]" if low and high else ""
-    return f"{values[0]:.3f}{interval}"
+    return f"{float(row[metric]):.3f}{interval}"
 
 
 def what_next(facts: Facts) -> list[str]:

@@ -68,7 +68,7 @@ class Report:
                 f"{short(key)} {text(best.settings[key])}" for key in _RECIPE if key in best.settings
             )
             entries = [
-                ("Selected for the submission", best.name, f"{how}; {recipe}"),
+                ("Selected for the submission", best.name, "; ".join(filter(None, (how, recipe)))),
                 (f"{facts.by}, validation", f"{value:.4f}", f"95 % interval {interval}" if interval else ""),
                 *entries,
             ]

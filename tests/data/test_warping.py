@@ -182,10 +182,12 @@ def test_a_crop_is_made_by_the_filter_of_what_is_scored(monkeypatch, by_torch, s
         assert abs(sharpness(one, inside) / sharpness(expected, inside) - 1) < 0.001
 
 
-@KINDS
 @pytest.mark.parametrize("pictures", [white, pink, photos])
 @pytest.mark.parametrize("settings", [{}, {"crop": (0.5, 1)}, {"crop": (0.3, 0.6), "crop_ratio": (0.5, 2)}])
-@pytest.mark.parametrize(("size", "image_px"), PLAIN)
+@pytest.mark.parametrize(
+    ("kind", "size", "image_px"),
+    [*((IMAGENET, *sizes) for sizes in PLAIN), *((BICUBIC, *sizes) for sizes in (PLAIN[1], PLAIN[-1]))],
+)
 def test_turned_pictures_are_as_sharp_as_what_is_scored(pictures, settings, size, image_px, kind):
     images = pictures(size)
     shown, theta = augmented(images, image_px, kind, rotate_deg=30.0, **settings)

@@ -177,7 +177,9 @@ def test_a_norm_that_is_given_more_than_its_convolution_is_left_apart_in_every_c
 
 def test_learnt_positions_that_every_block_uses_keep_a_network_whole():
     model = ModelSpec(name="timm/vit_small_patch16_rope_mixed_224", weights="w.pth", trainable="blocks.1")
-    with pytest.raises(TrainingError, match=r"what follows 'blocks.1' also needs what 'rope\..*; .*write all or head"):
+    with pytest.raises(
+        TrainingError, match=r"what follows 'blocks.1' also needs what 'rope\..*; .*write all or head"
+    ):
         build_model(model, LABELS, 32)
 
 

@@ -54,6 +54,18 @@ def test_one_seed_is_said_to_cover_the_images_only(tmp_path):
     assert "add grid.seeds" in " ".join(what_next(facts_of(tmp_path, rows, pairs)))
 
 
+def test_an_ensemble_that_is_submitted_comes_first(tmp_path):
+    """Its value is what the reader gets; the best single cell is beside it."""
+    rows = [row("a", 0.78), row("b", 0.77)]
+    facts = facts_of(tmp_path, rows)
+    mean = CellFacts("ensemble", "ensemble", "", row("ensemble", 0.8), {}, [], {}, Spending())
+    selection = facts.selection.model_copy(update={"picked_by": "ensemble", "ensemble": ("a", "b")})
+    assert answer(replace(facts, best=mean, selection=selection)) == (
+        "The mean scores of 2 cells reach f1_micro 0.800 [0.780, 0.820]; of single cells a reaches f1_micro 0.780 "
+        "[0.760, 0.800]; guessing labels by their frequency gives 0.210."
+    )
+
+
 def test_with_seeds_the_recipe_wins_with_mean_and_spread(tmp_path):
     rows = [row("adamw-1", 0.73, "adamw"), row("adamw-0", 0.71, "adamw"), row("sgd-0", 0.5, "sgd")]
     said = answer(facts_of(tmp_path, rows, [pair("adamw", "sgd", "a is better", "images and seeds")]))
